@@ -1,0 +1,58 @@
+"""How the generator makes implicit tokens: in parallel (SemCoT) or one after another (sequential)."""
+
+import torch
+from transformers import DynamicCache
+
+from .splicing_semcot import positions_from_mask
+
+
+def parallel_states(generator, thought_embedding, input_ids, attention_mask, count, offset=0):
+    """Generator states of `count` implicit tokens from one pass over [query, count x <thought>] (SemCoT, section 3.2).
+
+    Args:
+        generator: backbone whose forward takes `inputs_embeds` and returns `last_hidden_state`.
+        thought_embedding: (generator hidden size,), the input embedding of <thought>.
+        input_ids, attention_mask: (batch, length), queries padded on the left.
+        count: number of tokens, at least 1.
+        offset: 0 for the states at the <thought> positions, -1 for those one position earlier.
+
+    Returns:
+        (batch, count, generator hidden size).
+    """
+    query = generator.get_input_embeddings()(input_ids)
+    thoughts = thought_embedding.to(query.dtype).expand(query.shape[0], count, -1)
+    mask = torch.cat([attention_mask, attention_mask.new_ones(query.shape[0], count)], dim=1)
+    states = generator(
+        inputs_embeds=torch.cat([query, thoughts], dim=1),
+        attention_mask=mask,
+        position_ids=positions_from_mask(mask),
+        use_cache=False,
+    ).last_hidden_state
+    start = query.shape[1] + offset
+    return states[:, start : start + count]
+
+
+def sequential_states(generator, thought_embedding, input_ids, attention_mask, count):
+    """Generator states of `count` implicit tokens, each fed back as the next input embedding (Coconut's recurrence).
+
+    The query and one <thought> give the first state; every further state is one cached step. Arguments and result
+    are those of `parallel_states`.
+    """
+    query = generator.get_input_embeddings()(input_ids)
+    thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
+    mask = torch.cat([attention_mask, attention_mask.new_ones(query.shape[0], count)], dim=1)
+    positions = positions_from_mask(mask)
+    cache = DynamicCache(config=generator.config)
+    step, done, states = torch.cat([query, thought], dim=1), 0, []
+    for _ in range(count):
+        length = done + step.shape[1]
+        state = generator(
+            inputs_embeds=step,
+            attention_mask=mask[:, :length],
+            position_ids=positions[:, done:length],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1:]
+        states.append(state)
+        step, done = state, length
+    return torch.cat(states, dim=1)

@@ -1,0 +1,306 @@
+"""SemCoTForCausalLM: a frozen host LLM whose input is extended by implicit chain-of-thought tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_semcot import SemCoTConfig
+from .generation_semcot import SemCoTGenerationMixin
+from .generator_semcot import parallel_states, sequential_states
+from .loading_semcot import SemCoTLoadingMixin
+from .splicing_semcot import insertion_columns, left_aligned_queries, positions_from_mask, splice
+from .step_decoder_semcot import step_decoding_loss
+
+
+@dataclass
+class SemCoTCausalLMOutput(CausalLMOutputWithPast):
+    """Output of `SemCoTForCausalLM.forward`.
+
+    `logits` and `loss` are about text tokens only: logits[:, i] predicts text token i + 1, whether or not implicit
+    tokens stand between the two. `hidden_states` and `attentions` have the implicit positions too.
+
+    Args:
+        implicit_embeddings: (batch, k, host hidden size), the Z put into the host's input.
+        implicit_columns: (batch,), the column before which each row's tokens were put.
+        step_loss: scalar, mean cross-entropy of the step decoder where `step_input_ids` were given.
+    """
+
+    implicit_embeddings: torch.FloatTensor | None = None
+    implicit_columns: torch.LongTensor | None = None
+    step_loss: torch.FloatTensor | None = None
+
+
+class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedModel):
+    """A frozen host LLM with an attached implicit-token generator (SemCoT, arXiv 2510.24940).
+
+    The generator reads the query once and makes k embeddings Z = projection(states) of the host's hidden size; they
+    stand in the host's input between the query and the answer prompt, and the host answers at once.
+
+    Args:
+        config: the configuration.
+        host: the host causal LM; built from `config.host_config` with fresh weights when `None`.
+        generator: the generator's backbone (no LM head); built from `config.generator_config` when `None`.
+        build_host: `False` leaves the host out until `attach_host`, as loading the attached layout does.
+    """
+
+    config_class = SemCoTConfig
+    base_model_prefix = "host"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config, host=None, generator=None, build_host=True):
+        super().__init__(config)
+        if host is None and build_host:
+            host = AutoModelForCausalLM.from_config(config.host_config)
+        self.generator = AutoModel.from_config(config.generator_config) if generator is None else generator
+        width = config.generator_config.get_text_config().hidden_size
+        if config.projection == "identity":
+            self.projection = nn.Identity()
+        else:
+            self.projection = nn.Linear(width, config.host_config.get_text_config().hidden_size)
+        self.thought_embedding = nn.Parameter(torch.empty(width))
+        self.step_decoder = self.step_projection = None
+        if config.step_decoder_config is not None:
+            self._set_step_decoder(AutoModelForCausalLM.from_config(config.step_decoder_config))
+        self.host = None
+        if host is not None:
+            self.attach_host(host)
+        self.post_init()
+
+    def _init_weights(self, module):
+        if module is self:
+            nn.init.normal_(self.thought_embedding, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear) and module in (self.projection, self.step_projection):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+
+    def attach_host(self, host):
+        """Set the host causal LM and freeze it.
+
+        Raises:
+            ValueError: when its hidden size or vocabulary is not the one this model was made for.
+        """
+        wanted, got = self.config.host_config.get_text_config(), host.config.get_text_config()
+        for name in ("hidden_size", "vocab_size"):
+            if getattr(wanted, name) != getattr(got, name):
+                raise ValueError(
+                    f"host has {name}={getattr(got, name)}, but this SemCoT model was made for a host with "
+                    f"{name}={getattr(wanted, name)}: pass the host it was trained with "
+                    f"({self.config.host_name_or_path or 'its id is not recorded'})."
+                )
+        self.host = host.requires_grad_(False)
+
+    def add_step_decoder(self, decoder):
+        """Attach a causal LM that reads implicit tokens back as text (SIM-CoT's auxiliary decoder), to be trained.
+
+        Each Z_k, mapped linearly to the decoder's hidden size, stands as the first input embedding before the text
+        of step k. `drop_step_decoder` removes it; generation never runs it.
+        """
+        self.config.step_decoder_config = decoder.config
+        self._set_step_decoder(decoder)
+        self._init_weights(self.step_projection)
+        self.step_projection.to(device=self.projection_device(), dtype=decoder.dtype)
+
+    def drop_step_decoder(self):
+        """Remove the step decoder; answers do not change."""
+        self.config.step_decoder_config = None
+        self.step_decoder = self.step_projection = None
+
+    def _set_step_decoder(self, decoder):
+        self.step_decoder = decoder
+        self.step_projection = nn.Linear(
+            self.config.host_config.get_text_config().hidden_size, decoder.config.get_text_config().hidden_size
+        )
+
+    def projection_device(self):
+        """The device where implicit tokens are made."""
+        return self.thought_embedding.device
+
+    def get_input_embeddings(self):
+        return None if self.host is None else self.host.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.host.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return None if self.host is None else self.host.get_output_embeddings()
+
+    def get_decoder(self):
+        return self.host.get_decoder()
+
+    def implicit_embeddings(self, input_ids, attention_mask=None, num_implicit_tokens=None, completion_mask=None):
+        """Make the implicit tokens Z of prompts (SemCoT, equations of section 3.2).
+
+        Args:
+            input_ids: LongTensor (batch, length), prompts, with or without the answer prompt at their end.
+            attention_mask: (batch, length), padding on either side; all ones when `None`.
+            num_implicit_tokens: k; `config.num_implicit_tokens` when `None`.
+            completion_mask: (batch, length), 1 on tokens that are no prompt; the generator never sees them.
+
+        Returns:
+            FloatTensor (batch, k, host hidden size), in the host's embedding space and dtype.
+
+        Raises:
+            ValueError: for k out of range or a prompt without a token.
+        """
+        count = self._check_count(num_implicit_tokens)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
+        return self._make_tokens(input_ids, mask, columns, count)
+
+    def _make_tokens(self, input_ids, attention_mask, columns, count):
+        device = self.projection_device()
+        dtype = self.get_input_embeddings().weight.dtype
+        if count == 0:
+            size = self.config.get_text_config().hidden_size
+            return torch.empty(input_ids.shape[0], 0, size, device=device, dtype=dtype)
+        ids, mask = left_aligned_queries(input_ids, attention_mask, columns, self._pad_id())
+        if (mask.sum(dim=1) == 0).any():
+            raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
+        ids, mask = ids.to(device), mask.to(device)
+        if self.config.generator_mode == "sequential":
+            states = sequential_states(self.generator, self.thought_embedding, ids, mask, count)
+        else:
+            states = parallel_states(
+                self.generator, self.thought_embedding, ids, mask, count, self.config.state_offset
+            )
+        return self.projection(states).to(dtype)
+
+    def _pad_id(self):
+        pad = self.config.get_text_config().pad_token_id
+        return 0 if pad is None else pad
+
+    def _check_count(self, num_implicit_tokens):
+        count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
+        return count
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        completion_mask=None,
+        implicit_embeddings=None,
+        num_implicit_tokens=None,
+        step_input_ids=None,
+        step_attention_mask=None,
+        **kwargs,
+    ):
+        """Run the host, with implicit tokens where the prompt's end is known.
+
+        The prompt's end is known from `completion_mask`, or else from `labels` whose prompt is masked by -100. With
+        neither (log-likelihoods of plain text, decoding steps), or with `num_implicit_tokens=0`, this is the host's
+        own forward.
+
+        Args:
+            input_ids: (batch, length); attention_mask: (batch, length), padding on either side.
+            labels: (batch, length), -100 where no loss is wanted.
+            logits_to_keep: logits of the last so many text positions only; 0 for all.
+            completion_mask: (batch, length), 1 on the completion's tokens.
+            implicit_embeddings: (batch, k, host hidden size), used instead of the generator's.
+            step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
+                the step decoder; rows of zeros in the mask are not supervised.
+
+        Returns:
+            `SemCoTCausalLMOutput` with implicit tokens, else the host's output.
+        """
+        if completion_mask is None and labels is not None and inputs_embeds is None:
+            completion_mask = _completion_of(labels, attention_mask)
+        if completion_mask is None or (implicit_embeddings is None and self._check_count(num_implicit_tokens) == 0):
+            return self.host(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        if input_ids is None or position_ids is not None or past_key_values is not None:
+            raise ValueError(
+                "implicit tokens need input_ids, and take neither position_ids nor past_key_values: pass input_ids "
+                "and attention_mask, or num_implicit_tokens=0 for the host alone."
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
+        if implicit_embeddings is None:
+            count = self._check_count(num_implicit_tokens)
+            implicit_embeddings = self._make_tokens(input_ids, mask, columns, count)
+        embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns)
+        outputs = self.host(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
+        )
+        logits = outputs.logits
+        if logits.shape[1] > input_ids.shape[1]:
+            logits = _text_logits(logits, columns, implicit_embeddings.shape[1])
+        loss = step_loss = None
+        if labels is not None:
+            loss = self.host.loss_function(
+                logits=logits,
+                labels=labels[:, -logits.shape[1] :],
+                vocab_size=logits.shape[-1],
+                **{key: value for key, value in kwargs.items() if key == "num_items_in_batch"},
+            )
+        if step_input_ids is not None:
+            step_loss = step_decoding_loss(
+                self.step_decoder, self.step_projection(implicit_embeddings), step_input_ids, step_attention_mask
+            )
+        return SemCoTCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            implicit_embeddings=implicit_embeddings,
+            implicit_columns=columns,
+            step_loss=step_loss,
+        )
+
+    def splice_inputs(self, input_ids, attention_mask, implicit_embeddings, columns):
+        """Host inputs with implicit tokens in place: embeddings (batch, length + k, hidden), mask, position ids."""
+        embeds = self.get_input_embeddings()(input_ids)
+        embeds = splice(embeds, implicit_embeddings.to(embeds.dtype).to(embeds.device), columns)
+        ones = attention_mask.new_ones(attention_mask.shape[0], implicit_embeddings.shape[1])
+        mask = splice(attention_mask, ones, columns)
+        return embeds, mask, positions_from_mask(mask)
+
+
+def _completion_of(labels, attention_mask):
+    """Mask of the labelled tokens, or `None` when some row has no prompt before them."""
+    labelled = labels != -100
+    real = torch.ones_like(labelled) if attention_mask is None else attention_mask.bool()
+    has_prompt = (real & (labelled.cumsum(dim=1) == 0)).any(dim=1)
+    return labelled.long() if bool(has_prompt.all()) else None
+
+
+def _text_logits(logits, columns, count):
+    """Select, for each text position, the logits that predict the next text token.
+
+    Before the last prompt token ahead of the implicit tokens that is the position itself; from there on it lies
+    `count` positions further, since the last implicit token predicts the text behind it.
+    """
+    length = logits.shape[1] - count
+    text = torch.arange(length, device=logits.device)[None]
+    source = torch.where(text < columns[:, None] - 1, text, text + count)
+    return logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))

@@ -1,0 +1,111 @@
+"""Where implicit tokens go: the one place that decides it, for training and generation alike."""
+
+import torch
+
+
+def prompt_ends(attention_mask, completion_mask=None):
+    """Column behind the last prompt token of each row.
+
+    Args:
+        attention_mask: (batch, length), 1 for real tokens, padded on either side.
+        completion_mask: (batch, length), 1 for tokens of the completion; `None` when all real tokens are prompt.
+
+    Returns:
+        LongTensor (batch,).
+
+    >>> prompt_ends(torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]])).tolist()
+    [4, 3]
+    >>> prompt_ends(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]])).tolist()
+    [2]
+    """
+    real = attention_mask.bool()
+    if completion_mask is not None:
+        real = real & ~completion_mask.bool()
+    columns = torch.arange(1, real.shape[1] + 1, device=real.device)
+    return (real * columns).amax(dim=1)
+
+
+def insertion_columns(input_ids, attention_mask, answer_prompt_ids, completion_mask=None):
+    """Column of each row before which its implicit tokens go: before the answer prompt, else at the prompt's end.
+
+    Args:
+        input_ids: (batch, length); attention_mask: (batch, length).
+        answer_prompt_ids: list of the token ids of the answer prompt, possibly empty.
+        completion_mask: (batch, length) or `None`, see `prompt_ends`.
+
+    Returns:
+        LongTensor (batch,) of columns, BoolTensor (batch,): whether the row's prompt ends on the answer prompt.
+
+    >>> ids = torch.tensor([[0, 5, 6, 9], [5, 6, 7, 8]])
+    >>> columns, found = insertion_columns(ids, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), [9])
+    >>> columns.tolist(), found.tolist()
+    ([3, 4], [True, False])
+    """
+    ends = prompt_ends(attention_mask, completion_mask)
+    size = len(answer_prompt_ids)
+    if size == 0:
+        return ends, torch.ones_like(ends, dtype=torch.bool)
+    tail = ends[:, None] + torch.arange(-size, 0, device=ends.device)
+    wanted = torch.tensor(answer_prompt_ids, device=input_ids.device)
+    inside = tail >= 0
+    safe = tail.clamp(min=0)
+    found = ((input_ids.gather(1, safe) == wanted) & attention_mask.gather(1, safe).bool() & inside).all(dim=1)
+    return torch.where(found, ends - size, ends), found
+
+
+def splice(values, inserted, columns):
+    """Put `inserted` into `values` before each row's column.
+
+    Args:
+        values: (batch, length, *rest); inserted: (batch, k, *rest); columns: LongTensor (batch,).
+
+    Returns:
+        (batch, length + k, *rest), differentiable in both.
+
+    >>> splice(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7, 8], [9, 9]]), torch.tensor([1, 3])).tolist()
+    [[1, 7, 8, 2, 3], [4, 5, 6, 9, 9]]
+    """
+    length, count = values.shape[1], inserted.shape[1]
+    out = torch.arange(length + count, device=values.device)[None]
+    start = columns[:, None]
+    source = torch.where(out < start, out, torch.where(out < start + count, length + out - start, out - count))
+    index = source.view(*source.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+    return torch.cat([values, inserted], dim=1).gather(1, index)
+
+
+def spliced_columns(length, count, columns):
+    """Where each text position stands after `splice`: LongTensor (batch, length).
+
+    >>> spliced_columns(3, 2, torch.tensor([1, 3])).tolist()
+    [[0, 3, 4], [0, 1, 2]]
+    """
+    text = torch.arange(length, device=columns.device)[None]
+    return torch.where(text < columns[:, None], text, text + count)
+
+
+def positions_from_mask(attention_mask):
+    """Position ids (batch, length) that count real tokens from 0; padding gets 0.
+
+    >>> positions_from_mask(torch.tensor([[0, 0, 1, 1]])).tolist()
+    [[0, 0, 0, 1]]
+    """
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def left_aligned_queries(input_ids, attention_mask, columns, pad_token_id):
+    """The tokens before each row's column, padded on the left: what the generator reads.
+
+    Returns:
+        LongTensor (batch, longest) of ids and LongTensor (batch, longest) of their mask.
+
+    >>> prompts = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
+    >>> ids, mask = left_aligned_queries(prompts, (prompts > 0).long(), torch.tensor([3, 2]), 0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [0, 5, 6]], [[1, 1, 1], [0, 1, 1]])
+    """
+    width = int(columns.max())
+    source = columns[:, None] + torch.arange(-width, 0, device=columns.device)
+    mask = attention_mask.gather(1, source.clamp(min=0)) * (source >= 0)
+    ids = input_ids.gather(1, source.clamp(min=0)).masked_fill(mask == 0, pad_token_id)
+    first = int((mask.sum(dim=0) > 0).int().argmax())
+    return ids[:, first:], mask[:, first:]

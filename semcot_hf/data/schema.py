@@ -1,0 +1,138 @@
+"""The dataset schema: one row of query, reasoning, condensed reasoning, answer and steps, from any row of text."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from datasets import Features, List, Value
+
+COLUMNS = ("query", "reasoning", "condensed_reasoning", "answer", "steps")
+FEATURES = Features({name: List(Value("string")) if name == "steps" else Value("string") for name in COLUMNS})
+
+_EQUATION = re.compile(r"<<[^<>]*>>")
+_PARTIAL_PRODUCTS = re.compile(r"[\d ]+(?:\+ [\d ()]+)+")
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]*\s+(?=[^\sa-z])")
+# A full stop after these ends no sentence: titles, and the number or letter of a list item.
+_NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No)|^\W*(?:\d+|[A-Za-z]))\.$")
+
+
+def split_steps(reasoning: str) -> list[str]:
+    """Split a reasoning text into its steps.
+
+    The first rule that fits decides: a text of nothing but `<<...>>` equations has a step per equation; one of
+    partial products (digits, `+` and parentheses) a step per product; one of several lines a step per line that has
+    a letter or digit; any other a step per sentence.
+
+    >>> split_steps("<<4-2=2>> <<2/.5=4>>")
+    ['<<4-2=2>>', '<<2/.5=4>>']
+    >>> split_steps("7 6 9 + 0 2 0 8 ( 7 8 9 8 ) + 0 0 1")
+    ['7 6 9', '+ 0 2 0 8 ( 7 8 9 8 )', '+ 0 0 1']
+    >>> split_steps("She sold 48/2 = <<48/2=24>>24 clips.\\n\\nThat makes 48+24 = <<48+24=72>>72 in all.")
+    ['She sold 48/2 = <<48/2=24>>24 clips.', 'That makes 48+24 = <<48+24=72>>72 in all.']
+    >>> split_steps("Mr. Bo pays 1.5 dollars. He gets 3 back!  Is it 4.5? Yes.")
+    ['Mr. Bo pays 1.5 dollars.', 'He gets 3 back!', 'Is it 4.5?', 'Yes.']
+    >>> split_steps("  ")
+    []
+    """
+    text = reasoning.strip()
+    equations = _EQUATION.findall(text)
+    if equations and not _EQUATION.sub("", text).strip():
+        return equations
+    if _PARTIAL_PRODUCTS.fullmatch(text):
+        return re.split(r" (?=\+)", text)
+    lines = [line.strip() for line in text.splitlines() if re.search(r"[^\W_]", line)]
+    if len(lines) > 1:
+        return lines
+    steps, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        sentence = text[start : end.end()].strip()
+        if not _NO_END.search(sentence):
+            steps.append(sentence)
+            start = end.end()
+    return [step for step in (*steps, text[start:].strip()) if step]
+
+
+def split_answer(text: str) -> tuple[str, str]:
+    """Split "reasoning #### answer" at a mark on the last line; a text without the mark is all answer.
+
+    >>> split_answer("<<16-3-4=9>> <<9*2=18>> #### 18")
+    ('<<16-3-4=9>> <<9*2=18>>', '18')
+    >>> split_answer("#### Heading\\nNothing more than text.")
+    ('', '#### Heading\\nNothing more than text.')
+    """
+    reasoning, mark, answer = text.strip().rpartition("####")
+    return (reasoning.strip(), answer.strip()) if mark and "\n" not in answer.strip() else ("", text.strip())
+
+
+def turn_text(value: object, column: str, role: str) -> str:
+    """Return the text of TRL's `prompt` or `completion`: a string, or the last message of `role`.
+
+    Raises:
+        ValueError: when a conversation has no message of `role`, or its content is not text.
+
+    >>> turn_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}], "prompt", "user")
+    '1+1?'
+    """
+    if isinstance(value, str):
+        return value
+    messages = [message for message in value or [] if message.get("role") == role]
+    if not messages or not isinstance(messages[-1].get("content"), str):
+        raise ValueError(
+            f"column {column!r} holds {value!r}: need a text, or messages of which one with role {role!r} has text."
+        )
+    return messages[-1]["content"]
+
+
+def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
+    """Return `example` in the schema, stripped of outer white space; missing optional fields are "" or [].
+
+    A "####" on the last line of the answer (or, where no answer is mapped, of the reasoning) divides reasoning from
+    answer; steps are split from the reasoning unless given, and a missing reasoning is joined from given steps.
+    A true answer reads "yes", a false one "no".
+
+    Args:
+        example: one row of the source.
+        columns: the source's column of each schema field; "prompt" and "completion" (TRL) may stand in for query and
+            for reasoning with answer.
+
+    Raises:
+        ValueError: when a conversation has no text of the role that is looked for, or no answer is to be found.
+
+    >>> example = {"prompt": "1+2+3?", "completion": "<<1+2=3>> <<3+3=6>> #### 6"}
+    >>> row = to_row(example, {"prompt": "prompt", "completion": "completion"})
+    >>> row["query"], row["steps"], row["answer"]
+    ('1+2+3?', ['<<1+2=3>>', '<<3+3=6>>'], '6')
+    """
+    fields = {field: example[column] for field, column in columns.items()}
+    if "prompt" in fields:
+        fields["query"] = turn_text(fields["prompt"], columns["prompt"], "user")
+    if "completion" in fields:
+        fields["answer"] = turn_text(fields["completion"], columns["completion"], "assistant")
+
+    steps = fields.get("steps") or []
+    steps = split_steps(steps) if isinstance(steps, str) else [_text(step) for step in steps]
+    reasoning = _text(fields.get("reasoning"))
+    before, answer = split_answer(_text(fields["answer"]) if "answer" in fields else reasoning)
+    if "answer" not in fields:
+        if answer == reasoning:
+            raise ValueError(f"no column holds the answer, and the reasoning {reasoning!r} ends on no '#### answer'.")
+        reasoning = before
+    reasoning = reasoning or before or " ".join(steps)
+    return {
+        "query": _text(fields["query"]),
+        "reasoning": reasoning,
+        "condensed_reasoning": _text(fields.get("condensed_reasoning")),
+        "answer": answer,
+        "steps": steps or split_steps(reasoning),
+    }
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # CSV and Parquet hold whole answers as floats where one row of the column has none.
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.15g}"
+    return str(value).strip()

@@ -1,0 +1,100 @@
+"""Splits that never overlap: a question belongs to one split by a hash of its normalised text."""
+
+import hashlib
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+
+SPLITS = ("train", "validation", "test")
+
+# Punctuation, but not a decimal point, a minus sign before a number, or a comma that is no thousands separator.
+_DROPPED = re.compile(
+    r"[^\w\s+*/%^=<>$€£]"
+    r"(?:(?<![.,\-])|(?<=\.)(?!\d)|(?<=-)(?!\s*\d)|(?<=,)(?!\d)|(?<=\d,)(?=\d{3}(?!\d)))"
+)
+_MAX_MISSES = 20_000
+
+
+def normalise_question(question: str) -> str:
+    """Return `question` without case, punctuation, typographic variants and spacing.
+
+    Numbers, decimal points and arithmetic signs stay, so that different problems stay different.
+
+    >>> normalise_question("  Ann’s coin is HEADS up:  is it still?")
+    'anns coin is heads up is it still'
+    >>> normalise_question("She pays $1,250.50 - 3 times.")
+    'she pays $1250.50 - 3 times'
+    """
+    if not question.isascii():
+        question = unicodedata.normalize("NFKC", question)
+    return " ".join(_DROPPED.sub("", question.casefold()).split())
+
+
+def question_fraction(question: str, seed: int = 0) -> float:
+    """Hash the normalised `question` to a number in [0, 1), the same on every machine.
+
+    >>> question_fraction("Is it?") == question_fraction("is it")
+    True
+    >>> question_fraction("Is it?") == question_fraction("Is it?", seed=1)
+    False
+    """
+    key = f"{seed}:{normalise_question(question)}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "big") / 2**48
+
+
+def split_of(question: str) -> str:
+    """Return the split that owns a generated `question`: 80 % train, 10 % validation, 10 % test.
+
+    It depends on the text alone, so that no choice of seeds and sizes can make two splits share a question.
+
+    >>> split_of("7 6 9 2 * 1 6 3 6")
+    'train'
+    """
+    fraction = question_fraction(question)
+    return "train" if fraction < 0.8 else "validation" if fraction < 0.9 else "test"
+
+
+def draw_distinct(
+    draw: Callable[[random.Random], tuple[str, object]], num_samples: int, *, task: str, seed: int, split: str
+) -> Iterable[tuple[str, object]]:
+    """Yield `num_samples` different questions of `split`, each with what `draw` made beside it.
+
+    A longer run with the same seed begins with the shorter one.
+
+    Args:
+        draw: takes a `random.Random`, returns a question and whatever its solution needs.
+        num_samples: how many questions.
+        task: the task's name, which the random stream depends on and which errors name.
+        seed: of the random stream.
+        split: one of `SPLITS`.
+
+    Raises:
+        ValueError: for an unknown split, a negative number, or when the task at this difficulty has too few
+            different questions.
+
+    >>> evens = lambda rng: (f"{2 * rng.randrange(500)} / 2", None)
+    >>> [question for question, _ in draw_distinct(evens, 3, task="halves", seed=0, split="test")]
+    ['384 / 2', '2 / 2', '988 / 2']
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.")
+    if num_samples < 0:
+        raise ValueError(f"num_samples={num_samples} must not be negative.")
+    rng = random.Random(f"{task}/{split}/{seed}")
+    seen: set[str] = set()
+    misses = 0
+    while len(seen) < num_samples:
+        question, solution = draw(rng)
+        if split_of(question) != split or question in seen:
+            misses += 1
+            if misses == _MAX_MISSES:
+                raise ValueError(
+                    f"num_samples={num_samples} is more than task {task!r} can give for split={split!r} at this "
+                    f"difficulty: {len(seen)} different questions were found, and none in {_MAX_MISSES:,} further "
+                    "draws. Ask for fewer samples or widen the difficulty."
+                )
+            continue
+        misses = 0
+        seen.add(question)
+        yield question, solution

@@ -1,0 +1,90 @@
+"""Multiplication of two n-digit numbers, digits reversed, by partial products and running sums.
+
+The text is that of the ICoT-SI data (arXiv 2405.14838): `question||partial products #### product`.
+"""
+
+import random
+import re
+
+from ..splits import draw_distinct
+
+_QUESTION = re.compile(r"(?P<a>\d(?: \d)*) \* (?P<b>\d(?: \d)*)")
+
+
+def generate(num_samples: int, *, seed: int = 0, split: str = "train", num_digits: int = 4) -> list[dict]:
+    """Return `num_samples` different products of two `num_digits`-digit numbers of `split`.
+
+    Raises:
+        ValueError: when `num_digits` is below 1 or has too few questions for `num_samples`.
+
+    >>> generate(1, seed=1, num_digits=2)[0]["query"]
+    '8 7 * 2 1'
+    """
+    if num_digits < 1:
+        raise ValueError(f"num_digits={num_digits} must be at least 1.")
+    low, high = 10 ** (num_digits - 1), 10**num_digits
+
+    def draw(rng: random.Random) -> tuple[str, object]:
+        a, b = rng.randrange(low, high), rng.randrange(low, high)
+        return _question(a, b, num_digits), (a, b)
+
+    drawn = draw_distinct(draw, num_samples, task="multiplication", seed=seed, split=split)
+    return [make_row(a, b, num_digits) for _, (a, b) in drawn]
+
+
+def make_row(a: int, b: int, num_digits: int) -> dict:
+    """Return the row of `a * b` in the dataset schema, one step per digit of `b`.
+
+    Step i adds `a` times digit i of `b`, shifted by i places, and tells the running sum in parentheses (but for the
+    first and the last step). The condensed reasoning holds the partial products alone, one word each.
+
+    >>> row = make_row(2967, 6361, 4)
+    >>> row["query"]
+    '7 6 9 2 * 1 6 3 6'
+    >>> row["steps"]
+    ['7 6 9 2 0', '+ 0 2 0 8 7 1 ( 7 8 9 0 8 1 )', '+ 0 0 1 0 9 8 0 ( 7 8 0 1 7 0 1 )', '+ 0 0 0 2 0 8 7 1']
+    >>> row["condensed_reasoning"], row["answer"]
+    ('76920 020871 0010980 00020871', '7 8 0 3 7 8 8 1')
+    """
+    steps, partials, running = [], [], 0
+    for place in range(num_digits):
+        partial = a * (b // 10**place % 10) * 10**place
+        running += partial
+        width = num_digits + 1 + place
+        partials.append(_reversed(partial, width))
+        step = partials[-1] if place == 0 else f"+ {partials[-1]}"
+        if 0 < place < num_digits - 1:
+            step += f" ( {_reversed(running, width)} )"
+        steps.append(step)
+    return {
+        "query": _question(a, b, num_digits),
+        "reasoning": " ".join(steps),
+        "condensed_reasoning": " ".join(partial.replace(" ", "") for partial in partials),
+        "answer": _reversed(running, 2 * num_digits),
+        "steps": steps,
+    }
+
+
+def solve(query: str) -> str:
+    """Recompute the reversed product from the question's text.
+
+    Raises:
+        ValueError: when `query` is no product of reversed digits.
+
+    >>> solve("7 6 9 2 * 1 6 3 6")
+    '7 8 0 3 7 8 8 1'
+    """
+    found = _QUESTION.fullmatch(query.strip())
+    if not found:
+        raise ValueError(f"query={query!r} is no multiplication: write it as reversed digits, '7 6 9 2 * 1 6 3 6'.")
+    a, b = found["a"].split(), found["b"].split()
+    product = str(int("".join(reversed(a))) * int("".join(reversed(b))))
+    return " ".join(reversed(product.zfill(len(a) + len(b))))
+
+
+def _question(a: int, b: int, num_digits: int) -> str:
+    return f"{_reversed(a, num_digits)} * {_reversed(b, num_digits)}"
+
+
+def _reversed(number: int, width: int) -> str:
+    return " ".join(str(number).zfill(width)[::-1])

@@ -1,0 +1,75 @@
+"""How questions become prompts, and prompts with answers become token ids: the same for training and evaluation."""
+
+import copy
+
+ANSWER_PROMPT = "\nAnswer:"
+
+# For base models whose tokenizer has no chat template: the paper's "Question: {q}" form (SemCoT, appendix).
+PLAIN_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message.role == 'user' %}{{ 'Question: ' + message.content }}"
+    "{%- else %}{{ '\n' + message.content + '\n' }}{%- endif %}"
+    "{%- endfor %}"
+)
+
+
+def chat_template_of(tokenizer):
+    """The tokenizer's chat template, or the paper's plain question form when it has none."""
+    return tokenizer.chat_template or PLAIN_TEMPLATE
+
+
+def prompt_text(tokenizer, query):
+    """Render a question (str, or a list of chat messages) as the prompt text that ends where an answer begins."""
+    messages = [{"role": "user", "content": query}] if isinstance(query, str) else query
+    return tokenizer.apply_chat_template(
+        messages, chat_template=chat_template_of(tokenizer), add_generation_prompt=True, tokenize=False
+    )
+
+
+def with_answer_prompt(tokenizer, answer_prompt=ANSWER_PROMPT):
+    """Copy of `tokenizer` whose chat template puts `answer_prompt` behind the generation prompt.
+
+    It is what a SemCoT checkpoint carries, so that chats sent through `pipeline` end as the training prompts did.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    suffix = "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
+    template = chat_template_of(tokenizer)
+    if not template.endswith(suffix):
+        tokenizer.chat_template = template + suffix
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
+    """Token ids with which a prompt ends when its text ends on `answer_prompt`.
+
+    Raises:
+        ValueError: when the answer prompt melts into the text before it, so that its ids depend on the question.
+    """
+    if not answer_prompt:
+        return []
+    tails = []
+    for query in ("What is 1 + 1?", "Is the sky blue (yes or no)"):
+        text = prompt_text(tokenizer, query)
+        bare, full = (encode_prompt(tokenizer, part) for part in (text, text + answer_prompt))
+        if full[: len(bare)] != bare:
+            raise ValueError(
+                f"answer_prompt={answer_prompt!r} changes the tokens of the prompt before it: start it with a line "
+                "break or a special token of this tokenizer."
+            )
+        tails.append(full[len(bare) :])
+    if tails[0] != tails[1]:
+        raise ValueError(
+            f"answer_prompt={answer_prompt!r} is tokenized differently behind different questions: start it with a "
+            "line break or a special token of this tokenizer."
+        )
+    return tails[0]
+
+
+def encode_prompt(tokenizer, text):
+    """Token ids of a rendered prompt; the template itself writes whatever special tokens belong there."""
+    return tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+
+
+def _jinja_string(text):
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
