@@ -74,6 +74,16 @@ class SemCoTConfig(PreTrainedConfig):
             for part, implementation in zip(parts, attention, strict=True):
                 part._attn_implementation = implementation
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This is a checkpoint of model_type={model_type!r}, not of a SemCoT model: pass it as host or generator "
+                "to SemCoTForCausalLM.from_host_generator_pretrained."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def _check(self):
         if self.num_implicit_tokens < 0:
             raise ValueError(f"num_implicit_tokens={self.num_implicit_tokens}: must be 0 or more.")

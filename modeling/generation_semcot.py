@@ -7,53 +7,13 @@ and masks are longer by k, get k filler ids in front of the text; they are taken
 import copy
 
 import torch
-from transformers import GenerationMixin, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, MaxTimeCriteria
+from transformers import GenerationMixin, LogitsProcessorList
 from transformers.utils import logging
 
 from .splicing_semcot import insertion_columns, positions_from_mask, splice
+from .text_view_semcot import TextCandidates, TextProcessors, text_criteria
 
 logger = logging.get_logger(__name__)
-
-
-class _TextProcessors(LogitsProcessorList):
-    """The prepared logits processors, called with the text ids only."""
-
-    def __init__(self, processors, count):
-        super().__init__(processors)
-        self.count = count
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return super().__call__(input_ids[:, self.count :], scores, **kwargs)
-
-
-class _TextCriterion:
-    """A stopping criterion, called with the text ids only."""
-
-    def __init__(self, criterion, count):
-        self.criterion = criterion
-        self.count = count
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return self.criterion(input_ids[:, self.count :], scores, **kwargs)
-
-
-class _TextCandidates:
-    """A candidate generator of assisted decoding, working on the text ids only."""
-
-    def __init__(self, candidates, count):
-        self._candidates = candidates
-        self._count = count
-
-    def __getattr__(self, name):
-        return getattr(self._candidates, name)
-
-    def get_candidates(self, input_ids, *args, **kwargs):
-        ids, logits = self._candidates.get_candidates(input_ids[:, self._count :], *args, **kwargs)
-        return torch.cat([input_ids[:, : self._count].to(ids.device), ids], dim=1), logits
-
-    def update_candidate_strategy(self, input_ids, scores, num_matches):
-        return self._candidates.update_candidate_strategy(input_ids[:, self._count :], scores, num_matches)
 
 
 class SemCoTGenerationMixin(GenerationMixin):
@@ -78,20 +38,20 @@ class SemCoTGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: for a bad k, embeddings of a wrong shape or with NaN, ids outside the vocabulary, prompts
-                without tokens, or an option that cannot work with implicit tokens.
+                without tokens or too long for the host's context, or an option that cannot work with implicit
+                tokens.
         """
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("inputs and input_ids were both passed: pass one of the two.")
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        count = self._check_tokens_argument(implicit_embeddings, num_implicit_tokens)
+        count = self._check_tokens_argument(implicit_embeddings, num_implicit_tokens, input_ids)
         if count == 0:
             return super().generate(input_ids, generation_config, **kwargs)
-        if input_ids is None:
-            raise ValueError("implicit tokens need input_ids: pass them, or num_implicit_tokens=0 for the host alone.")
-        self._check_prompt(input_ids, generation_config, kwargs)
+        self._check_prompt(input_ids, kwargs)
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = self._mask_of(input_ids, generation_config)
+        self._check_context(mask, count, kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             return self._continue(input_ids, mask, generation_config, count, kwargs)
@@ -99,8 +59,11 @@ class SemCoTGenerationMixin(GenerationMixin):
         self._warn_of_missing_answer_prompt(found)
         if implicit_embeddings is None:
             implicit_embeddings = self._make_tokens(input_ids, mask, columns, count)
-        else:
-            self._check_embeddings(implicit_embeddings, input_ids)
+        if not torch.isfinite(implicit_embeddings).all():
+            raise ValueError(
+                f"implicit_embeddings (dtype {implicit_embeddings.dtype}) holds NaN or infinity: check the "
+                "embeddings passed, or else the checkpoint's weights and dtype."
+            )
         return super().generate(
             input_ids,
             generation_config,
@@ -169,16 +132,18 @@ class SemCoTGenerationMixin(GenerationMixin):
                 "leave it out, or pass num_implicit_tokens=0."
             )
         mask = kwargs.get("attention_mask")
-        kwargs["position_ids"] = _extended_positions(kwargs.get("position_ids"), mask, input_ids, count, columns)
-        if mask is not None:
-            kwargs["attention_mask"] = splice(mask, mask.new_ones(mask.shape[0], count), columns)
+        text_mask = torch.ones_like(input_ids) if mask is None else mask
+        longer_mask = splice(text_mask, text_mask.new_ones(text_mask.shape[0], count), columns)
+        kwargs["position_ids"] = positions_from_mask(longer_mask)
+        kwargs["attention_mask"] = None if mask is None else longer_mask
+        generation_config.max_length = self._length_in_context(generation_config.max_length, text_mask, count)
         generation_config.max_length += count
         if getattr(generation_config, "_mask_length", None) is not None:
             generation_config._mask_length += count
         outputs = loop(
             torch.cat([input_ids[:, :1].expand(-1, count), input_ids], dim=1),
-            logits_processor=_TextProcessors(logits_processor, count),
-            stopping_criteria=_text_criteria(stopping_criteria, count),
+            logits_processor=TextProcessors(logits_processor, count),
+            stopping_criteria=text_criteria(stopping_criteria, count, generation_config.max_length),
             generation_config=generation_config,
             **kwargs,
         )
@@ -189,6 +154,19 @@ class SemCoTGenerationMixin(GenerationMixin):
             outputs.past_key_values.implicit_count = count
             outputs.past_key_values.implicit_columns = columns
         return outputs
+
+    def _length_in_context(self, max_length, mask, count):
+        """`max_length` in text tokens, cut to what fits the host's positions beside `count` implicit tokens."""
+        context, width = self._context(), mask.shape[1]
+        if context is None:
+            return max_length
+        room = context - count - int(mask.sum(dim=1).max())
+        if max_length - width > room:
+            logger.warning_once(
+                f"The generation config asks for {max_length - width} new tokens; only {room} fit the host's context "
+                f"of {context}, and generation ends there."
+            )
+        return min(max_length, width + room)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
@@ -219,7 +197,7 @@ class SemCoTGenerationMixin(GenerationMixin):
             model_kwargs=text_kwargs,
             **kwargs,
         )
-        return _TextCandidates(candidates, count)
+        return TextCandidates(candidates, count)
 
     def prepare_inputs_for_generation(
         self,
@@ -252,9 +230,13 @@ class SemCoTGenerationMixin(GenerationMixin):
 
     # Checks
 
-    def _check_tokens_argument(self, implicit_embeddings, num_implicit_tokens):
+    def _check_tokens_argument(self, implicit_embeddings, num_implicit_tokens, input_ids):
+        count = self._check_count(num_implicit_tokens)
+        if input_ids is None and (implicit_embeddings is not None or count > 0):
+            raise ValueError("implicit tokens need input_ids: pass them, or num_implicit_tokens=0 for the host alone.")
         if implicit_embeddings is None:
-            return self._check_count(num_implicit_tokens)
+            return count
+        self._check_shape(implicit_embeddings, input_ids.shape[0])
         if num_implicit_tokens not in (None, implicit_embeddings.shape[1]):
             raise ValueError(
                 f"num_implicit_tokens={num_implicit_tokens} does not fit implicit_embeddings of shape "
@@ -262,20 +244,7 @@ class SemCoTGenerationMixin(GenerationMixin):
             )
         return implicit_embeddings.shape[1]
 
-    def _check_embeddings(self, embeddings, input_ids):
-        size = self.config.get_text_config().hidden_size
-        if embeddings.dim() != 3 or embeddings.shape[0] != input_ids.shape[0] or embeddings.shape[2] != size:
-            raise ValueError(
-                f"implicit_embeddings has shape {tuple(embeddings.shape)}: must be (batch, k, hidden size) = "
-                f"({input_ids.shape[0]}, k, {size})."
-            )
-        if not embeddings.is_floating_point() or not torch.isfinite(embeddings).all():
-            raise ValueError(
-                f"implicit_embeddings (dtype {embeddings.dtype}) must be finite floating-point numbers: "
-                "it holds NaN, infinity or integers."
-            )
-
-    def _check_prompt(self, input_ids, generation_config, kwargs):
+    def _check_prompt(self, input_ids, kwargs):
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError(
                 "inputs_embeds cannot be used with implicit tokens, whose generator reads ids: pass input_ids, or "
@@ -290,9 +259,33 @@ class SemCoTGenerationMixin(GenerationMixin):
         if low < 0 or high >= size:
             raise ValueError(f"input_ids holds ids from {low} to {high}: must lie within 0 and {size - 1}.")
         mask = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and mask.shape[0] == input_ids.shape[0]:
-            if not bool((mask[:, -input_ids.shape[1] :] != 0).any(dim=1).all()):
-                raise ValueError("attention_mask has a row of padding only: every prompt needs at least one token.")
+        if mask is None:
+            return
+        if mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)}: must be that of input_ids, {tuple(input_ids.shape)}."
+            )
+        if not bool((mask != 0).any(dim=1).all()):
+            raise ValueError("attention_mask has a row of padding only: every prompt needs at least one token.")
+
+    def _check_context(self, mask, count, kwargs):
+        """Prompt, implicit tokens and the new tokens asked for by name must fit the host's positions."""
+        context = self._context()
+        if context is None:
+            return
+        length, new = int(mask.sum(dim=1).max()), 1
+        if kwargs.get("max_new_tokens") is not None:
+            new = kwargs["max_new_tokens"]
+        elif kwargs.get("max_length") is not None:
+            new = max(1, kwargs["max_length"] - mask.shape[1])
+        if length + count + new > context:
+            raise ValueError(
+                f"A prompt of {length} tokens, {count} implicit tokens and {new} new tokens are more than the host's "
+                f"context of {context}: shorten the prompt or lower max_new_tokens."
+            )
+
+    def _context(self):
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     def _mask_of(self, input_ids, generation_config):
         """The mask that transformers infers: pad ids count as padding where pad and end of sequence differ."""
@@ -310,23 +303,3 @@ class SemCoTGenerationMixin(GenerationMixin):
                 "their implicit tokens go to the prompt's end. The tokenizer's chat template saved with the "
                 "checkpoint adds the answer prompt: tokenizer.apply_chat_template(..., add_generation_prompt=True)."
             )
-
-
-def _extended_positions(position_ids, mask, input_ids, count, columns):
-    """Position ids (batch, text + k) of the loops' longer sequence."""
-    if mask is not None:
-        return positions_from_mask(splice(mask, mask.new_ones(mask.shape[0], count), columns))
-    length = input_ids.shape[1] + count
-    return torch.arange(length, device=input_ids.device)[None].expand(input_ids.shape[0], -1)
-
-
-def _text_criteria(criteria, count):
-    """The stopping criteria for the loops' longer ids; those on length and on the last id need no text."""
-    wrapped = StoppingCriteriaList()
-    for criterion in criteria:
-        if isinstance(criterion, MaxLengthCriteria):
-            criterion = MaxLengthCriteria(criterion.max_length + count, criterion.max_position_embeddings)
-        elif not isinstance(criterion, (EosTokenCriteria, MaxTimeCriteria)):
-            criterion = _TextCriterion(criterion, count)
-        wrapped.append(criterion)
-    return wrapped

@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .configuration_semcot import SemCoTConfig
@@ -57,7 +58,8 @@ class SemCoTLoadingMixin:
         """Load a checkpoint of either layout.
 
         An attached checkpoint brings its host from `config.host_name_or_path` at `config.host_revision`. `dtype`,
-        `device_map`, `attn_implementation` and `quantization_config` reach host and generator alike.
+        `device_map`, `attn_implementation` and `quantization_config` reach host and generator alike; without `dtype`
+        each has the one it was saved with.
 
         Args:
             host: a host model, id or path to use instead of the recorded one (attached layout only).
@@ -68,6 +70,8 @@ class SemCoTLoadingMixin:
             ValueError: when a checkpoint that carries its host is given another one, or the host does not fit.
             OSError: when the host cannot be found; the message says where it was looked for.
         """
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
         if not isinstance(config, PreTrainedConfig):
             names = (*HUB_ARGUMENTS, "revision", "subfolder")
             found = {name: kwargs[name] for name in names if name in kwargs}
@@ -78,7 +82,7 @@ class SemCoTLoadingMixin:
                     f"{pretrained_model_name_or_path} carries its host: leave host and host_kwargs out, and pass "
                     "dtype, device_map and the like directly."
                 )
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            return _load_whole(super().from_pretrained, pretrained_model_name_or_path, *model_args, config, kwargs)
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, build_host=False, **kwargs
         )
@@ -106,11 +110,33 @@ class SemCoTLoadingMixin:
             )
         if os.path.isfile(save_directory):
             raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
-        self.config.includes_host = include_host
+        layout = self.config.includes_host
+        self.config.host_config.dtype, self.config.generator_config.dtype = self.host.dtype, self.generator.dtype
         state_dict = self.state_dict() if state_dict is None else state_dict
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
-        return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        self.config.includes_host = include_host
+        try:
+            return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        finally:
+            self.config.includes_host = layout
+
+
+def _load_whole(load, name, *args):
+    """Load a checkpoint that carries its host, each part in the dtype it was saved with unless one is given."""
+    *model_args, config, kwargs = args
+    host_dtype, generator_dtype = config.host_config.dtype, config.generator_config.dtype
+    apart = kwargs.get("dtype", "auto") == "auto" and host_dtype != generator_dtype
+    if apart:
+        kwargs["dtype"] = torch.promote_types(host_dtype, generator_dtype)
+    loaded = load(name, *model_args, config=config, **kwargs)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if apart:
+        host = model.host.to(host_dtype)
+        model.host = None
+        model.to(generator_dtype).host = host
+    model.attach_host(model.host)
+    return loaded
 
 
 def _load_host(host, config, host_kwargs, kwargs):
@@ -118,6 +144,7 @@ def _load_host(host, config, host_kwargs, kwargs):
     name = config.host_name_or_path if host is None else host
     if host is None and config.host_revision is not None:
         arguments["revision"] = config.host_revision
+    arguments.setdefault("dtype", config.host_config.dtype or "auto")
     arguments.update(host_kwargs or {})
     try:
         AutoConfig.from_pretrained(

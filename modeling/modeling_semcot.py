@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
@@ -13,6 +14,8 @@ from .generator_semcot import parallel_states, sequential_states
 from .loading_semcot import SemCoTLoadingMixin
 from .splicing_semcot import insertion_columns, left_aligned_queries, positions_from_mask, splice
 from .step_decoder_semcot import step_decoding_loss
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -123,6 +126,14 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         """The device where implicit tokens are made."""
         return self.thought_embedding.device
 
+    def _set_gradient_checkpointing(self, enable=True, **kwargs):
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        if self.config.generator_mode == "sequential":
+            # Checkpointed layers drop their cache, which is what carries this generator from step to step.
+            for module in self.generator.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False
+
     def get_input_embeddings(self):
         return None if self.host is None else self.host.get_input_embeddings()
 
@@ -131,6 +142,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
 
     def get_output_embeddings(self):
         return None if self.host is None else self.host.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.host.set_output_embeddings(value)
 
     def get_decoder(self):
         return self.host.get_decoder()
@@ -161,10 +175,12 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         if count == 0:
             size = self.config.get_text_config().hidden_size
             return torch.empty(input_ids.shape[0], 0, size, device=device, dtype=dtype)
-        ids, mask = left_aligned_queries(input_ids, attention_mask, columns, self._pad_id())
-        if (mask.sum(dim=1) == 0).any():
+        before = torch.arange(input_ids.shape[1], device=input_ids.device) < columns[:, None]
+        if not bool((attention_mask.bool() & before).any(dim=1).all()):
             raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
+        ids, mask = left_aligned_queries(input_ids, attention_mask, columns, self._pad_id())
         ids, mask = ids.to(device), mask.to(device)
+        self._check_generator_ids(ids)
         if self.config.generator_mode == "sequential":
             states = sequential_states(self.generator, self.thought_embedding, ids, mask, count)
         else:
@@ -173,16 +189,40 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             )
         return self.projection(states).to(dtype)
 
+    def _check_generator_ids(self, ids):
+        known = self.config.generator_config.get_text_config().vocab_size
+        if known < self.config.vocab_size and int(ids.max()) >= known:
+            raise ValueError(
+                f"input_ids holds the id {int(ids.max())}, but the generator knows {known} ids: host and generator "
+                "must share a tokenizer."
+            )
+
     def _pad_id(self):
         pad = self.config.get_text_config().pad_token_id
         return 0 if pad is None else pad
 
     def _check_count(self, num_implicit_tokens):
         count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
-        if not isinstance(count, int) or count < 0:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
+        if count > self.config.num_implicit_tokens:
+            logger.warning_once(
+                f"num_implicit_tokens={count} is more than the {self.config.num_implicit_tokens} this model was "
+                "trained with (config.num_implicit_tokens): answers may get worse."
+            )
         return count
 
+    def _check_shape(self, embeddings, batch):
+        size = self.config.get_text_config().hidden_size
+        shape = tuple(getattr(embeddings, "shape", ()))
+        if len(shape) != 3 or shape[0] != batch or shape[2] != size:
+            raise ValueError(
+                f"implicit_embeddings has shape {shape}: must be (batch, k, hidden size) = ({batch}, k, {size})."
+            )
+        if not embeddings.is_floating_point():
+            raise ValueError(f"implicit_embeddings has dtype {embeddings.dtype}: must be floating-point numbers.")
+
+    @can_return_tuple
     def forward(
         self,
         input_ids=None,
@@ -202,14 +242,14 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
     ):
         """Run the host, with implicit tokens where the prompt's end is known.
 
-        The prompt's end is known from `completion_mask`, or else from `labels` whose prompt is masked by -100. With
-        neither (log-likelihoods of plain text, decoding steps), or with `num_implicit_tokens=0`, this is the host's
-        own forward.
+        The prompt's end is known from `completion_mask`, or else from `labels` whose prompt is masked by -100; with
+        neither, implicit tokens must be asked for, and then all of the input is prompt. Without them (log-likelihoods
+        of plain text, decoding steps), and with `num_implicit_tokens=0`, this is the host's own forward.
 
         Args:
             input_ids: (batch, length); attention_mask: (batch, length), padding on either side.
             labels: (batch, length), -100 where no loss is wanted.
-            logits_to_keep: logits of the last so many text positions only; 0 for all.
+            logits_to_keep: logits of the last so many text positions only, or a LongTensor of positions; 0 for all.
             completion_mask: (batch, length), 1 on the completion's tokens.
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's.
             step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
@@ -217,10 +257,14 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
 
         Returns:
             `SemCoTCausalLMOutput` with implicit tokens, else the host's output.
+
+        Raises:
+            ValueError: for implicit tokens together with cached, embedded or badly shaped input.
         """
         if completion_mask is None and labels is not None and inputs_embeds is None:
             completion_mask = _completion_of(labels, attention_mask)
-        if completion_mask is None or (implicit_embeddings is None and self._check_count(num_implicit_tokens) == 0):
+        wanted = num_implicit_tokens is not None or implicit_embeddings is not None or completion_mask is not None
+        if not wanted or (implicit_embeddings is None and self._check_count(num_implicit_tokens) == 0):
             return self.host(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -237,23 +281,28 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                 "implicit tokens need input_ids, and take neither position_ids nor past_key_values: pass input_ids "
                 "and attention_mask, or num_implicit_tokens=0 for the host alone."
             )
+        if labels is not None and not isinstance(logits_to_keep, int):
+            raise ValueError("logits_to_keep is a tensor of positions, which labels cannot follow: pass a number.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
         if implicit_embeddings is None:
-            count = self._check_count(num_implicit_tokens)
-            implicit_embeddings = self._make_tokens(input_ids, mask, columns, count)
+            implicit_embeddings = self._make_tokens(input_ids, mask, columns, self._check_count(num_implicit_tokens))
+        else:
+            self._check_shape(implicit_embeddings, input_ids.shape[0])
+        count, some = implicit_embeddings.shape[1], isinstance(logits_to_keep, int) and logits_to_keep > 0
         embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns)
         outputs = self.host(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=position_ids,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=logits_to_keep + count if some else 0,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
-        logits = outputs.logits
-        if logits.shape[1] > input_ids.shape[1]:
-            logits = _text_logits(logits, columns, implicit_embeddings.shape[1])
+        skipped = embeds.shape[1] - outputs.logits.shape[1]
+        logits = _text_logits(outputs.logits, columns - skipped, count)
+        if not isinstance(logits_to_keep, int):
+            logits = logits[:, logits_to_keep]
         loss = step_loss = None
         if labels is not None:
             loss = self.host.loss_function(

@@ -1,5 +1,30 @@
 """semcot_hf: implicit chain-of-thought for the Hugging Face ecosystem."""
 
+from importlib import import_module
+
 from .modeling import SemCoTConfig, SemCoTForCausalLM
 
-__all__ = ["SemCoTConfig", "SemCoTForCausalLM"]
+# The model classes register with transformers' Auto classes on import; the rest is loaded on first use.
+_LAZY = {
+    "SemCoTAlignmentConfig": "alignment_config",
+    "SemCoTAlignmentTrainer": "alignment_trainer",
+    "SemCoTDistillationConfig": "distillation_config",
+    "SemCoTDistillationTrainer": "distillation_trainer",
+    "build_alignment_encoder": "encoder",
+    "check_answer": "answers",
+    "evaluate": "evaluation",
+    "load_reasoning_dataset": "data",
+}
+
+__version__ = "0.1.0"
+__all__ = ["SemCoTConfig", "SemCoTForCausalLM", *_LAZY]
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -15,7 +15,10 @@ PLAIN_TEMPLATE = (
 
 def chat_template_of(tokenizer):
     """The tokenizer's chat template, or the paper's plain question form when it has none."""
-    return tokenizer.chat_template or PLAIN_TEMPLATE
+    if tokenizer.chat_template:
+        return tokenizer.chat_template
+    starts_with_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
 
 
 def prompt_text(tokenizer, query):
@@ -68,7 +71,7 @@ def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
 
 def encode_prompt(tokenizer, text):
     """Token ids of a rendered prompt; the template itself writes whatever special tokens belong there."""
-    return tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _jinja_string(text):

@@ -65,8 +65,8 @@ def commonsense_qa_row(row: Mapping) -> dict:
 def coin_flip_row(row: Mapping) -> dict:
     """There is no reasoning.
 
-    >>> coin_flip_row({"inputs": "Q: A coin is heads up. bo flips the coin. Is the coin still heads up?", "targets": "no"})
-    {'query': 'Q: A coin is heads up. bo flips the coin. Is the coin still heads up?', 'answer': 'no'}
+    >>> coin_flip_row({"inputs": "Q: A coin is heads up. bo flips the coin. Is it still?", "targets": "no"})
+    {'query': 'Q: A coin is heads up. bo flips the coin. Is it still?', 'answer': 'no'}
     """
     return {"query": row["inputs"], "answer": row["targets"]}
 

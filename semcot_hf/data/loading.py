@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _SPLIT_WORDS = {
     "eval": ("eval", "evaluation"),
 }
 # datasets names an importable function in the key of its cache, but leaves its code out of it.
-_CODE = "".join(inspect.getsource(module) for module in (schema, hub))
+_CODE = "".join(inspect.getsource(module) for module in (schema, hub, sys.modules[__name__]))
 
 
 def load_reasoning_dataset(
@@ -141,15 +142,15 @@ def _load_hub(
     seed: int = 0,
     num_proc: int | None = None,
 ) -> DatasetDict:
-    known = hub.HUB_SETS.get(name) if columns is None else None
+    known = hub.HUB_SETS.get(name)
     try:
         loaded = datasets.load_dataset(name, config or (known.config if known else None))
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
-            f"name_or_path={name!r} is no file or folder here, and as a Hub id it cannot be loaded: {error}. Check the "
-            "spelling and the connection."
+            f"name_or_path={name!r} is no file or folder here, and as a Hub id it cannot be loaded: {error}. Check "
+            "the spelling and the connection."
         ) from error
-    if known:
+    if known and columns is None:
         missing = [c for c in known.columns for rows in loaded.values() if c not in rows.column_names]
         if missing:
             raise ValueError(
@@ -169,7 +170,7 @@ def _split_named(text: str) -> str | None:
 
 def _files_by_split(path: Path) -> list[tuple[str, str, list[str]]]:
     """Return (split, reader, files) for one file or for the data files of a folder."""
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("data/*")])
     files = [file for file in files if file.suffix in _READERS and not file.name.startswith(".")]
     if not files:
         raise ValueError(f"name_or_path={str(path)!r} has no data file: need one of {', '.join(_READERS)}.")
@@ -231,21 +232,20 @@ def _to_row(example: Mapping, adapt: Callable | None, columns: Mapping[str, str]
 def _mapping(source: str, names: list[str], all_names: list[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Return the column of each field that the rows have, the user's choice before the field's own name."""
     fields = (*schema.COLUMNS, "prompt", "completion")
+    listed = ", ".join(sorted(set(all_names)))
     for field, column in columns.items():
         if field not in fields:
             raise ValueError(f"columns={dict(columns)!r}: {field!r} is no field; choose among {', '.join(fields)}.")
         if column not in all_names:
-            raise ValueError(
-                f"columns={dict(columns)!r}: {source!r} has no column {column!r}, but {', '.join(sorted(set(all_names)))}."
-            )
+            raise ValueError(f"columns={dict(columns)!r}: {source!r} has no column {column!r}, but {listed}.")
     mapping = {field: columns.get(field, field) for field in fields if columns.get(field, field) in names}
     for field, stand_in in (("query", "prompt"), ("answer", "completion")):
         if field in mapping:
             mapping.pop(stand_in, None)
         elif stand_in not in mapping and not (field == "answer" and "reasoning" in mapping):
             raise ValueError(
-                f"columns={dict(columns)!r}: {source!r} has no column for {field!r}; its columns are "
-                f"{', '.join(names)}. Pass columns={{{field!r}: '<one of these>'}}."
+                f"columns={dict(columns)!r}: {source!r} has no column for {field!r}; its columns are {listed}. "
+                f"Pass columns={{{field!r}: '<one of these>'}}."
             )
     return mapping
 

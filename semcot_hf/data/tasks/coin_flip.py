@@ -29,8 +29,9 @@ def generate(
         ValueError: when the people's range is not within 1 to 40, or has too few questions for `num_samples`.
 
     >>> row = generate(1, seed=1, max_people=3)[0]
-    >>> row["query"]
-    'A coin is heads up. Max flips the coin. Yan flips the coin. Kay does not flip the coin. Is the coin still heads up?'
+    >>> row["query"]  # doctest: +NORMALIZE_WHITESPACE
+    'A coin is heads up. Max flips the coin. Yan flips the coin. Kay does not flip the coin. Is the coin still
+    heads up?'
     >>> row["steps"]
     ['Max flips, now tails.', 'Yan flips, now heads.', 'Kay keeps, still heads.']
     >>> row["condensed_reasoning"], row["answer"]

@@ -1,0 +1,119 @@
+"""LaTeX and typographic signs: reduced to plain text where that loses nothing, else left to math-verify."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import unicodedata
+
+_SPACES = "\u00a0\u2007\u2009\u202f"
+_VULGAR = re.compile("(?P<whole>[0-9]?)(?P<part>[\u00bc-\u00be\u2150-\u215e])")
+_SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_FRACTION = re.compile(r"(?P<whole>\d?)\s*\\[dt]?frac\s*(?:\{([^{}\\]*)\}\s*\{([^{}\\]*)\}|(\d)\s*(\d))")
+_WORDS = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)|mbox|operatorname)\s*\{([^{}]*)\}")
+_COMMANDS = {
+    r"\$": "$",
+    r"\%": "%",
+    "{,}": ",",
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\div": "/",
+    r"\approx": "=",
+    r"\implies": "=",
+    r"\Rightarrow": "=",
+    r"\left": "",
+    r"\right": "",
+    r"\displaystyle": "",
+    r"\quad": " ",
+    r"\qquad": " ",
+    r"\(": " ",
+    r"\)": " ",
+    r"\[": " ",
+    r"\]": " ",
+    r"\,": " ",
+    r"\;": " ",
+    r"\!": "",
+    r"\:": " ",
+    "\\ ": " ",
+    r"\\": "\n",
+}
+_COMMAND = re.compile("|".join(re.escape(c) + (r"(?![A-Za-z])" if c[-1].isalpha() else "") for c in _COMMANDS))
+_FORMULA = re.compile(r"\\[A-Za-z]+")
+_CODE = """
+import json, sys
+from math_verify import parse, verify
+gold, answer = (parse(text) for text in json.load(sys.stdin))
+print(json.dumps(bool(verify(gold, answer))))
+"""
+_SECONDS = 30
+
+
+def plain(text: str) -> str:
+    r"""Returns a text with simple LaTeX and typographic signs written as plain text; `\boxed` stays.
+
+    Calculator notes of GSM8K (`<<9*2=18>>`) go, since the text repeats their result.
+
+    >>> plain(r"\[ \text{Total} = 3\frac{1}{2} \times \$1{,}000 \]").split()
+    ['Total', '=', '3', '1/2', '*', '$1,000']
+    >>> plain("9*2=$<<9*2=18>>18, \u22125, 2\u00bd, 10\u00b2")
+    '9*2=$18, -5, 2 1/2, 10^2'
+    """
+    text = re.sub(r"<<[^<>]*>>", "", text).replace("\u2212", "-").replace("\uff0d", "-").replace("\u2248", "=")
+    text = re.sub(rf"(?<=\d)(?:[{_SPACES}]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
+    text = re.sub(f"[{_SPACES}]", " ", text)
+    text = _VULGAR.sub(_vulgar, text)
+    text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match.group()), text)
+    text = re.sub("\u221a(\\d+)", r"\\sqrt{\1}", text).replace("\u03c0", r"\pi")
+    if "\\" not in text:
+        return text.replace("{,}", ",")
+    text = _WORDS.sub(r"\1", text)
+    text = _FRACTION.sub(_fraction, text)
+    return _COMMAND.sub(lambda match: _COMMANDS[match.group()], text)
+
+
+def is_formula(text: str) -> bool:
+    r"""Returns whether a text holds LaTeX that is more than a way to write a number.
+
+    >>> is_formula(r"\sqrt{2}"), is_formula(r"\frac{1}{2}"), is_formula("18")
+    (True, False, False)
+    """
+    return bool(_FORMULA.search(plain(text)))
+
+
+def same_formula(gold: str, answer: str) -> bool:
+    r"""Returns whether two formulas have one value, by math-verify; False where it cannot tell in time.
+
+    math-verify bounds its time by SIGALRM, which exists only in a main thread and not on Windows. Elsewhere the
+    comparison runs in a process of its own, which is ended after 30 seconds.
+
+    >>> same_formula(r"2\sqrt{2}", r"\sqrt{8}"), same_formula(r"\sqrt{2}", "2")
+    (True, False)
+    """
+    pair = [f"\\boxed{{{text}}}" for text in (gold, answer)]
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM"):
+        from math_verify import parse, verify
+
+        return bool(verify(*map(parse, pair)))
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", _CODE], input=json.dumps(pair), capture_output=True, text=True, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if run.returncode:
+        raise RuntimeError(f"math-verify failed on gold={gold!r}, answer={answer!r}: {run.stderr[-500:]}")
+    return json.loads(run.stdout)
+
+
+def _vulgar(match: re.Match) -> str:
+    part = unicodedata.normalize("NFKC", match["part"]).replace("\u2044", "/")
+    return f"{match['whole']} {part}" if match["whole"] else part
+
+
+def _fraction(match: re.Match) -> str:
+    top, bottom = (match[2], match[3]) if match[2] is not None else (match[4], match[5])
+    simple = re.fullmatch(r"\s*\d+\s*", top) and re.fullmatch(r"\s*\d+\s*", bottom)
+    part = f"{top.strip()}/{bottom.strip()}" if simple else f"({top})/({bottom})"
+    return f"{match['whole']} {part}" if match["whole"] else part

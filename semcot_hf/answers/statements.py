@@ -1,0 +1,162 @@
+"""Where an output states its answer: its own part, its sentences, and what stands after an answer marker."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+# From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
+_HEADING = re.compile(r"####+(?!#)")
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_PHRASE = (
+    r"\b(?:answers?|(?:correct|best|right|most\s+\w+)\s+(?:choice|option))\b"
+    r"(?:[\s*_]*(?:\([^)\n]*\))?[\s*_]*[:=]"
+    r"|[^.?!:=\n]{0,120}?\b(?:is|are|was|equals|comes\s+to|(?:would|will|should|must)\s+be)\b(?!\s*not\b)\s*:?)"
+)
+# "To find the best answer, ..." and "to answer the question: ..." announce an answer without giving it.
+_ANNOUNCED = re.compile(r"\b(?:to|let's|let\s+us)\s+(?:\w+\s+){0,3}$", re.IGNORECASE)
+_LONGEST_BOX = 1000  # characters
+_FINAL = re.compile(r"\bfinal\s+" + _PHRASE, re.IGNORECASE)
+_CONCLUSION = re.compile(r"\b(?:so|thus|therefore|hence|in\s+conclusion)\b[^.?!:\n]{0,60}?" + _PHRASE, re.IGNORECASE)
+_ANSWER = re.compile(_PHRASE, re.IGNORECASE)
+
+_NEXT_QUESTION = re.compile(
+    r"^[ \t]*(?:#+[ \t]*|\*\*)?(?:Q|Question|QUESTION|Problem|User|Human)[ \t]*\d*(?:\*\*)?[ \t]*:|(?<=\s)Question:",
+    re.MULTILINE,
+)
+_RETRACTION = re.compile(
+    r"\b(?:wait|actually|correction|scratch that|on second thought|i made an? (?:mistake|error))\s*[,.:;!\u2014-]",
+    re.IGNORECASE,
+)
+# A full stop after a lone letter ("A. ignore") does not end a sentence.
+_SENTENCE = re.compile(r"\S.*?(?:(?:(?<!\b[A-Ja-j])\.|[!?])[\"')\]*_\u201d]*(?=\s|$)|$)", re.MULTILINE)
+_REQUEST = re.compile(
+    r"(?:^|[,;]\s*)\W*(?:then\s+|and\s+)?(?:calculate|compute|find|determine)\b"
+    r"|(?<!'s )(?<!is )\bhow\s+(?:many|much)\b",
+    re.IGNORECASE,
+)
+
+
+class Sentence(NamedTuple):
+    """A sentence or line: where it starts in the text, its words, and whether it asks instead of stating."""
+
+    start: int
+    text: str
+    asks: bool
+
+
+def own_part(output: str) -> str:
+    """Returns what belongs to the question asked: nothing from the next question's heading on, nothing taken back.
+
+    A model that runs on writes further questions and answers of its own. They neither rescue nor spoil what stands
+    before them. A heading that opens the output repeats the question asked and is kept.
+
+    >>> own_part("18" + chr(10) + "Question: 2 + 2?" + chr(10) + "Answer: 4").strip()
+    '18'
+    >>> own_part("The answer is 5. Wait, the answer is 6.").strip()
+    'the answer is 6.'
+    """
+    for heading in _NEXT_QUESTION.finditer(output):
+        if output[: heading.start()].strip():
+            output = output[: heading.start()]
+            break
+    retractions = list(_RETRACTION.finditer(output))
+    return output[retractions[-1].end() :] if retractions else output
+
+
+def sentences(text: str) -> list[Sentence]:
+    """Returns the sentences and lines that hold a letter or a digit.
+
+    >>> [(sentence.text, sentence.asks) for sentence in sentences("He has 1.5 l. How much is left?")]
+    [('He has 1.5 l.', False), ('How much is left?', True)]
+    """
+    found = []
+    for match in _SENTENCE.finditer(text):
+        words = match.group().strip()
+        if re.search(r"[^\W_]", words):
+            asks = words.rstrip("\"')]}*_\u201d ").endswith("?") or bool(_REQUEST.search(words) and "=" not in words)
+            found.append(Sentence(match.start(), words, asks))
+    return found
+
+
+def marked_values(text: str, parts: list[Sentence], strict: Callable, read: Callable) -> set[str]:
+    """Returns the values that stand after the strongest marker that has any.
+
+    A line further down that is another answer and nothing else counts as well, so that "The answer is 5. 6. 7." has
+    three. An output that ends by asking is an echo or a hedge: there only a bare answer counts after a marker.
+
+    Args:
+        text: the output's own part.
+        parts: its sentences.
+        strict: reads a line that must be an answer and nothing else.
+        read: reads a statement. Both return the set of values that they find.
+
+    >>> digits = lambda words: set(re.findall(r"[0-9]+", words))
+    >>> text = "The answer is 5. Final answer: 6"
+    >>> marked_values(text, sentences(text), digits, digits)
+    {'6'}
+    """
+    ends_by_asking = bool(parts) and parts[-1].asks
+    phrases = [_after(pattern) for pattern in (_FINAL, _CONCLUSION, _ANSWER)]
+    for find in (_after_heading, _boxes, *phrases):
+        reader = strict if ends_by_asking or find is _after_heading else read
+        values, end = set(), 0
+        for slot, stop in find(text, parts):
+            values |= reader(slot)
+            end = stop
+        if values:
+            return values.union(*(strict(part.text) for part in parts if part.start >= end and not part.asks))
+    return set()
+
+
+def only(values: set[str]) -> str | None:
+    """Returns the single value of a set, else None.
+
+    >>> only({"5"}), only({"5", "6"}), only(set())
+    ('5', None, None)
+    """
+    return next(iter(values)) if len(values) == 1 else None
+
+
+def answer_ends(text: str) -> Iterable[int]:
+    """Yields where the text after each `####` or answer phrase begins.
+
+    >>> list(answer_ends("Answer: 1 2 #### 3"))
+    [7, 16]
+    """
+    return sorted(match.end() for pattern in (_HEADING, _ANSWER) for match in pattern.finditer(text))
+
+
+def _after_heading(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
+    for match in _HEADING.finditer(text):
+        line = text[match.end() :].split("\n", 1)[0]
+        yield line, match.end() + len(line)
+
+
+def _boxes(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
+    for match in _BOX.finditer(text):
+        depth, end = 1, match.end()
+        while end < min(len(text), match.end() + _LONGEST_BOX) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        yield text[match.end() : end - (depth == 0)], end
+
+
+def _after(pattern: re.Pattern) -> Callable[[str, list[Sentence]], Iterable[tuple[str, int]]]:
+    """Returns a finder of what follows a phrase: the rest of its sentence, or the next one where nothing is left."""
+
+    def find(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
+        ends = [part.start + len(part.text) for part in parts]
+        for match in pattern.finditer(text):
+            if _ANNOUNCED.search(text[max(0, match.start() - 40) : match.start()]):
+                continue
+            for part in parts[bisect_right(ends, match.end()) :]:
+                end = part.start + len(part.text)
+                slot = text[max(match.end(), part.start) : end]
+                # A slot that ends on a colon introduces the statement that follows it.
+                if re.search(r"[^\W_]", slot) and not slot.rstrip("* ").endswith(":"):
+                    if not part.asks:
+                        yield slot, end
+                    break
+
+    return find

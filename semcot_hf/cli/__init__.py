@@ -1,0 +1,1 @@
+"""The `semcot` command."""

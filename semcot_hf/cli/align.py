@@ -1,0 +1,17 @@
+"""`semcot align`: stage 1, the alignment encoder."""
+
+from ..alignment_config import SemCoTAlignmentConfig
+from ..alignment_trainer import SemCoTAlignmentTrainer
+from .arguments import DataArguments, ModelArguments, load_splits, parse
+
+
+def run(argv):
+    """Train the encoder on the dataset's (reasoning, condensed reasoning) pairs and save it in `--output_dir`."""
+    data, models, args = parse("semcot align", (DataArguments, ModelArguments, SemCoTAlignmentConfig), argv)
+    splits = load_splits(data)
+    trainer = SemCoTAlignmentTrainer(
+        model=models.host, args=args, train_dataset=splits["train"], eval_dataset=splits.get("validation")
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    print(f"The alignment encoder is in {args.output_dir}. Next: semcot distill --alignment_encoder {args.output_dir}")

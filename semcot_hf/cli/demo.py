@@ -1,0 +1,49 @@
+"""`semcot demo`: the whole way on the embedded models, in minutes."""
+
+import dataclasses
+import logging
+import shlex
+import warnings
+from dataclasses import dataclass, field
+
+import datasets
+import transformers
+
+from .arguments import parse
+
+
+@dataclass
+class DemoArguments:
+    """Where the result goes, and how long the demo may take."""
+
+    output_dir: str = field(default="runs/demo", metadata={"help": "Folder of the model, the report and the plot."})
+    full: bool = field(default=False, metadata={"help": "Train up to an hour instead of minutes; resumable."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
+    seed: int = field(default=0, metadata={"help": "Seed of the questions and of both trainings."})
+
+
+def run(argv):
+    """Run the demo; prints its table, three answers and the next command."""
+    (arguments,) = parse("semcot demo", (DemoArguments,), argv)
+    _quiet()
+    from ..demo.pipeline import FULL, DemoSettings, run_demo
+    from ..evaluation import print_report
+
+    settings = dataclasses.replace(FULL if arguments.full else DemoSettings(), seed=arguments.seed)
+    command = shlex.join(["semcot", "demo", *argv])
+    report, answers = run_demo(arguments.output_dir, settings, overwrite=arguments.overwrite, command=command)
+    print_report(report)
+    print("\nReloaded by a process without semcot_hf, through pipeline('text-generation'):")
+    for question, answer in answers:
+        print(f"  {question}\n    -> {answer}")
+    print(f"\n{arguments.output_dir} holds model/, report.md, report.json and accuracy_vs_latency.png.")
+    print(f"Next: semcot evaluate --model {arguments.output_dir}/model --dataset coin_flip --output_dir runs/evaluation")
+
+
+def _quiet():
+    """The stages' own bars say what is going on; the libraries' bars and notes would bury them."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch")

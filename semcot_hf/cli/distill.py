@@ -1,0 +1,51 @@
+"""`semcot distill`: stage 2, the implicit-token generator."""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer
+
+from ..distillation_config import SemCoTDistillationConfig
+from ..distillation_trainer import SemCoTDistillationTrainer
+from ..modeling import SemCoTForCausalLM
+from .arguments import DataArguments, ModelArguments, load_splits, parse
+
+
+@dataclass
+class GeneratorArguments:
+    """What the generator makes."""
+
+    num_implicit_tokens: int = field(default=5, metadata={"help": "k, the number of implicit tokens."})
+    generator_mode: str = field(
+        default="parallel", metadata={"help": "'parallel' (one pass, the paper) or 'sequential' (one after another)."}
+    )
+    alignment_encoder: str | None = field(
+        default=None, metadata={"help": "Folder or id of the encoder that stage 1 saved; needed while alpha > 0."}
+    )
+
+
+def run(argv):
+    """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
+    data, models, generator, args = parse(
+        "semcot distill", (DataArguments, ModelArguments, GeneratorArguments, SemCoTDistillationConfig), argv
+    )
+    splits = load_splits(data)
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        models.host,
+        models.generator,
+        num_implicit_tokens=generator.num_implicit_tokens,
+        generator_mode=generator.generator_mode,
+    )
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        args=args,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("validation"),
+        processing_class=AutoTokenizer.from_pretrained(models.host),
+        alignment_encoder=generator.alignment_encoder,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    print(
+        f"The SemCoT checkpoint is in {args.output_dir}. "
+        f"Next: semcot evaluate --model {args.output_dir} --dataset {data.dataset}"
+    )

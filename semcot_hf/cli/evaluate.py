@@ -1,0 +1,58 @@
+"""`semcot evaluate`: a checkpoint or any causal LM, judged strictly, with intervals, latency and controls."""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .arguments import DataArguments, load_splits, parse
+
+
+@dataclass
+class EvaluateArguments:
+    """What is evaluated, and how."""
+
+    model: str = field(metadata={"help": "Folder or id of a SemCoT checkpoint or any causal LM."})
+    output_dir: str = field(metadata={"help": "Folder of the report, the plots and the answer to every question."})
+    split: str = field(default="test", metadata={"help": "Split of the dataset that is evaluated."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; told from the answers when left out."},
+    )
+    methods: list[str] | None = field(default=None, metadata={"help": "Of no_cot, cot, semcot; all by default."})
+    no_controls: bool = field(default=False, metadata={"help": "Leave the controls out."})
+    batch_size: int = field(default=64, metadata={"help": "Questions answered at once."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, explicit reasoning included."})
+    latency_samples: int = field(default=50, metadata={"help": "Questions whose latency is measured one by one."})
+    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    overwrite: bool = field(default=False, metadata={"help": "Discard another run's answers in output_dir."})
+    seed: int = field(default=0, metadata={"help": "Seed of the controls and of the questions for latency."})
+
+
+def run(argv):
+    """Evaluate and write the report; prints its table."""
+    from ..evaluation import evaluate, print_report
+
+    data, args = parse("semcot evaluate", (DataArguments, EvaluateArguments), argv)
+    splits = load_splits(data)
+    if args.split not in splits:
+        raise ValueError(f"split={args.split!r}: {data.dataset} has the splits {sorted(splits)}.")
+    options = {"trust_remote_code": args.trust_remote_code}
+    report = evaluate(
+        AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options),
+        AutoTokenizer.from_pretrained(args.model, **options),
+        splits[args.split],
+        task=args.task,
+        methods=args.methods,
+        controls=not args.no_controls,
+        output_dir=args.output_dir,
+        overwrite=args.overwrite,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        latency_samples=args.latency_samples,
+        seed=args.seed,
+        model_name=args.model,
+        dataset_name=data.dataset,
+    )
+    print_report(report)
+    print(f"The report and the answer to every question are in {args.output_dir}.")

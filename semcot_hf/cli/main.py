@@ -1,0 +1,54 @@
+"""The `semcot` command: picks the sub-command and turns expected failures into one clear line."""
+
+import errno
+import os
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "go the whole way on the embedded models: align, distill, evaluate, save, reload",
+    "align": "stage 1: train the alignment encoder on (reasoning, condensed reasoning) pairs",
+    "distill": "stage 2: train the generator and its projection with the host frozen",
+    "evaluate": "accuracy with intervals, latency and the controls, of a checkpoint or any causal LM",
+}
+
+
+def main(argv=None):
+    """Run `semcot COMMAND [flags]`; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        print(f"semcot: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    # Set before the libraries that read them at import.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        return import_module(f".{command.replace('-', '_')}", __package__).run(rest) or 0
+    except KeyboardInterrupt:
+        print("\nsemcot: interrupted; nothing unfinished was left in place of a result.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            print(f"semcot: the disk is full ({error.filename or 'no file named'}); free space and rerun.", file=sys.stderr)
+            return 1
+        print(f"semcot: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"semcot: {error}", file=sys.stderr)
+        return 1
+
+
+def _usage():
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: semcot COMMAND [--config FILE.yaml] [flags]", "", *lines, "", "semcot COMMAND --help explains its flags."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""The embedded demo models: where they are."""
+
+from pathlib import Path
+
+HOST_PATH = Path(__file__).parent / "models" / "host"
+GENERATOR_PATH = Path(__file__).parent / "models" / "generator"
+
+__all__ = ["GENERATOR_PATH", "HOST_PATH"]

@@ -1,0 +1,225 @@
+"""The demo: both training stages, the evaluation with its controls, and a reload where semcot_hf is not installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..alignment_config import SemCoTAlignmentConfig
+from ..alignment_trainer import SemCoTAlignmentTrainer
+from ..data import load_reasoning_dataset
+from ..distillation_config import SemCoTDistillationConfig
+from ..distillation_trainer import SemCoTDistillationTrainer
+from ..evaluation import evaluate
+from ..modeling import SemCoTForCausalLM
+from . import GENERATOR_PATH, HOST_PATH
+from .progress import StageCallback, Stages
+
+STAGES = ("task", "alignment", "distillation", "evaluation", "reload")
+
+# Run by a Python that cannot import semcot_hf: what a user without it sees.
+RELOAD = """
+import json, sys
+sys.modules["semcot_hf"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder, questions = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+chats = [[{"role": "user", "content": question}] for question in questions]
+replies = answer(chats, max_new_tokens=8, do_sample=False, return_full_text=False)
+print(json.dumps([reply[0]["generated_text"].strip() for reply in replies]))
+"""
+
+
+@dataclass
+class DemoSettings:
+    """Sizes of the demo; they travel with the unfinished run, which goes on only under the same ones.
+
+    Args:
+        train_samples, eval_samples: questions of CoinFlip, with `min_people` to `max_people` people.
+        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token must tell.
+        alignment_steps, distillation_steps, batch_size, learning_rate: the two trainings.
+    """
+
+    train_samples: int = 20_000
+    eval_samples: int = 500
+    min_people: int = 3
+    max_people: int = 10
+    num_implicit_tokens: int = 5
+    steps_per_token: int = 2
+    alignment_steps: int = 60
+    distillation_steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    alpha: float = 0.1
+    step_weight: float = 1.0
+    seed: int = 0
+
+
+FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, alignment_steps=300, distillation_steps=6_000)
+
+
+def run_demo(output_dir, settings, *, overwrite=False, stages=None, command=None):
+    """Go the whole way and leave `model/`, `report.md`, `report.json` and the plot in `output_dir`.
+
+    All work is done in `<output_dir>.unfinished`, which takes the name `output_dir` when everything is there. A run
+    that was stopped goes on from its finished stages and its last training checkpoint.
+
+    Returns:
+        The report, and the three questions with their answers from the process without semcot_hf.
+
+    Raises:
+        ValueError: when `output_dir` holds something already and `overwrite` is not set.
+        RuntimeError: when the reloaded checkpoint cannot answer.
+    """
+    output = Path(output_dir)
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"output_dir={str(output)!r} holds a result already: choose another, or pass --overwrite.")
+    work = output.with_name(output.name + ".unfinished")
+    _start(work, settings)
+    stages = stages or Stages(STAGES)
+    with stages:
+        stages.start("task")
+        data = load_reasoning_dataset(
+            "coin_flip",
+            num_samples=settings.train_samples,
+            num_validation=500,
+            num_test=settings.eval_samples,
+            seed=settings.seed,
+            min_people=settings.min_people,
+            max_people=settings.max_people,
+        )
+        stages.finish()
+        encoder = _align(work, settings, data, stages)
+        _distill(work, settings, data, encoder, stages)
+        stages.start("evaluation")
+        report = evaluate(
+            AutoModelForCausalLM.from_pretrained(work / "model"),
+            AutoTokenizer.from_pretrained(work / "model"),
+            data["test"],
+            output_dir=work / "evaluation",
+            overwrite=True,
+            max_new_tokens=128,
+            seed=settings.seed,
+            model_name="demo",
+            dataset_name="coin_flip",
+            command=command,
+            progress=lambda _, share: stages.update(share),
+        )
+        stages.finish()
+        stages.start("reload")
+        answers = _reload(work / "model", data["test"]["query"][:3])
+        stages.finish()
+    for name in ("report.md", "report.json", "accuracy_vs_latency.png"):
+        shutil.copy(work / "evaluation" / name, work / name)
+    shutil.rmtree(work / "distillation", ignore_errors=True)
+    shutil.rmtree(work / "alignment", ignore_errors=True)
+    os.remove(work / "settings.json")
+    if output.exists():
+        shutil.rmtree(output)
+    os.replace(work, output)
+    return report, answers
+
+
+def _start(work, settings):
+    """Make the work folder; one of other settings is of no use any more."""
+    path, wanted = work / "settings.json", asdict(settings)
+    if work.exists() and (not path.exists() or json.loads(path.read_text() or "null") != wanted):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(wanted, indent=2))
+
+
+def _write(path, text):
+    partial = path.with_suffix(".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _align(work, settings, data, stages):
+    """Stage 1; a finished encoder is taken over."""
+    folder = work / "encoder"
+    stages.start("alignment")
+    if not folder.exists():
+        trainer = SemCoTAlignmentTrainer(
+            model=str(HOST_PATH),
+            args=SemCoTAlignmentConfig(
+                str(work / "alignment"),
+                max_steps=settings.alignment_steps,
+                per_device_train_batch_size=settings.batch_size,
+                seed=settings.seed,
+                save_strategy="no",
+                eval_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            train_dataset=data["train"].select(range(min(4_000, len(data["train"])))),
+            eval_dataset=data["validation"],
+            callbacks=[StageCallback(stages)],
+        )
+        trainer.train()
+        trainer.save_model(str(work / "encoder.tmp"))
+        os.replace(work / "encoder.tmp", folder)
+    stages.finish()
+    return str(folder)
+
+
+def _distill(work, settings, data, encoder, stages):
+    """Stage 2, from its last checkpoint where there is one; a finished model is taken over."""
+    folder, runs = work / "model", work / "distillation"
+    stages.start("distillation")
+    if not folder.exists():
+        model = SemCoTForCausalLM.from_host_generator_pretrained(
+            str(HOST_PATH),
+            str(GENERATOR_PATH),
+            num_implicit_tokens=settings.num_implicit_tokens,
+            generator_mode="sequential",
+        )
+        trainer = SemCoTDistillationTrainer(
+            model=model,
+            args=SemCoTDistillationConfig(
+                str(runs),
+                max_steps=settings.distillation_steps,
+                per_device_train_batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                warmup_steps=50,
+                projection_warmup=0.0,
+                alpha=settings.alpha,
+                step_weight=settings.step_weight,
+                steps_per_token=settings.steps_per_token,
+                include_host=True,
+                seed=settings.seed,
+                save_steps=500,
+                save_total_limit=1,
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            train_dataset=data["train"],
+            processing_class=AutoTokenizer.from_pretrained(str(HOST_PATH)),
+            alignment_encoder=encoder,
+            callbacks=[StageCallback(stages)],
+        )
+        trainer.train(resume_from_checkpoint=any(runs.glob("checkpoint-*")))
+        trainer.save_model(str(work / "model.tmp"))
+        os.replace(work / "model.tmp", folder)
+    stages.finish()
+
+
+def _reload(folder, questions):
+    """Answers of a fresh process in which semcot_hf cannot be imported, as (question, answer) pairs."""
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(folder.resolve()), json.dumps(questions)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the reloaded checkpoint in {folder} failed:\n{done.stderr[-2000:]}")
+    return list(zip(questions, json.loads(done.stdout.strip().splitlines()[-1]), strict=True))

@@ -1,0 +1,92 @@
+"""Arguments of stage 2, the distillation of reasoning into implicit tokens."""
+
+from dataclasses import dataclass, field
+
+from trl.trainer.base_config import _BaseConfig
+
+from .prompts import ANSWER_PROMPT
+
+ALIGNMENT_VIEWS = ("embedding", "hidden_state")
+
+
+@dataclass
+class SemCoTDistillationConfig(_BaseConfig):
+    """Arguments of `SemCoTDistillationTrainer`; those not named here are transformers' `TrainingArguments`.
+
+    The loss is L = alpha * L_reason + (1 - alpha) * L_answer + step_weight * L_step + kl_weight * L_KL
+    + hidden_weight * L_hidden (SemCoT, section 3.2; SIM-CoT; CODI). An objective of weight 0 is not computed.
+    """
+
+    alpha: float = field(
+        default=0.25, metadata={"help": "Weight of the semantic alignment; the answer's cross-entropy has 1 - alpha."}
+    )
+    step_weight: float = field(
+        default=0.0, metadata={"help": "Weight of SIM-CoT's step decoder, which must tell each token's reasoning step."}
+    )
+    kl_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the KL to the host's answer distribution after its explicit CoT."}
+    )
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "Weight of CODI's hidden-state loss at the token before the answer."}
+    )
+    alignment_view: str = field(
+        default="embedding",
+        metadata={
+            "help": "How implicit tokens enter the alignment encoder: 'embedding' (the tokens themselves) or "
+            "'hidden_state' (the host's states at their positions, of the layer the text's states are taken from)."
+        },
+    )
+    steps_per_token: int = field(
+        default=1, metadata={"help": "Reasoning steps told by one implicit token; surplus steps join the last token."}
+    )
+    step_decoder: str = field(
+        default="generator",
+        metadata={"help": "Step decoder to start from: 'generator' (a copy of the generator's LM), an id or a path."},
+    )
+    keep_step_decoder: bool = field(
+        default=True, metadata={"help": "Save the step decoder as the reader of the tokens; generation never runs it."}
+    )
+    projection_warmup: float = field(
+        default=0.1,
+        metadata={"help": "Share of all steps that train the projection and <thought> only (0 skips the phase)."},
+    )
+    answer_prompt: str = field(
+        default=ANSWER_PROMPT, metadata={"help": "Text between the implicit tokens and the answer."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Longest prompt plus answer in tokens; longer rows are an error. None: the host's context."},
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the dataset."})
+    eval_generations: int = field(
+        default=0, metadata={"help": "Evaluation questions answered by generation at each evaluation (0: none)."}
+    )
+    generation_max_new_tokens: int = field(default=32, metadata={"help": "Longest generated answer in tokens."})
+    include_host: bool | None = field(
+        default=None, metadata={"help": "Save the host with the model; None includes one that has no id or path."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
+    # TRL sets this by default, which transformers deprecates in favour of activation_checkpointing.
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Use activation_checkpointing."})
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _has_bf16_accelerator()
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}: must lie within 0 and 1.")
+        for name in ("step_weight", "kl_weight", "hidden_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
+        if not 0 <= self.projection_warmup < 1:
+            raise ValueError(f"projection_warmup={self.projection_warmup}: must be at least 0 and less than 1.")
+        if self.steps_per_token < 1:
+            raise ValueError(f"steps_per_token={self.steps_per_token}: must be 1 or more.")
+        if self.alignment_view not in ALIGNMENT_VIEWS:
+            raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
+
+
+def _has_bf16_accelerator():
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

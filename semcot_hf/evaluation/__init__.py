@@ -1,0 +1,36 @@
+"""Evaluation: answers, judging, controls, latency, statistics and reports."""
+
+from .comparison import compare_runs, summarize_runs
+from .controls import CONTROLS, ControlTokens
+from .evaluate import evaluate
+from .generate_answers import METHODS, Answer, answer_questions
+from .latency import measure_latency
+from .plots import save_plots
+from .report import markdown_report, print_report
+from .statistics import (
+    accuracy_interval,
+    mcnemar,
+    paired_difference_interval,
+    summarize_latency,
+    summarize_seeds,
+)
+
+__all__ = [
+    "CONTROLS",
+    "METHODS",
+    "Answer",
+    "ControlTokens",
+    "accuracy_interval",
+    "answer_questions",
+    "compare_runs",
+    "evaluate",
+    "markdown_report",
+    "mcnemar",
+    "measure_latency",
+    "paired_difference_interval",
+    "print_report",
+    "save_plots",
+    "summarize_latency",
+    "summarize_runs",
+    "summarize_seeds",
+]

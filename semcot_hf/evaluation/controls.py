@@ -1,0 +1,149 @@
+"""Controls: does the answer depend on what the implicit tokens say, or only on their being there?"""
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+
+from .generate_answers import pad_left, plan_batches
+from .statistics import mcnemar
+
+CONTROL_NAMES = {
+    "none": "no tokens (k = 0)",
+    "other_question": "another question's tokens",
+    "mean": "the mean tokens",
+    "noise": "noise of the same norm",
+}
+CONTROLS = tuple(CONTROL_NAMES)
+SIGNIFICANCE = 0.05
+
+
+def derangement(n: int, seed: int = 0) -> list[int]:
+    """Another question for each of `n` questions: one cycle through all of them, drawn by Sattolo's algorithm.
+
+    Raises:
+        ValueError: for fewer than 2 questions.
+
+    >>> derangement(5, seed=1)
+    [3, 4, 1, 2, 0]
+    """
+    if n < 2:
+        raise ValueError(f"n={n}: the control 'other_question' needs at least 2 questions.")
+    others, rng = list(range(n)), random.Random(seed)
+    for last in range(n - 1, 0, -1):
+        chosen = int(rng.random() * last)
+        others[last], others[chosen] = others[chosen], others[last]
+    return others
+
+
+def noise_like(tokens: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Gaussian noise of the same shape whose every token (last dimension) has the norm of the token it stands for.
+
+    >>> tokens = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
+    >>> torch.linalg.vector_norm(noise_like(tokens), dim=-1).round(decimals=4)
+    tensor([[5., 2.]])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(tokens.shape, generator=generator)
+    norms = torch.linalg.vector_norm(tokens.float(), dim=-1, keepdim=True)
+    return (noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True) * norms).to(tokens.dtype)
+
+
+class ControlTokens:
+    """The implicit tokens of all evaluation questions, made once when first needed, and their controls.
+
+    Args:
+        model: the `SemCoTForCausalLM`.
+        prompts: token ids of the questions' prompts.
+        batch_size: prompts at once.
+        seed: of the other question and of the noise.
+    """
+
+    def __init__(self, model, prompts: Sequence[list[int]], *, batch_size: int, seed: int = 0):
+        self.model, self.prompts, self.batch_size, self.seed = model, prompts, batch_size, seed
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:
+        """Z of every question, (questions, k, host hidden size), on the CPU."""
+        device = self.model.get_input_embeddings().weight.device
+        made = None
+        for batch in plan_batches([len(prompt) for prompt in self.prompts], self.batch_size):
+            ids, mask = pad_left([self.prompts[index] for index in batch])
+            with torch.no_grad():
+                part = self.model.implicit_embeddings(ids.to(device), mask.to(device)).cpu()
+            if made is None:
+                made = torch.empty(len(self.prompts), *part.shape[1:], dtype=part.dtype)
+            made[batch] = part
+        return made
+
+    @cached_property
+    def _others(self) -> list[int]:
+        return derangement(len(self.prompts), self.seed)
+
+    @cached_property
+    def _mean(self) -> torch.Tensor:
+        return self.tokens.float().mean(dim=0).to(self.tokens.dtype)
+
+    @cached_property
+    def _noise(self) -> torch.Tensor:
+        return noise_like(self.tokens, self.seed)
+
+    def embeddings(self, control: str, indices: list[int]) -> torch.Tensor:
+        """Implicit embeddings (len(indices), k, host hidden size) of a control for the questions at `indices`.
+
+        Args:
+            control: "other_question" (each question gets the tokens of another one, drawn once), "mean" (the mean
+                over all questions, token by token) or "noise" (Gaussian, of the same norm token by token).
+            indices: the questions.
+        """
+        if control == "other_question":
+            return self.tokens[[self._others[index] for index in indices]]
+        if control == "mean":
+            return self._mean.expand(len(indices), -1, -1)
+        if control == "noise":
+            return self._noise[indices]
+        raise ValueError(f"control={control!r}: must be one of {CONTROLS[1:]}.")
+
+
+def verdict(
+    semcot: Sequence[bool], no_cot: Sequence[bool], controls: Mapping[str, Sequence[bool]]
+) -> tuple[bool, str]:
+    """Whether the implicit tokens carry the reasoning, and the sentence that says so.
+
+    They do when SemCoT is significantly better than no CoT and than every control (exact McNemar test, p < 0.05 each;
+    since all conditions must hold, no correction for their number is needed).
+
+    Args:
+        semcot, no_cot: verdicts question by question.
+        controls: those of each control but "none", which is no CoT.
+
+    >>> verdict([True] * 9 + [False], [False] * 10, {"noise": [True] * 8 + [False] * 2})[1]
+    'It is not shown that the implicit tokens carry the reasoning: SemCoT (90.0 %) is not significantly better than \
+noise of the same norm (80.0 %, p = 1.00).'
+    >>> verdict([True] * 9 + [False], [False] * 10, {"noise": [False] * 10})
+    (True, 'The implicit tokens carry the reasoning: SemCoT (90.0 %) is significantly better than no CoT (0.0 %) and \
+than every control (at best noise of the same norm, 0.0 %), paired p < 0.05 each.')
+    """
+    failed = []
+    for name, other in [("no CoT", no_cot), *((CONTROL_NAMES[control], run) for control, run in controls.items())]:
+        p_value = mcnemar(semcot, other)
+        if p_value >= SIGNIFICANCE:
+            failed.append(f"{name} ({_percent(other)}, p = {p_value:.2f})")
+        elif sum(semcot) < sum(other):
+            failed.append(f"{name} ({_percent(other)}, which is better)")
+    if failed:
+        return False, (
+            f"It is not shown that the implicit tokens carry the reasoning: SemCoT ({_percent(semcot)}) is not "
+            f"significantly better than {' or '.join(failed)}."
+        )
+    best = max(controls, key=lambda control: sum(controls[control]))
+    return True, (
+        f"The implicit tokens carry the reasoning: SemCoT ({_percent(semcot)}) is significantly better than no CoT "
+        f"({_percent(no_cot)}) and than every control (at best {CONTROL_NAMES[best]}, {_percent(controls[best])}), "
+        f"paired p < {SIGNIFICANCE} each."
+    )
+
+
+def _percent(verdicts: Sequence[bool]) -> str:
+    return f"{100 * sum(verdicts) / len(verdicts):.1f} %"

@@ -1,0 +1,80 @@
+"""Latency: seconds per query of several methods on one machine, measured side by side; peak memory."""
+
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from .generate_answers import synchronized_time
+from .statistics import summarize_latency
+
+
+def measure_latency(
+    calls: Mapping[str, Callable[[list[str]], object]],
+    queries: Sequence[str],
+    *,
+    device: torch.device,
+    batch_sizes: Sequence[int] = (1,),
+    warmup: int = 2,
+    progress: Callable[[str, int], None] | None = None,
+) -> dict[str, list[dict]]:
+    """Measure seconds per query of each method.
+
+    The methods take turns batch by batch, in an order that rotates, so that whatever else the machine does hits them
+    all alike. On a GPU the clock is read only when its queue is empty.
+
+    Args:
+        calls: for each method, what answers a list of queries.
+        queries: the questions, the same for each method.
+        device: where the model runs.
+        batch_sizes: sizes to measure at; queries that fill no batch are left out, but one batch is always measured.
+        warmup: batches run beforehand by each method and not counted.
+        progress: called with the method and the number of queries after each counted batch.
+
+    Returns:
+        For each method a list, in the order of `batch_sizes`, of `batch_size`, `median` and `p95` (seconds per query),
+        `n` (batches) and `peak_memory_bytes` (GPU memory; `None` on CPU, where it cannot be told by method).
+
+    Raises:
+        ValueError: when there is no query.
+    """
+    if not queries:
+        raise ValueError("queries is empty: latency needs at least one question.")
+    names, cuda = list(calls), device.type == "cuda"
+    results: dict[str, list[dict]] = {name: [] for name in names}
+    for size in batch_sizes:
+        batches = [list(queries[start : start + size]) for start in range(0, len(queries), size)]
+        batches = [batch for batch in batches if len(batch) == size] or batches[:1]
+        for name in names:
+            for turn in range(warmup):
+                calls[name](batches[turn % len(batches)])
+        seconds, peaks = {name: [] for name in names}, dict.fromkeys(names, 0)
+        for turn, batch in enumerate(batches):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:
+                if cuda:
+                    torch.cuda.reset_peak_memory_stats(device)
+                start = synchronized_time(device)
+                calls[name](batch)
+                seconds[name].append((synchronized_time(device) - start) / len(batch))
+                if cuda:
+                    peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
+                if progress is not None:
+                    progress(name, len(batch))
+        for name in names:
+            results[name].append(
+                {
+                    "batch_size": size,
+                    **summarize_latency(seconds[name]),
+                    "peak_memory_bytes": peaks[name] if cuda else None,
+                }
+            )
+    return results
+
+
+def process_peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,132 @@
+"""Plots of a report: accuracy against latency, by number of steps, and by number of implicit tokens."""
+
+import io
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .controls import CONTROL_NAMES
+from .records import write_atomically
+from .report import METHOD_NAMES, percent
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = {"no_cot": "#D55E00", "cot": "#0072B2", "semcot": "#009E73"}
+GREY = "#6e6e6e"
+
+
+def save_plots(report: dict, folder: Path) -> list[Path]:
+    """Write the plots that the report has figures for, as PNG, and return their paths."""
+    figures = {}
+    if report["latency"]:
+        figures["accuracy_vs_latency.png"] = plot_accuracy_vs_latency(report)
+    if any(len(row["by_steps"]) > 1 for row in report["rows"]):
+        figures["accuracy_by_steps.png"] = plot_accuracy_by_steps(report)
+    if len(report["by_k"]) > 1:
+        figures["accuracy_by_k.png"] = plot_accuracy_by_k(report)
+    for name, figure in figures.items():
+        image = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(image)
+        write_atomically(folder / name, image.getvalue())
+    return [folder / name for name in figures]
+
+
+def plot_accuracy_vs_latency(report: dict) -> Figure:
+    """Each method's accuracy with its interval against its median seconds per query; the best control as a line."""
+    figure, axes = _axes(_title(report, "Accuracy against time per query"))
+    times = [row["seconds_per_query"] for row in report["rows"]]
+    unit, scale = ("ms", 1000) if max(times) < 1 else ("s", 1)
+    middle = (min(times) * max(times)) ** 0.5
+    for row in report["rows"]:
+        x, y = scale * row["seconds_per_query"], 100 * row["accuracy"]
+        low, high = (100 * bound for bound in row["ci95"])
+        colour = COLOURS[row["method"]]
+        axes.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, markersize=8, capsize=4)
+        left = row["seconds_per_query"] <= middle
+        axes.annotate(
+            f"{METHOD_NAMES[row['method']]}\n{percent(row['accuracy'])}, {x:.3g} {unit}",
+            (x, y),
+            xytext=(12 if left else -12, 0),
+            textcoords="offset points",
+            ha="left" if left else "right",
+            va="center",
+            color=colour,
+        )
+    if report["controls"]:
+        best = max(report["controls"], key=lambda row: row["accuracy"])
+        axes.axhline(100 * best["accuracy"], color=GREY, linestyle="--", linewidth=1, zorder=0)
+        axes.annotate(
+            f"SemCoT's best control: {CONTROL_NAMES[best['control']]}, {percent(best['accuracy'])}",
+            (0.99, 100 * best["accuracy"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize="small",
+            color=GREY,
+        )
+    if max(times) > 3 * min(times):
+        axes.set_xscale("log")
+        axes.set_xlim(scale * min(times) / 1.6, scale * max(times) * 1.6)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+    else:
+        axes.set_xlim(0, scale * max(times) * 1.5)
+    size = next(iter(report["latency"]["methods"].values()))[0]["batch_size"]
+    device = report["environment"]["device"]
+    axes.set_xlabel(f"median time per query in {unit} (batch size {size}, {device})")
+    return figure
+
+
+def plot_accuracy_by_steps(report: dict) -> Figure:
+    """Each method's accuracy over the number of reasoning steps of the question, with 95 % intervals."""
+    figure, axes = _axes(_title(report, "Accuracy by number of reasoning steps"))
+    ends = []
+    for row in report["rows"]:
+        steps = [group["steps"] for group in row["by_steps"]]
+        _line(axes, steps, row["by_steps"], COLOURS[row["method"]])
+        ends.append((100 * row["by_steps"][-1]["accuracy"], row["method"]))
+    # Labels at the lines' ends, moved apart where lines meet.
+    height = -5.0
+    for y, method in sorted(ends):
+        height = max(y, height + 5)
+        axes.annotate(
+            METHOD_NAMES[method], (steps[-1], height), xytext=(10, 0), textcoords="offset points", va="center",
+            color=COLOURS[method], annotation_clip=False,
+        )  # fmt: skip
+    axes.set_xticks(steps)
+    axes.set_xlabel("reasoning steps in the question")
+    return figure
+
+
+def plot_accuracy_by_k(report: dict) -> Figure:
+    """SemCoT's accuracy over the number of implicit tokens, with 95 % intervals."""
+    figure, axes = _axes(_title(report, "SemCoT's accuracy by number of implicit tokens"))
+    counts = [row["implicit_tokens"] for row in report["by_k"]]
+    _line(axes, counts, report["by_k"], COLOURS["semcot"])
+    axes.set_xticks(counts)
+    axes.set_xlabel("implicit tokens k")
+    return figure
+
+
+def _title(report, title):
+    return f"{title}\n{report['dataset'] or report['task']}, {report['rows'][0]['n']} questions, 95 % intervals"
+
+
+def _axes(title):
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set_ylabel("accuracy in %")
+    axes.set_ylim(-2, 104)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _line(axes, xs, groups, colour):
+    low, high = ([100 * group["ci95"][side] for group in groups] for side in (0, 1))
+    axes.plot(xs, [100 * group["accuracy"] for group in groups], "o-", color=colour)
+    axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)

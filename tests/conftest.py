@@ -1,0 +1,109 @@
+"""Shared by all tests: offline, one thread, the optional data folder, a tiny tokenizer and tiny random models."""
+
+import os
+import sys
+
+# Read when the libraries are imported, so they are set before any of them is.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+
+from pathlib import Path  # noqa: E402
+
+# Test files share plain helper modules that stand beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed  # noqa: E402
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
+
+from semcot_hf import SemCoTForCausalLM  # noqa: E402
+
+torch.set_num_threads(1)
+
+VOCAB_SIZE = 320
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}{{ '<' + message.role + '>' + message.content + '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<assistant>' }}{%- endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder with the paper's data sets, beside the repository."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the paper's data sets are not there: ../shared/data is missing")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of VOCAB_SIZE tokens with a chat template: pad 0, bos 1, eos 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    text = "Question: Ann has three apples and gives one to Bob. How many apples has Ann now?\nAnswer: 2"
+    tokenizer.train_from_iterator([text] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_lm():
+    """Function (family, hidden_size=32, seed=0, dtype=float64, **config) -> a random causal LM in eval mode.
+
+    Weights are drawn wide enough for every input token to matter; in float64 two logits are never equal. No token ends
+    a generation unless `eos_token_id` is given.
+    """
+
+    def make(family="llama", hidden_size=32, seed=0, dtype=torch.float64, **changes):
+        sizes = dict(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=hidden_size,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+        if family == "gpt2":
+            for name in ("intermediate_size", "num_key_value_heads"):
+                del sizes[name]
+        elif family.startswith(("gemma", "qwen3")):
+            sizes["head_dim"] = hidden_size // 4
+        set_seed(seed)
+        config = CONFIG_MAPPING[family](**{**sizes, **changes})
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_semcot(tiny_lm):
+    """Function (host=None, generator=None, num_implicit_tokens=3, **config fields) -> a random SemCoT model."""
+
+    def make(host=None, generator=None, num_implicit_tokens=3, seed=0, **fields):
+        host = tiny_lm("llama", seed=seed) if host is None else host
+        generator = tiny_lm("llama", hidden_size=16, seed=seed + 1) if generator is None else generator
+        set_seed(seed + 2)
+        return SemCoTForCausalLM.from_host_generator_pretrained(
+            host, generator, num_implicit_tokens=num_implicit_tokens, **fields
+        )
+
+    return make

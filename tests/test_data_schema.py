@@ -1,0 +1,76 @@
+"""Any row of text becomes a row of the schema."""
+
+import pytest
+
+from semcot_hf.data.schema import COLUMNS, split_answer, split_steps, to_row
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "steps"),
+    [
+        ("<<1+1=2>>", ["<<1+1=2>>"]),
+        ("<<1+1=2>>\n<<2+2=4>>", ["<<1+1=2>>", "<<2+2=4>>"]),
+        ("Half is 30 / 2 = 15. The rest is 15.", ["Half is 30 / 2 = 15.", "The rest is 15."]),
+        ("It costs $4.50. So 2 cost $9.", ["It costs $4.50.", "So 2 cost $9."]),
+        ("Dr. No met Mrs. Bo vs. St. Paul. All won.", ["Dr. No met Mrs. Bo vs. St. Paul.", "All won."]),
+        ("1. Add 2. 2. Take 3.", ["1. Add 2.", "2. Take 3."]),
+        ('He said "Stop." Then he left.', ['He said "Stop."', "Then he left."]),
+        ("First:\n\\[\n2+2\n\\]\n\nSo 4. Done.", ["First:", "2+2", "So 4. Done."]),
+        ("one step with no end", ["one step with no end"]),
+        ("5 6 + 0 1 ( 5 7 )", ["5 6", "+ 0 1 ( 5 7 )"]),
+        ("", []),
+    ],
+)
+def test_split_steps(reasoning, steps):
+    assert split_steps(reasoning) == steps
+
+
+def test_split_answer_takes_the_last_mark_of_the_last_line_only():
+    assert split_answer("#### Step 1\nAdd.\n#### 4") == ("#### Step 1\nAdd.", "4")
+    assert split_answer("#### Step 1\nAdd.") == ("", "#### Step 1\nAdd.")
+
+
+def row_of(example, **columns):
+    return to_row(example, columns or {name: name for name in example})
+
+
+def test_missing_optional_fields_are_empty():
+    row = row_of({"query": " 1+1? ", "answer": 2})
+    assert row == {"query": "1+1?", "reasoning": "", "condensed_reasoning": "", "answer": "2", "steps": []}
+    assert tuple(row) == COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(18.0, "18"), (0.5, "0.5"), (70000.0, "70000"), (True, "yes"), (False, "no"), (None, ""), (float("nan"), "")],
+)
+def test_answers_become_text(value, text):
+    assert row_of({"query": "?", "answer": value})["answer"] == text
+
+
+def test_reasoning_is_found_where_it_is():
+    assert row_of({"query": "?", "answer": "1+1=2 #### 2"})["reasoning"] == "1+1=2"
+    kept = row_of({"query": "?", "reasoning": "#### Sum\n1+1=2", "answer": "Two. #### 2"})
+    assert (kept["reasoning"], kept["answer"]) == ("#### Sum\n1+1=2", "2")
+    joined = row_of({"query": "?", "reasoning": "1+1=2\n#### 2"})
+    assert (joined["reasoning"], joined["answer"], joined["steps"]) == ("1+1=2", "2", ["1+1=2"])
+    listed = row_of({"query": "?", "steps": ["<<1+1=2>>", "<<2+1=3>>"], "answer": "3"})
+    assert (listed["reasoning"], listed["steps"]) == ("<<1+1=2>> <<2+1=3>>", ["<<1+1=2>>", "<<2+1=3>>"])
+
+
+def test_conversations():
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "2+2?"},
+    ]
+    row = row_of({"prompt": prompt, "completion": [{"role": "assistant", "content": "<<2+2=4>>\n#### 4"}]})
+    assert (row["query"], row["reasoning"], row["answer"]) == ("2+2?", "<<2+2=4>>", "4")
+    with pytest.raises(ValueError, match="column 'prompt' holds .* messages of which one with role 'user' has text"):
+        row_of({"prompt": prompt[:1], "completion": "4"})
+
+
+def test_a_row_without_an_answer_is_refused():
+    with pytest.raises(ValueError, match="no column holds the answer, and the reasoning '1.1=2' ends on no '####"):
+        row_of({"query": "?", "reasoning": "1+1=2"})

@@ -1,0 +1,66 @@
+"""Questions are normalised, and owned by splits, by their text alone."""
+
+import pytest
+
+from semcot_hf.data.splits import SPLITS, draw_distinct, normalise_question, question_fraction, split_of
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Is the coin still heads up?", "  is the COIN\n still heads up "),
+        ("Ann’s pie costs $1,200.", "ann's pie costs $1200"),
+        ("She said “four”, twice!", "She said 'four' twice"),
+        ("\u00bd of it", "1\u20442 of it"),
+    ],
+)
+def test_wording_alone_does_not_make_a_new_question(one, other):
+    assert normalise_question(one) == normalise_question(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 3 + 4?", "What is 3 - 4?"),
+        ("What is -4?", "What is 4?"),
+        ("What is 3.5?", "What is 35?"),
+        ("Sum of 1,2,3", "Sum of 12,3"),
+        ("7 6 * 1 2", "7 6 + 1 2"),
+        ("It costs 5%", "It costs $5"),
+    ],
+)
+def test_other_numbers_and_signs_make_a_new_question(one, other):
+    assert normalise_question(one) != normalise_question(other)
+
+
+def test_hash_shares_are_even_and_depend_on_the_seed():
+    fractions = [question_fraction(f"question {i}") for i in range(4000)]
+    assert all(0 <= fraction < 1 for fraction in fractions)
+    assert abs(sum(fractions) / 4000 - 0.5) < 0.02
+    shares = [[split_of(f"question {i}") for i in range(4000)].count(split) / 4000 for split in SPLITS]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+    moved = sum((question_fraction(f"question {i}", 1) < 0.1) != (fractions[i] < 0.1) for i in range(4000))
+    assert moved > 500
+
+
+def test_draws_are_distinct_repeatable_and_extend_one_another():
+    def draw(rng):
+        number = rng.randrange(300)
+        return f"{number}?", number
+
+    drawn = [list(draw_distinct(draw, n, task="t", seed=3, split="train")) for n in (20, 60, 60)]
+    assert drawn[1] == drawn[2] and drawn[1][:20] == drawn[0]
+    assert len(set(drawn[1])) == 60
+    assert list(draw_distinct(draw, 60, task="t", seed=4, split="train")) != drawn[1]
+
+
+def test_draws_tell_what_is_wrong():
+    def draw(rng):
+        return f"{rng.randrange(30)}?", None
+
+    with pytest.raises(ValueError, match=r"num_samples=40 is more than task 'dice' can give for split='train'.*fewer"):
+        list(draw_distinct(draw, 40, task="dice", seed=0, split="train"))
+    with pytest.raises(ValueError, match="split='dev' is unknown: choose one of train, validation, test"):
+        list(draw_distinct(draw, 1, task="dice", seed=0, split="dev"))
+    with pytest.raises(ValueError, match="num_samples=-1 must not be negative"):
+        list(draw_distinct(draw, -1, task="dice", seed=0, split="train"))

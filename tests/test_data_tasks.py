@@ -1,0 +1,163 @@
+"""Generated tasks: true answers, exact steps, splits that cannot overlap, the reference's own text."""
+
+import re
+import time
+
+import pytest
+
+from semcot_hf.data.schema import COLUMNS, split_steps
+from semcot_hf.data.splits import SPLITS, normalise_question, split_of
+from semcot_hf.data.tasks import arithmetic, coin_flip, graph, multiplication
+
+TASKS = [coin_flip, arithmetic, multiplication, graph]
+every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__.rpartition(".")[2])
+
+
+@every_task
+def test_answers_agree_with_the_independent_solver(task):
+    for split in SPLITS:
+        rows = task.generate(300, seed=5, split=split)
+        assert [task.solve(row["query"]) for row in rows] == [row["answer"] for row in rows]
+
+
+@every_task
+def test_rows_hold_the_schema_and_their_steps(task):
+    for row in task.generate(200, seed=1):
+        assert tuple(row) == COLUMNS
+        assert " ".join(row["steps"]) == row["reasoning"]
+        assert split_steps(row["reasoning"]) == row["steps"]
+        assert all(row[column] for column in COLUMNS)
+        assert len(row["condensed_reasoning"].split()) <= 10
+        assert len(row["condensed_reasoning"]) < len(row["reasoning"])
+
+
+@every_task
+def test_splits_share_no_question_whatever_the_seeds(task):
+    asked = {}
+    for split, seeds in (("train", (0, 7)), ("validation", (0,)), ("test", (0, 11))):
+        rows = [row for seed in seeds for row in task.generate(500, split=split, seed=seed)]
+        asked[split] = {normalise_question(row["query"]) for row in rows}
+    assert not asked["train"] & asked["test"]
+    assert not asked["train"] & asked["validation"]
+    assert not asked["validation"] & asked["test"]
+    assert all(split_of(question) == split for split, questions in asked.items() for question in questions)
+
+
+@every_task
+def test_same_seed_same_rows_without_repeats(task):
+    rows = task.generate(400, seed=2)
+    assert rows == task.generate(400, seed=2)
+    assert rows[:50] == task.generate(50, seed=2)
+    assert rows != task.generate(400, seed=3)
+    assert len({row["query"] for row in rows}) == 400
+
+
+@every_task
+def test_solvers_refuse_other_questions(task):
+    with pytest.raises(ValueError, match="query="):
+        task.solve("What is the capital of France?")
+
+
+def test_coin_flip_states_and_shares():
+    rows = coin_flip.generate(4000, seed=0)
+    people = [len(row["steps"]) for row in rows]
+    assert all(430 < people.count(n) < 570 for n in range(3, 11))
+    assert sum(row["answer"] == "yes" for row in rows) / 4000 == pytest.approx(0.5, abs=0.03)
+    for row in rows[:300]:
+        told = re.findall(r"(\w+) (flips|does not flip) the coin\.", row["query"])
+        assert len({name for name, _ in told}) == len(told) == len(row["steps"])
+        heads = True
+        for (name, action), step, state in zip(
+            told, row["steps"], row["condensed_reasoning"].rstrip(".").split(", "), strict=True
+        ):
+            heads ^= action == "flips"
+            assert state == ("heads" if heads else "tails")
+            assert step == (f"{name} flips, now {state}." if action == "flips" else f"{name} keeps, still {state}.")
+            assert len(re.findall(r"\w+|[^\w\s]", step)) == 6
+
+
+def test_coin_flip_difficulty():
+    assert {len(row["steps"]) for row in coin_flip.generate(100, min_people=12, max_people=14)} == {12, 13, 14}
+    with pytest.raises(ValueError, match="min_people=5, max_people=4: need 1 <= min_people <= max_people <= 40"):
+        coin_flip.generate(1, min_people=5, max_people=4)
+    with pytest.raises(ValueError, match=r"num_samples=200 .* task 'coin_flip' .*split='test'"):
+        coin_flip.generate(200, split="test", min_people=1, max_people=1)
+
+
+def test_coin_flip_is_fast():
+    begin = time.process_time()
+    coin_flip.generate(20_000)
+    assert 20_000 / (time.process_time() - begin) > 10_000
+
+
+def test_arithmetic_equations_are_true_and_bounded():
+    rows = arithmetic.generate(1500, seed=4, min_steps=1, max_steps=8, max_value=99)
+    assert {len(row["steps"]) for row in rows} == set(range(1, 9))
+    for row in rows:
+        equations = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", row["reasoning"])
+        assert row["condensed_reasoning"] == " ".join(f"<<{a}{sign}{b}={c}>>" for a, sign, b, c in equations)
+        assert len(equations) == len(row["steps"])
+        for a, sign, b, c in equations:
+            a, b, c = int(a), int(b), int(c)
+            assert {"+": a + b, "-": a - b, "*": a * b}.get(sign, c) == c and (sign != "/" or b * c == a)
+            assert 0 <= c <= 99 and 0 <= a <= 99 and 0 <= b <= 99
+        assert row["answer"] == equations[-1][3]
+    signs = "".join(re.findall(r"<<\d+([-+*/])", " ".join(row["reasoning"] for row in rows)))
+    assert all(signs.count(sign) > 300 for sign in "+-*/")
+
+
+def test_arithmetic_has_every_template_and_refuses_bad_ranges():
+    text = " ".join(row["query"] for row in arithmetic.generate(500))
+    for words in ("buys", "gives", "loses", "trades", "equally into", "bags with", "them all to", "half", "sells all"):
+        assert words in text
+    with pytest.raises(ValueError, match="min_steps=0, max_steps=6"):
+        arithmetic.generate(1, min_steps=0)
+    with pytest.raises(ValueError, match="max_value=9 must be at least 20"):
+        arithmetic.generate(1, max_value=9)
+
+
+@pytest.mark.parametrize("num_digits", [1, 2, 5, 9])
+def test_multiplication_of_any_length(num_digits):
+    for row in multiplication.generate(5, num_digits=num_digits):
+        a, b = (int(side.replace(" ", "")[::-1]) for side in row["query"].split(" * "))
+        assert len(str(a)) == len(str(b)) == num_digits == len(row["steps"])
+        assert int(row["answer"].replace(" ", "")[::-1]) == a * b
+        shifted = [int(part[::-1]) for part in row["condensed_reasoning"].split()]
+        assert sum(shifted) == a * b
+
+
+@pytest.mark.parametrize("name", ["4_by_4_valid", "4_by_4_test_bigbench", "5_by_5_valid", "5_by_5_test_bigbench"])
+def test_multiplication_reproduces_the_reference_files(shared_data, name):
+    lines = (shared_data / "multiplication" / f"{name}.txt").read_text().splitlines()
+    assert len(lines) == 1000
+    for line in lines:
+        a, b = (int(side.replace(" ", "")[::-1]) for side in line.partition("||")[0].split(" * "))
+        row = multiplication.make_row(a, b, int(name[0]))
+        assert f"{row['query']}||{row['reasoning']} #### {row['answer']}" == line
+        assert multiplication.solve(row["query"]) == row["answer"]
+
+
+def test_graph_follows_one_chain_and_gives_nothing_away():
+    rows = graph.generate(1000, seed=6, min_depth=2, max_depth=4, num_distractors=5)
+    first = 0
+    for row in rows:
+        rules = re.findall(r"Every (\w+) is a (\w+)\.", row["query"])
+        person, *choices = re.search(r"Is (\w+) a (\w+) or a (\w+)\?", row["query"]).groups()
+        chain = row["condensed_reasoning"].rstrip(".").split(", ")
+        depth = len(chain) - 1
+        assert 2 <= depth <= 4 and len(rules) == 2 * depth + 5
+        assert f"{person} is a {chain[0]}." in row["query"] and row["steps"][0] == f"{person} is a {chain[0]}."
+        assert set(zip(chain, chain[1:], strict=False)) <= set(rules)
+        assert chain[-1] == row["answer"] and row["answer"] in choices
+        first += choices[0] == row["answer"]
+        # Both choices end a chain of the same length: each has one rule that leads to it and none that leads on.
+        assert {sum(upper == choice for _, upper in rules) for choice in choices} == {1}
+        assert not {lower for lower, _ in rules} & set(choices)
+    assert first / 1000 == pytest.approx(0.5, abs=0.06)
+
+
+def test_graph_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"min_depth=3, max_depth=5, num_distractors=99: need .*<= 80"):
+        graph.generate(1, num_distractors=99)
+    with pytest.raises(ValueError, match="0 of its two concepts can be reached"):
+        graph.solve("Ann is a dalpod. Is Ann a sulgus or a wimtar?")

@@ -1,0 +1,241 @@
+"""Stage 2: what moves, what stays, what is supervised, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+
+from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.distillation_data import DistillationCollator, tokenize_row
+from semcot_hf.prompts import answer_prompt_ids, with_answer_prompt
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return Dataset.from_list(coin_flip.generate(24, seed=0, min_people=1, max_people=3))
+
+
+@pytest.fixture
+def parts(tiny_lm, tiny_tokenizer, tmp_path):
+    """A host, a generator saved to disk (the step decoder starts from it) and their SemCoT model, in float32."""
+
+    def make(**fields):
+        host = tiny_lm("llama", dtype=torch.float32, eos_token_id=2, max_position_embeddings=512)
+        generator = tiny_lm("llama", hidden_size=16, seed=1, dtype=torch.float32, max_position_embeddings=512)
+        generator.save_pretrained(tmp_path / "generator")
+        fields = {"num_implicit_tokens": 2, "generator_mode": "sequential", **fields}
+        torch.manual_seed(0)
+        return SemCoTForCausalLM.from_host_generator_pretrained(host, str(tmp_path / "generator"), **fields)
+
+    return make
+
+
+def config(folder, **options):
+    defaults = dict(
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        alpha=0.0,
+        projection_warmup=0.0,
+    )
+    return SemCoTDistillationConfig(str(folder), **{**defaults, **options})
+
+
+def snapshot(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def moved(model, before):
+    return {name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_frozen_is_frozen_and_the_rest_moves(parts, tiny_tokenizer, rows, tmp_path, mode):
+    model = parts(generator_mode=mode)
+    encoder = build_alignment_encoder(model.host, tiny_tokenizer, embedding_dim=8)
+    args = config(tmp_path / "run", alpha=0.25, step_weight=1.0, kl_weight=0.5, hidden_weight=0.5)
+    trainer = SemCoTDistillationTrainer(
+        model=model, args=args, train_dataset=rows, processing_class=tiny_tokenizer, alignment_encoder=encoder
+    )
+    before = snapshot(model)
+    frozen_encoder = snapshot(encoder)
+    trainer.train()
+    changed = moved(model, before)
+    frozen = {name for name in before if name.startswith("host.") or name == "generator.embed_tokens.weight"}
+    assert not changed & frozen
+    assert changed == set(before) - frozen
+    assert moved(encoder, frozen_encoder) == set()
+    logged = trainer.state.log_history[0]
+    for part in ("answer_loss", "alignment_loss", "step_loss", "kl_loss", "hidden_loss", "grad_norm"):
+        assert math.isfinite(logged[part])
+    total = (
+        0.75 * logged["answer_loss"] + 0.25 * logged["alignment_loss"] + logged["step_loss"]
+    ) + 0.5 * (logged["kl_loss"] + logged["hidden_loss"])
+    assert logged["loss"] == pytest.approx(total, rel=1e-3)
+
+
+def test_warmup_moves_projection_and_thought_only(parts, tiny_tokenizer, rows, tmp_path):
+    model = parts()
+    args = config(tmp_path / "run", max_steps=4, projection_warmup=0.5)
+    trainer = SemCoTDistillationTrainer(model=model, args=args, train_dataset=rows, processing_class=tiny_tokenizer)
+    before = snapshot(model)
+    seen = {}
+
+    class Watch(type(trainer.callback_handler.callbacks[0])):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen[state.global_step] = moved(model, before)
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert seen[2] == {"projection.weight", "projection.bias", "thought_embedding"}
+    assert any(name.startswith("generator.layers") for name in seen[3])
+
+
+def test_hidden_state_view_trains(parts, tiny_tokenizer, rows, tmp_path):
+    model = parts()
+    encoder = build_alignment_encoder(model.host, tiny_tokenizer, embedding_dim=8)
+    args = config(tmp_path / "run", max_steps=1, alpha=1.0, alignment_view="hidden_state")
+    trainer = SemCoTDistillationTrainer(
+        model=model, args=args, train_dataset=rows, processing_class=tiny_tokenizer, alignment_encoder=encoder
+    )
+    before = snapshot(model)
+    trainer.train()
+    assert "projection.weight" in moved(model, before)
+    assert 0 < trainer.state.log_history[0]["alignment_loss"] < 2
+
+
+def test_learns_and_what_is_saved_answers_alike(parts, tiny_tokenizer, tmp_path):
+    rows = Dataset.from_list(
+        [
+            {"query": f"Say {word}.", "reasoning": f"It is {word}.", "answer": word, "steps": [f"It is {word}."]}
+            for word in ("yes", "no")
+        ]
+        * 4
+    )
+    model = parts(num_implicit_tokens=4)
+    args = config(
+        tmp_path / "run",
+        max_steps=150,
+        per_device_train_batch_size=8,
+        step_weight=1.0,
+        eval_generations=2,
+        per_device_eval_batch_size=2,
+        generation_max_new_tokens=6,
+        include_host=True,
+    )
+    trainer = SemCoTDistillationTrainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tiny_tokenizer
+    )
+    trainer.train()
+    first, last = (trainer.state.log_history[index]["answer_loss"] for index in (0, 149))
+    assert last < 0.05 * first
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] == 1.0
+    assert metrics["eval_loss"] < first
+    trainer.save_model(str(tmp_path / "saved"))
+    again = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
+    tokenizer = type(tiny_tokenizer).from_pretrained(tmp_path / "saved")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say no."}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    model.eval()
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)
+    assert torch.equal(again.generate(ids, max_new_tokens=6, do_sample=False), expected)
+    assert tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True) == " no"
+
+
+def test_collator_pads_prompts_left_and_answers_right(tiny_tokenizer, rows):
+    tokenizer = with_answer_prompt(tiny_tokenizer)
+    size = len(answer_prompt_ids(tiny_tokenizer))
+    tokens = [tokenize_row(row, tokenizer, size, 3, 1) for row in rows.select(range(5))]
+    batch = DistillationCollator(tokenizer.pad_token_id, with_steps=True, with_teacher=True)(tokens)
+    start = max(len(row["prompt_ids"]) for row in tokens)
+    for index, row in enumerate(tokens):
+        prompt, answer = row["prompt_ids"], row["completion_ids"]
+        assert batch["input_ids"][index, start - len(prompt) : start].tolist() == prompt
+        assert batch["input_ids"][index, start : start + len(answer)].tolist() == answer
+        assert answer[-1] == tokenizer.eos_token_id
+        labelled = batch["labels"][index] != -100
+        assert torch.equal(labelled, batch["completion_mask"][index].bool())
+        assert batch["attention_mask"][index].sum() == len(prompt) + len(answer)
+        told = [tokenizer.decode(step, skip_special_tokens=True) for step in row["step_ids"]]
+        assert told[: len(rows[index]["steps"])] == rows[index]["steps"]
+        assert batch["step_attention_mask"][index].sum(dim=-1).tolist() == [len(step) for step in row["step_ids"]]
+        assert rows[index]["reasoning"] in tokenizer.decode(row["teacher_ids"])
+
+
+def test_training_prompts_are_the_pipeline_prompts(tiny_tokenizer, rows):
+    tokenizer = with_answer_prompt(tiny_tokenizer)
+    row = rows[0]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": row["query"]}], add_generation_prompt=True)
+    size = len(answer_prompt_ids(tiny_tokenizer))
+    assert chat["input_ids"] == tokenize_row(row, tokenizer, size, 2, 1)["prompt_ids"]
+    assert chat["input_ids"][-size:] == answer_prompt_ids(tiny_tokenizer)
+
+
+@pytest.mark.parametrize("form", ["paper", "prompt_completion", "conversational"])
+def test_dataset_forms_give_the_same_tokens(parts, tiny_tokenizer, tmp_path, form):
+    row = {"query": "1 + 1?", "reasoning": "1 + 1 = 2.", "answer": "2"}
+    completion = "1 + 1 = 2. #### 2"
+    forms = {
+        "paper": row,
+        "prompt_completion": {"prompt": "1 + 1?", "completion": completion},
+        "conversational": {
+            "prompt": [{"role": "user", "content": "1 + 1?"}],
+            "completion": [{"role": "assistant", "content": completion}],
+        },
+    }
+    trainer = SemCoTDistillationTrainer(
+        model=parts(),
+        args=config(tmp_path / "run"),
+        train_dataset=Dataset.from_list([forms[form]]),
+        processing_class=tiny_tokenizer,
+    )
+    tokenizer = with_answer_prompt(tiny_tokenizer)
+    expected = tokenize_row({**row, "steps": ["1 + 1 = 2."]}, tokenizer, len(answer_prompt_ids(tiny_tokenizer)), 2, 1)
+    got = trainer.train_dataset[0]
+    assert {name: got[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "dataset", "message"),
+    [
+        ({"alpha": 0.5}, [{"query": "a", "reasoning": "b", "answer": "c"}], "needs alignment_encoder"),
+        ({}, [{"question": "a", "answer": "c"}], "needs query and answer"),
+        ({}, [{"query": "a", "reasoning": "b", "answer": ""}], "without query or answer"),
+        ({"step_weight": 1.0}, [{"query": "a", "reasoning": "", "answer": "c"}], "without reasoning"),
+        ({"max_length": 8}, [{"query": "a" * 30, "reasoning": "b", "answer": "c"}], "beyond max_length=8"),
+        ({}, [], "is empty"),
+    ],
+)
+def test_bad_input_is_named(parts, tiny_tokenizer, tmp_path, options, dataset, message):
+    data = Dataset.from_list(dataset) if dataset else Dataset.from_dict({"query": [], "answer": []})
+    with pytest.raises(ValueError, match=message):
+        SemCoTDistillationTrainer(
+            model=parts(),
+            args=config(tmp_path / "run", **options),
+            train_dataset=data,
+            processing_class=tiny_tokenizer,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "alpha=1.5: must lie within 0 and 1"),
+        ({"step_weight": -1.0}, "step_weight=-1.0: must be 0 or more"),
+        ({"projection_warmup": 1.0}, "projection_warmup=1.0"),
+        ({"steps_per_token": 0}, "steps_per_token=0"),
+        ({"alignment_view": "both"}, "alignment_view='both'"),
+    ],
+)
+def test_config_refuses_values_out_of_range(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)

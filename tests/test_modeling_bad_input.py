@@ -1,0 +1,179 @@
+"""Bad input to `generate` and `implicit_embeddings`: a clear error or the obvious right answer."""
+
+import logging
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+HOST_SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def model(tiny_semcot):
+    return tiny_semcot(answer_prompt_ids=[7, 8])
+
+
+@pytest.fixture
+def warnings_of(caplog):
+    """Warnings of the package, whose repeats of earlier tests are shown again."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.warning_once.cache_clear()
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+PROMPT = torch.tensor([[10, 11, 12, 7, 8]])
+BAD = {
+    "empty prompt": (dict(inputs=torch.empty(1, 0, dtype=torch.long)), r"shape \(1, 0\).*at least one token"),
+    "no prompt": (dict(), "implicit tokens need input_ids"),
+    "one dimension": (dict(inputs=torch.tensor([10, 11])), r"shape \(2,\): must be \(batch, length\)"),
+    "padding only": (
+        dict(inputs=PROMPT.repeat(2, 1), attention_mask=torch.tensor([[1] * 5, [0] * 5])),
+        "row of padding only",
+    ),
+    "padding only, mask inferred": (
+        dict(inputs=torch.zeros(1, 5, dtype=torch.long), generation_config=GenerationConfig(pad_token_id=0)),
+        "row without a prompt token",
+    ),
+    "answer prompt only": (dict(inputs=torch.tensor([[7, 8]])), "row without a prompt token"),
+    "mask of another batch": (
+        dict(inputs=PROMPT, attention_mask=torch.ones(2, 5)),
+        r"attention_mask has shape \(2, 5\): must be that of input_ids, \(1, 5\)",
+    ),
+    "mask too long": (dict(inputs=PROMPT, attention_mask=torch.ones(1, 6)), r"attention_mask has shape \(1, 6\)"),
+    "id beyond the vocabulary": (dict(inputs=PROMPT + 400), "ids from 407 to 412: must lie within 0 and 319"),
+    "negative id": (dict(inputs=PROMPT - 9), "ids from -2 to 3"),
+    "negative k": (dict(inputs=PROMPT, num_implicit_tokens=-1), "num_implicit_tokens=-1: must be an integer"),
+    "fractional k": (dict(inputs=PROMPT, num_implicit_tokens=1.5), "num_implicit_tokens=1.5: must be an integer"),
+    "true as k": (dict(inputs=PROMPT, num_implicit_tokens=True), "num_implicit_tokens=True: must be an integer"),
+    "prompt twice": (dict(inputs=PROMPT, input_ids=PROMPT), "inputs and input_ids were both passed"),
+    "embedded prompt": (
+        dict(inputs=PROMPT, inputs_embeds=torch.zeros(1, 5, HOST_SIZE)),
+        "inputs_embeds cannot be used with implicit tokens",
+    ),
+    "embeddings of another size": (
+        dict(inputs=PROMPT, implicit_embeddings=torch.zeros(1, 3, 16)),
+        r"shape \(1, 3, 16\): must be \(batch, k, hidden size\) = \(1, k, 32\)",
+    ),
+    "embeddings of another batch": (
+        dict(inputs=PROMPT, implicit_embeddings=torch.zeros(2, 3, HOST_SIZE)),
+        r"shape \(2, 3, 32\): must be .* \(1, k, 32\)",
+    ),
+    "embeddings without a batch": (dict(inputs=PROMPT, implicit_embeddings=torch.zeros(HOST_SIZE)), r"shape \(32,\)"),
+    "embeddings as a list": (dict(inputs=PROMPT, implicit_embeddings=[[0.0] * HOST_SIZE]), r"shape \(\)"),
+    "embeddings of integers": (
+        dict(inputs=PROMPT, implicit_embeddings=torch.zeros(1, 3, HOST_SIZE, dtype=torch.long)),
+        "dtype torch.int64: must be floating-point",
+    ),
+    "embeddings with NaN": (
+        dict(inputs=PROMPT, implicit_embeddings=torch.full((1, 3, HOST_SIZE), torch.nan)),
+        "holds NaN or infinity",
+    ),
+    "k against embeddings": (
+        dict(inputs=PROMPT, implicit_embeddings=torch.zeros(1, 3, HOST_SIZE), num_implicit_tokens=2),
+        r"num_implicit_tokens=2 does not fit implicit_embeddings of shape \(1, 3, 32\)",
+    ),
+    "prompt longer than the context": (
+        dict(inputs=torch.full((1, 260), 10)),
+        "A prompt of 260 tokens, 3 implicit tokens and 1 new tokens are more than the host's context of 256",
+    ),
+    "more new tokens than the context": (
+        dict(inputs=PROMPT, max_new_tokens=249),
+        "A prompt of 5 tokens, 3 implicit tokens and 249 new tokens are more than",
+    ),
+    "greater length than the context": (dict(inputs=PROMPT, max_length=254), "249 new tokens are more than"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", BAD.values(), ids=BAD)
+def test_generate_refuses(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**arguments)
+
+
+def test_forward_refuses_embeddings_of_another_size(model):
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 16\)"):
+        model(PROMPT, implicit_embeddings=torch.zeros(1, 3, 16))
+
+
+@pytest.mark.parametrize("cached", ["past_key_values", "position_ids", "inputs_embeds"])
+def test_forward_refuses_implicit_tokens_in_the_middle_of_a_sequence(model, cached):
+    values = {
+        "past_key_values": {"input_ids": PROMPT, "past_key_values": object()},
+        "position_ids": {"input_ids": PROMPT, "position_ids": torch.arange(5)[None]},
+        "inputs_embeds": {"inputs_embeds": torch.zeros(1, 5, HOST_SIZE, dtype=torch.float64)},
+    }[cached]
+    with pytest.raises(ValueError, match="implicit tokens need input_ids, and take neither position_ids nor"):
+        model(**values, num_implicit_tokens=2)
+
+
+def test_a_generator_with_nan_weights_does_not_answer(tiny_semcot):
+    model = tiny_semcot()
+    model.projection.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="holds NaN or infinity: check .* the checkpoint's weights"):
+        model.generate(PROMPT)
+
+
+def test_embeddings_of_another_dtype_are_converted(model):
+    tokens = torch.randn(1, 3, HOST_SIZE, dtype=torch.float16)
+    options = dict(max_new_tokens=6)
+    half = model.generate(PROMPT, implicit_embeddings=tokens, **options)
+    assert torch.equal(half, model.generate(PROMPT, implicit_embeddings=tokens.double(), **options))
+
+
+def test_all_of_the_context_can_be_used(model):
+    out = model.generate(PROMPT, max_new_tokens=248)
+    assert out.shape[1] == 253
+
+
+def test_padding_uses_no_context(model):
+    ids = torch.cat([torch.zeros(1, 20, dtype=torch.long), PROMPT], dim=1)
+    out = model.generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=248)
+    assert torch.equal(out[:, 20:], model.generate(PROMPT, max_new_tokens=248))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_generation_config_beyond_the_context_ends_there_with_a_warning(model, warnings_of, beams):
+    config = GenerationConfig(max_new_tokens=1000, num_beams=beams)
+    prompt = torch.randint(10, 300, (1, 240))
+    out = model.generate(prompt, generation_config=config)
+    assert out.shape[1] == 253
+    assert any("asks for 1000 new tokens; only 13 fit the host's context of 256" in text for text in warnings_of())
+
+
+def test_more_tokens_than_trained_warn_once(model, warnings_of):
+    for _ in range(2):
+        assert model.generate(PROMPT, num_implicit_tokens=4, max_new_tokens=2).shape[1] == 7
+    told = [text for text in warnings_of() if "num_implicit_tokens=4 is more than the 3" in text]
+    assert len(told) == 1
+
+
+def test_a_prompt_without_the_answer_prompt_warns_once(model, warnings_of):
+    for _ in range(2):
+        model.generate(PROMPT[:, :3], max_new_tokens=2)
+    assert len([text for text in warnings_of() if "do not end on the answer prompt" in text]) == 1
+
+
+def test_no_id_is_a_placeholder(model):
+    """Implicit tokens have no ids: every id of the vocabulary in a prompt is text, <thought> being no part of it."""
+    ids = torch.arange(10, 320)[None, :200]
+    out = model.generate(ids, max_new_tokens=3)
+    assert torch.equal(out[:, :200], ids) and model.config.vocab_size == 320
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_implicit_tokens": -1}, "num_implicit_tokens=-1: must be 0 or more"),
+        ({"generator_mode": "both"}, "generator_mode='both': must be one of"),
+        ({"state_offset": 1}, "state_offset=1: must be 0, or -1"),
+        ({"state_offset": -1, "generator_mode": "sequential"}, "state_offset=-1 belongs to generator_mode='parallel'"),
+        ({"projection": "mlp"}, "projection='mlp': must be one of"),
+        ({"projection": "identity"}, "projection='identity' needs equal hidden sizes, got 16 .* and 32"),
+    ],
+)
+def test_config_refuses(tiny_semcot, fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_semcot(**fields)

@@ -1,0 +1,150 @@
+"""Generation with implicit tokens: caches, conversations, assistants and compiled decoding against the slow path."""
+
+import pytest
+import torch
+from slow_path import ANSWER, NEW, example_prompts, new_ids, padded, slow_path
+from transformers import CompileConfig, DynamicCache
+
+
+@pytest.fixture(scope="module")
+def model(tiny_semcot):
+    return tiny_semcot(answer_prompt_ids=ANSWER)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return example_prompts()
+
+
+@pytest.fixture(scope="module")
+def slow(model, prompts):
+    return [slow_path(model, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cache": False},
+        {"cache_implementation": "dynamic"},
+        {"cache_implementation": "static"},
+    ],
+    ids=str,
+)
+def test_caches(model, prompts, slow, options):
+    inputs = padded(prompts)
+    out = model.generate(**inputs, max_new_tokens=NEW, **options)
+    assert new_ids(out, inputs["input_ids"].shape[1]) == [ids for ids, _ in slow]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_static_cache_is_not_outgrown_at_max_length(model, prompts, beams):
+    inputs = padded(prompts[:3])
+    length = inputs["input_ids"].shape[1] + NEW
+    out = model.generate(**inputs, max_length=length, cache_implementation="static", num_beams=beams)
+    assert torch.equal(out, model.generate(**inputs, max_length=length, num_beams=beams))
+
+
+def test_quantized_cache_without_its_backend_says_what_to_install(model, prompts):
+    with pytest.raises(ImportError, match="optimum-quanto"):
+        model.generate(torch.tensor([prompts[0]]), max_new_tokens=2, cache_implementation="quantized")
+
+
+def test_an_empty_cache_of_the_users_is_filled(model, prompts, slow):
+    cache = DynamicCache(config=model.config)
+    out = model.generate(torch.tensor([prompts[0]]), past_key_values=cache, max_new_tokens=NEW)
+    assert out[0].tolist() == prompts[0] + slow[0][0]
+    assert cache.get_seq_length() == len(prompts[0]) + 3 + NEW - 1
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_conversation_goes_on_from_a_returned_cache(model, prompts, count):
+    """The second turn's answer is that of one pass over turn 1 with its tokens, the answer and turn 2."""
+    inputs = padded(prompts[:count])
+    first = model.generate(**inputs, max_new_tokens=5, return_dict_in_generate=True)
+    turn = torch.tensor([[30, 31, 32]]).expand(count, -1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(count, 8, dtype=torch.long)], dim=1)
+    ids = torch.cat([first.sequences, turn], dim=1)
+    second = model.generate(ids, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=NEW)
+    assert torch.equal(second[:, : ids.shape[1]], ids)
+    for row, prompt in enumerate(prompts[:count]):
+        tokens = model.implicit_embeddings(torch.tensor([prompt]))
+        text = ids[row, -(len(prompt) + 8) :].tolist()
+        assert second[row, ids.shape[1] :].tolist() == by_hand(model, text, tokens, len(prompt))
+
+
+def by_hand(model, text, tokens, length):
+    cut = length - len(ANSWER) if text[length - len(ANSWER) : length] == ANSWER else length
+    table, start = model.host.get_input_embeddings(), len(text)
+    for _ in range(NEW):
+        embeds = table(torch.tensor([text]))
+        embeds = torch.cat([embeds[:, :cut], tokens, embeds[:, cut:]], dim=1)
+        with torch.no_grad():
+            text = text + [int(model.host(inputs_embeds=embeds).logits[0, -1].argmax())]
+    return text[start:]
+
+
+def test_a_third_turn_and_a_static_cache(model, prompts):
+    ids = torch.tensor([prompts[0]])
+    cache, texts = None, []
+    for _ in range(3):
+        out = model.generate(ids, past_key_values=cache, max_new_tokens=3, return_dict_in_generate=True)
+        cache = out.past_key_values
+        ids = torch.cat([out.sequences, torch.tensor([[40, 41]])], dim=1)
+        texts.append(out.sequences[0].tolist())
+    tokens = model.implicit_embeddings(torch.tensor([prompts[0]]))
+    assert texts[2][-3:] == by_hand(model, texts[2][:-3], tokens, len(prompts[0]))[:3]
+
+
+def test_a_cache_made_elsewhere_is_refused(model, prompts):
+    ids = torch.tensor([prompts[0]])
+    cache = model.host(ids, use_cache=True).past_key_values
+    longer = torch.cat([ids, torch.tensor([[40, 41]])], dim=1)
+    with pytest.raises(ValueError, match="past_key_values holds a prefix .* num_implicit_tokens=0"):
+        model.generate(longer, past_key_values=cache, max_new_tokens=2)
+
+
+# Assistants
+
+
+def test_prompt_lookup(model, prompts, slow):
+    for prompt, (ids, _) in zip(prompts, slow, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, prompt_lookup_num_tokens=4)
+        assert out[0].tolist() == prompt + ids
+
+
+@pytest.mark.parametrize("which", ["other", "host"])
+def test_assisted_decoding(model, prompts, slow, tiny_lm, which):
+    assistant = tiny_lm("llama", hidden_size=16, seed=9) if which == "other" else model.host
+    for prompt, (ids, _) in zip(prompts, slow, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, assistant_model=assistant)
+        assert out[0].tolist() == prompt + ids
+
+
+def test_a_semcot_assistant(model, prompts, slow, tiny_semcot):
+    assistant = tiny_semcot(answer_prompt_ids=ANSWER, seed=5)
+    for prompt, (ids, _) in zip(prompts, slow, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, assistant_model=assistant)
+        assert out[0].tolist() == prompt + ids
+
+
+def test_prefill_in_chunks_is_refused(model, prompts):
+    with pytest.raises(ValueError, match="prefill_chunk_size=4 cannot be used with implicit tokens"):
+        model.generate(torch.tensor([prompts[1]]), max_new_tokens=2, prefill_chunk_size=4)
+
+
+def test_compiled_decoding(tiny_semcot, prompts, slow):
+    """The decode step goes through torch.compile as one graph, which serves every step and length."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode=None)
+    config._compile_all_devices = True  # on CPU, too
+    model = tiny_semcot(answer_prompt_ids=ANSWER)
+    inputs = padded(prompts)
+    for new in (NEW, 5):
+        out = model.generate(**inputs, max_new_tokens=new, cache_implementation="static", compile_config=config)
+        assert new_ids(out, inputs["input_ids"].shape[1]) == [ids[:new] for ids, _ in slow]
+    assert len(graphs) == 1
