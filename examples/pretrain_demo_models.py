@@ -1,12 +1,14 @@
 """Make the demo's host and generator: tiny Llamas that reason in words about CoinFlip.
 
-    python examples/pretrain_demo_models.py --model host --output_dir semcot_hf/demo/models/host
     python examples/pretrain_demo_models.py --model generator --output_dir semcot_hf/demo/models/generator
+    python examples/pretrain_demo_models.py --model host --output_dir semcot_hf/demo/models/host
 
-First words, then answers: the curriculum goes from few people to many with reasoning only; the host then also learns to
-answer at once (behind "\nAnswer:"), which mixed in from the start would keep it from learning to reason.
+First words, then answers. The generator learns to reason, from few people to many. The host is the generator with six
+more layers, which begin as the identity (block expansion, arXiv 2401.02415), and learns to answer at once beside
+reasoning; answers at once mixed in from the start would keep a model of this size from learning to reason.
 """
 
+import copy
 import json
 import time
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoTokenizer,
     DataCollatorForSeq2Seq,
     HfArgumentParser,
     LlamaConfig,
@@ -38,14 +41,12 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
 )
-SHAPES = {
-    "host": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8},
-    "generator": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2},
-}
-LEARNING_RATES = {"host": 2e-3, "generator": 3e-3}
+GENERATOR_LAYERS = 2
+HOST_LAYERS = 8
+LEARNING_RATES = {"host": 5e-4, "generator": 3e-3}
 # (steps, fewest people, most people, share of direct answers)
 CURRICULA = {
-    "host": [(400, 1, 3, 0.0), (400, 2, 6, 0.0), (800, 3, 10, 0.0), (400, 3, 10, 0.5)],
+    "host": [(240, 3, 10, 0.25)],
     "generator": [(400, 1, 3, 0.0), (400, 2, 6, 0.0), (800, 3, 10, 0.0)],
 }
 BATCH_SIZE = 64
@@ -57,6 +58,10 @@ class Arguments:
 
     output_dir: str = field(metadata={"help": "Folder of the model."})
     model: str = field(default="host", metadata={"help": "host or generator."})
+    generator: str = field(
+        default="semcot_hf/demo/models/generator",
+        metadata={"help": "Finished generator the host grows from."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, questions and order."})
     steps_factor: float = field(default=1.0, metadata={"help": "Multiplies all numbers of steps (for a quick try)."})
     eval_samples: int = field(default=1000, metadata={"help": "Held-out questions judged at the end."})
@@ -83,12 +88,43 @@ def train_tokenizer():
     return fast
 
 
+def fresh_model(tokenizer):
+    """The generator with random weights."""
+    config = LlamaConfig(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=GENERATOR_LAYERS,
+        vocab_size=len(tokenizer),
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def expand(model, num_layers):
+    """The same function with more layers: those added on top write nothing into the residual stream at first."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = num_layers
+    larger = LlamaForCausalLM(config)
+    larger.load_state_dict(model.state_dict(), strict=False)
+    for layer in larger.model.layers[model.config.num_hidden_layers :]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return larger
+
+
 def training_rows(tokenizer, curriculum, seed, factor):
     """Tokenized rows in the curriculum's order, a batch after the other."""
     rows = []
     for stage, (steps, fewest, most, direct) in enumerate(curriculum):
         count = int(steps * factor) * BATCH_SIZE
-        pool = coin_flip.generate(min(count, 8000 if most <= 3 else 60_000), seed=seed + stage, min_people=fewest, max_people=most)
+        distinct = min(count, 8_000 if most <= 3 else 60_000)
+        pool = coin_flip.generate(distinct, seed=seed + stage, min_people=fewest, max_people=most)
         generator = torch.Generator().manual_seed(seed + stage)
         picks = torch.randint(len(pool), (count,), generator=generator).tolist()
         at_once = (torch.rand(count, generator=generator) < direct).tolist()
@@ -97,7 +133,9 @@ def training_rows(tokenizer, curriculum, seed, factor):
             prompt = prompt_text(tokenizer, row["query"])
             completion = f"{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
             rows.append((prompt, completion if answers_at_once else row["reasoning"] + completion))
-    prompts, completions = (tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*rows))
+    prompts, completions = (
+        tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*rows, strict=True)
+    )
     return Dataset.from_dict(
         {
             "input_ids": [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)],
@@ -126,19 +164,12 @@ def main():
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     began = time.monotonic()
     set_seed(arguments.seed)
-    tokenizer = train_tokenizer()
-    config = LlamaConfig(
-        **SHAPES[arguments.model],
-        vocab_size=len(tokenizer),
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
+    if arguments.model == "host":
+        tokenizer = AutoTokenizer.from_pretrained(arguments.generator)
+        model = expand(LlamaForCausalLM.from_pretrained(arguments.generator), HOST_LAYERS)
+    else:
+        tokenizer = train_tokenizer()
+        model = fresh_model(tokenizer)
     rows = training_rows(tokenizer, CURRICULA[arguments.model], arguments.seed, arguments.steps_factor)
     trainer = Trainer(
         model=model,

@@ -24,6 +24,8 @@ class SemCoTConfig(PreTrainedConfig):
             (equal sizes needed).
         answer_prompt_ids: token ids that end a prompt and belong behind the implicit tokens, such as those of
             "\\nAnswer:". The tokens go before them, or at the prompt's end where a prompt does not end on them.
+        separate_generator_tokenizer: whether the generator reads queries in its own tokenizer's ids; the checkpoint then
+            carries both tokenizers.
         includes_host: whether the checkpoint carries the host's weights (the whole layout).
         host_name_or_path, host_revision: where the attached layout finds the host's weights, and the exact commit.
         generator_name_or_path: the model that the generator was started from.
@@ -43,6 +45,7 @@ class SemCoTConfig(PreTrainedConfig):
     state_offset: int = 0
     projection: str = "linear"
     answer_prompt_ids: list[int] | None = None
+    separate_generator_tokenizer: bool = False
     includes_host: bool = False
     host_name_or_path: str | None = None
     host_revision: str | None = None

@@ -42,13 +42,15 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
     thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
     mask = torch.cat([attention_mask, attention_mask.new_ones(query.shape[0], count)], dim=1)
     positions = positions_from_mask(mask)
+    # Without padding the backbone needs no mask, whose preparation costs as much as a small layer at each step.
+    padded = not bool(attention_mask.all())
     cache = DynamicCache(config=generator.config)
     step, done, states = torch.cat([query, thought], dim=1), 0, []
     for _ in range(count):
         length = done + step.shape[1]
         state = generator(
             inputs_embeds=step,
-            attention_mask=mask[:, :length],
+            attention_mask=mask[:, :length] if padded else None,
             position_ids=positions[:, done:length],
             past_key_values=cache,
             use_cache=True,

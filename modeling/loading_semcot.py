@@ -3,11 +3,19 @@
 import os
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .configuration_semcot import SemCoTConfig
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
+TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
 SHARED_ARGUMENTS = ("dtype", "device_map", "attn_implementation", "quantization_config", "max_memory")
 
 
@@ -16,7 +24,16 @@ class SemCoTLoadingMixin:
 
     @classmethod
     def from_host_generator_pretrained(
-        cls, host, generator, *, num_implicit_tokens=5, host_kwargs=None, generator_kwargs=None, **config_kwargs
+        cls,
+        host,
+        generator,
+        *,
+        num_implicit_tokens=5,
+        host_kwargs=None,
+        generator_kwargs=None,
+        host_tokenizer=None,
+        generator_tokenizer=None,
+        **config_kwargs,
     ):
         """Put a SemCoT model together from two pretrained models.
 
@@ -25,11 +42,21 @@ class SemCoTLoadingMixin:
             generator: id, path or model (with or without LM head) of the generator.
             num_implicit_tokens: k.
             host_kwargs, generator_kwargs: arguments for their `from_pretrained` (dtype, device_map, revision ...).
+            host_tokenizer, generator_tokenizer: ids, paths or tokenizers, both of them, where the two models do not
+                share one; queries are then re-tokenized for the generator.
             config_kwargs: further fields of `SemCoTConfig`, such as `generator_mode="sequential"`.
 
         Returns:
             `SemCoTForCausalLM` whose projection and <thought> embedding are fresh.
+
+        Raises:
+            ValueError: when one tokenizer is given without the other.
         """
+        tokenizers = [host_tokenizer, generator_tokenizer]
+        if (host_tokenizer is None) != (generator_tokenizer is None):
+            raise ValueError(
+                "host_tokenizer and generator_tokenizer go together: pass both, or neither when the models share one."
+            )
         if not isinstance(host, PreTrainedModel):
             host = AutoModelForCausalLM.from_pretrained(host, **(host_kwargs or {}))
         if not isinstance(generator, PreTrainedModel):
@@ -42,6 +69,7 @@ class SemCoTLoadingMixin:
             host_name_or_path=host.config.name_or_path or None,
             host_revision=getattr(host.config, "_commit_hash", None),
             generator_name_or_path=generator.config.name_or_path or None,
+            separate_generator_tokenizer=host_tokenizer is not None,
             **config_kwargs,
         )
         model = cls(config, host=host, generator=backbone)
@@ -49,6 +77,70 @@ class SemCoTLoadingMixin:
         embeddings = backbone.get_input_embeddings().weight
         model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         model.projection.to(embeddings)
+        for name, tokenizer in zip(TOKENIZERS, tokenizers, strict=True):
+            by_name = isinstance(tokenizer, (str, os.PathLike))
+            setattr(model, name, AutoTokenizer.from_pretrained(tokenizer) if by_name else tokenizer)
+        return model.eval()
+
+    @classmethod
+    def from_original(
+        cls, path_or_id, host, *, num_implicit_tokens=1, host_kwargs=None, answer_prompt_ids=None, **kwargs
+    ):
+        """Load a checkpoint published by the authors of SemCoT (`jonathanhe123/SemCoT-*`).
+
+        Such a checkpoint holds the generator's backbone, whose embedding table has <thought> as an extra last row,
+        and the projection; its config.json names the generator. Its tokens are the states one position before the
+        <thought> positions, which `config.state_offset=-1` says.
+
+        Args:
+            path_or_id: folder or Hub id of the checkpoint.
+            host: id, path or model of the host it was trained with.
+            num_implicit_tokens: k; the authors train with 5 and evaluate with 1.
+            host_kwargs: arguments for the host's `from_pretrained`.
+            answer_prompt_ids: field of `SemCoTConfig`.
+            kwargs: arguments for loading the generator, such as dtype, device_map and revision.
+
+        Raises:
+            ValueError: when the folder holds no such checkpoint, or the host has another hidden size.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        found = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        original, _ = PreTrainedConfig.get_config_dict(path_or_id, **hub, **found)
+        if not {"model_name", "teacher_hid_dim"} <= original.keys():
+            raise ValueError(
+                f"{path_or_id} has no model_name and teacher_hid_dim in its config.json, which the authors' "
+                "checkpoints have: load a checkpoint of this package by from_pretrained."
+            )
+        if not isinstance(host, PreTrainedModel):
+            host = AutoModelForCausalLM.from_pretrained(host, **hub, **(host_kwargs or {}))
+        width = host.config.get_text_config().hidden_size
+        if width != original["teacher_hid_dim"]:
+            raise ValueError(
+                f"host has hidden_size={width}, but {path_or_id} was trained with a host of "
+                f"hidden_size={original['teacher_hid_dim']}: pass that host."
+            )
+        generator_config = AutoConfig.from_pretrained(original["model_name"], **hub)
+        words = generator_config.get_text_config().vocab_size
+        generator_config.get_text_config().vocab_size = words + 1
+        config = SemCoTConfig(
+            host_config=host.config,
+            generator_config=generator_config,
+            num_implicit_tokens=num_implicit_tokens,
+            state_offset=-1,
+            answer_prompt_ids=answer_prompt_ids,
+            host_name_or_path=host.config.name_or_path or None,
+            host_revision=getattr(host.config, "_commit_hash", None),
+            generator_name_or_path=original["model_name"],
+        )
+        names = {r"^model\.": "generator.", r"^projection_layer\.": "projection."}
+        loaded = super().from_pretrained(path_or_id, config=config, build_host=False, key_mapping=names, **kwargs)
+        thought = loaded.generator.get_input_embeddings().weight[-1].detach().clone()
+        loaded.generator.resize_token_embeddings(words)
+        config.generator_config = loaded.generator.config
+        # A model of its own, since the loaded one would write the authors' names again.
+        model = cls(config, host=host, generator=loaded.generator)
+        model.projection, model.thought_embedding.data = loaded.projection, thought
+        model.generation_config = host.generation_config
         return model.eval()
 
     @classmethod
@@ -82,14 +174,21 @@ class SemCoTLoadingMixin:
                     f"{pretrained_model_name_or_path} carries its host: leave host and host_kwargs out, and pass "
                     "dtype, device_map and the like directly."
                 )
-            return _load_whole(super().from_pretrained, pretrained_model_name_or_path, *model_args, config, kwargs)
+            loaded = _load_whole(super().from_pretrained, pretrained_model_name_or_path, *model_args, config, kwargs)
+            _load_tokenizers(loaded, pretrained_model_name_or_path, kwargs)
+            return loaded
+        # Auto classes put the choice of attention into the config; loading the generator changes the dtype in it.
+        saved = {"dtype": config.host_config.dtype or "auto"}
+        if config.host_config._attn_implementation is not None:
+            saved["attn_implementation"] = config.host_config._attn_implementation
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, build_host=False, **kwargs
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(host, PreTrainedModel):
-            host = _load_host(host, model.config, host_kwargs, kwargs)
+            host = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
         model.attach_host(host)
+        _load_tokenizers(loaded, pretrained_model_name_or_path, kwargs)
         return loaded
 
     def save_pretrained(self, save_directory, *args, include_host=None, state_dict=None, **kwargs):
@@ -115,6 +214,8 @@ class SemCoTLoadingMixin:
         state_dict = self.state_dict() if state_dict is None else state_dict
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
+        for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
+            getattr(self, name).save_pretrained(os.path.join(save_directory, name))
         self.config.includes_host = include_host
         try:
             return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
@@ -139,12 +240,21 @@ def _load_whole(load, name, *args):
     return loaded
 
 
-def _load_host(host, config, host_kwargs, kwargs):
+def _load_tokenizers(loaded, name, kwargs):
+    """Give a loaded model the two tokenizers of its checkpoint, where it has them."""
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if model.config.separate_generator_tokenizer:
+        arguments = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
+        for part in TOKENIZERS:
+            folder = "/".join(filter(None, (kwargs.get("subfolder"), part)))
+            setattr(model, part, AutoTokenizer.from_pretrained(name, subfolder=folder, **arguments))
+
+
+def _load_host(host, config, kwargs, host_kwargs):
     arguments = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *SHARED_ARGUMENTS) if name in kwargs}
     name = config.host_name_or_path if host is None else host
     if host is None and config.host_revision is not None:
         arguments["revision"] = config.host_revision
-    arguments.setdefault("dtype", config.host_config.dtype or "auto")
     arguments.update(host_kwargs or {})
     try:
         AutoConfig.from_pretrained(

@@ -12,6 +12,8 @@ from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
 from .generator_semcot import parallel_states, sequential_states
 from .loading_semcot import SemCoTLoadingMixin
+from .prefix_semcot import question_cache, question_split
+from .retokenizing_semcot import retokenize
 from .splicing_semcot import insertion_columns, left_aligned_queries, positions_from_mask, splice
 from .step_decoder_semcot import step_decoding_loss
 
@@ -57,6 +59,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Set where host and generator do not share a tokenizer.
+    host_tokenizer = None
+    generator_tokenizer = None
 
     def __init__(self, config, host=None, generator=None, build_host=True):
         super().__init__(config)
@@ -99,6 +104,13 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                     f"({self.config.host_name_or_path or 'its id is not recorded'})."
                 )
         self.host = host.requires_grad_(False)
+
+    def train(self, mode=True):
+        """As in torch, but the frozen host stays in evaluation mode: it has no dropout, and its layers keep caches."""
+        super().train(mode)
+        if self.host is not None:
+            self.host.eval()
+        return self
 
     def add_step_decoder(self, decoder):
         """Attach a causal LM that reads implicit tokens back as text (SIM-CoT's auxiliary decoder), to be trained.
@@ -179,6 +191,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         if not bool((attention_mask.bool() & before).any(dim=1).all()):
             raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
         ids, mask = left_aligned_queries(input_ids, attention_mask, columns, self._pad_id())
+        if self.config.separate_generator_tokenizer:
+            ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
         ids, mask = ids.to(device), mask.to(device)
         self._check_generator_ids(ids)
         if self.config.generator_mode == "sequential":
@@ -187,7 +201,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             states = parallel_states(
                 self.generator, self.thought_embedding, ids, mask, count, self.config.state_offset
             )
-        return self.projection(states).to(dtype)
+        return self.projection(states.to(self.thought_embedding.dtype)).to(dtype)
 
     def _check_generator_ids(self, ids):
         known = self.config.generator_config.get_text_config().vocab_size
@@ -238,6 +252,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         num_implicit_tokens=None,
         step_input_ids=None,
         step_attention_mask=None,
+        cached_question=False,
         **kwargs,
     ):
         """Run the host, with implicit tokens where the prompt's end is known.
@@ -254,6 +269,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's.
             step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
                 the step decoder; rows of zeros in the mask are not supervised.
+            cached_question: with a number of `logits_to_keep`, run the questions without gradient into a cache first.
+                Loss and gradients are the same, in less time and memory; `hidden_states` and `implicit_columns` then
+                begin behind the cached columns.
 
         Returns:
             `SemCoTCausalLMOutput` with implicit tokens, else the host's output.
@@ -289,18 +307,28 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             implicit_embeddings = self._make_tokens(input_ids, mask, columns, self._check_count(num_implicit_tokens))
         else:
             self._check_shape(implicit_embeddings, input_ids.shape[0])
-        count, some = implicit_embeddings.shape[1], isinstance(logits_to_keep, int) and logits_to_keep > 0
+        count, length = implicit_embeddings.shape[1], input_ids.shape[1]
+        some = isinstance(logits_to_keep, int) and logits_to_keep > 0
+        # From the last token ahead of the implicit ones on, the logits of text and of host positions run in parallel.
+        parallel = some and logits_to_keep <= length - int(columns.max()) + 1
         embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns)
+        split = question_split(columns, length, logits_to_keep) if cached_question else 0
+        if split:
+            use_cache = True
+            past_key_values = question_cache(self.host, embeds[:, :split], mask[:, :split], position_ids[:, :split])
+            embeds, position_ids, columns = embeds[:, split:], position_ids[:, split:], columns - split
         outputs = self.host(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=position_ids,
+            past_key_values=past_key_values,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep + count if some else 0,
+            logits_to_keep=logits_to_keep + (0 if parallel else count) if some else 0,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
-        skipped = embeds.shape[1] - outputs.logits.shape[1]
-        logits = _text_logits(outputs.logits, columns - skipped, count)
+        logits = outputs.logits
+        if not parallel:
+            logits = _text_logits(logits, columns - (embeds.shape[1] - logits.shape[1]), count)
         if not isinstance(logits_to_keep, int):
             logits = logits[:, logits_to_keep]
         loss = step_loss = None
@@ -313,7 +341,10 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             )
         if step_input_ids is not None:
             step_loss = step_decoding_loss(
-                self.step_decoder, self.step_projection(implicit_embeddings), step_input_ids, step_attention_mask
+                self.step_decoder,
+                self.step_projection(implicit_embeddings.to(self.step_projection.weight.dtype)),
+                step_input_ids,
+                step_attention_mask,
             )
         return SemCoTCausalLMOutput(
             loss=loss,

@@ -68,8 +68,8 @@ class SemCoTAlignmentTrainer(SentenceTransformerTrainer):
         for name, pairs in (("train_dataset", train_pairs), ("eval_dataset", eval_pairs)):
             if pairs is not None:
                 _warn_of_truncation(pairs, encoder, name)
-        # The linear layer is module 2 of the encoder, which the loss calls `model`.
         _show_example(encoder.model_card_data, eval_pairs or train_pairs)
+        # The linear layer is module 2 of the encoder, which the loss calls `model`.
         args.learning_rate_mapping = {r"^model\.2\.": args.head_learning_rate, **args.learning_rate_mapping}
         super().__init__(
             model=encoder,
@@ -132,7 +132,7 @@ class SemCoTAlignmentTrainer(SentenceTransformerTrainer):
         """Return the loss and the retrieval metrics on `eval_dataset`, or on the validation pairs when `None`."""
         if eval_dataset is None:
             return super().evaluate(None, ignore_keys, metric_key_prefix)
-        pairs = reasoning_pairs(eval_dataset, "eval_dataset")
+        pairs = reasoning_pairs(eval_dataset, "eval_dataset").select_columns(list(PAIR_COLUMNS))
         kept, self.evaluator = self.evaluator, PairRetrievalEvaluator(pairs, self.args.eval_batch_size)
         try:
             return super().evaluate(pairs, ignore_keys, metric_key_prefix)

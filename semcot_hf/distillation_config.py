@@ -1,12 +1,13 @@
 """Arguments of stage 2, the distillation of reasoning into implicit tokens."""
 
+import json
 from dataclasses import dataclass, field
 
 from trl.trainer.base_config import _BaseConfig
 
 from .prompts import ANSWER_PROMPT
 
-ALIGNMENT_VIEWS = ("embedding", "hidden_state")
+ALIGNMENT_VIEWS = ("embedding", "hidden_state", "mean_pooled")
 
 
 @dataclass
@@ -21,7 +22,8 @@ class SemCoTDistillationConfig(_BaseConfig):
         default=0.25, metadata={"help": "Weight of the semantic alignment; the answer's cross-entropy has 1 - alpha."}
     )
     step_weight: float = field(
-        default=0.0, metadata={"help": "Weight of SIM-CoT's step decoder, which must tell each token's reasoning step."}
+        default=0.0,
+        metadata={"help": "Weight of SIM-CoT's step decoder, which must tell each token's step."},
     )
     kl_weight: float = field(
         default=0.0, metadata={"help": "Weight of the KL to the host's answer distribution after its explicit CoT."}
@@ -32,8 +34,10 @@ class SemCoTDistillationConfig(_BaseConfig):
     alignment_view: str = field(
         default="embedding",
         metadata={
-            "help": "How implicit tokens enter the alignment encoder: 'embedding' (the tokens themselves) or "
-            "'hidden_state' (the host's states at their positions, of the layer the text's states are taken from)."
+            "help": "How implicit tokens are compared with the reasoning: 'embedding' (they enter the alignment "
+            "encoder themselves), 'hidden_state' (the host's states at their positions do, of the layer the text's "
+            "states are taken from) or 'mean_pooled' (no encoder: their mean against the mean of the host's states of "
+            "the reasoning, the paper's ablation)."
         },
     )
     steps_per_token: int = field(
@@ -50,12 +54,28 @@ class SemCoTDistillationConfig(_BaseConfig):
         default=0.1,
         metadata={"help": "Share of all steps that train the projection and <thought> only (0 skips the phase)."},
     )
+    projection_learning_rate: float | None = field(
+        default=None, metadata={"help": "Initial learning rate of projection and <thought>. None: learning_rate."}
+    )
+    projection_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of projection and <thought>. None: weight_decay."}
+    )
     answer_prompt: str = field(
         default=ANSWER_PROMPT, metadata={"help": "Text between the implicit tokens and the answer."}
     )
     max_length: int | None = field(
         default=None,
         metadata={"help": "Longest prompt plus answer in tokens; longer rows are an error. None: the host's context."},
+    )
+    cached_question: bool = field(
+        default=True,
+        metadata={
+            "help": "Run the frozen host over the questions without gradient, and back-propagate through what follows "
+            "only: the same loss and gradients in less time and memory."
+        },
+    )
+    model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Arguments for from_pretrained, where the model is given by id or path."}
     )
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the dataset."})
     eval_generations: int = field(
@@ -66,6 +86,9 @@ class SemCoTDistillationConfig(_BaseConfig):
         default=None, metadata={"help": "Save the host with the model; None includes one that has no id or path."}
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every step uses all trained parameters, so DDP need not look for others."}
+    )
     # TRL sets this by default, which transformers deprecates in favour of activation_checkpointing.
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Use activation_checkpointing."})
 
@@ -73,6 +96,8 @@ class SemCoTDistillationConfig(_BaseConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _has_bf16_accelerator()
         super().__post_init__()
+        if isinstance(self.model_init_kwargs, str):
+            self.model_init_kwargs = json.loads(self.model_init_kwargs)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: must lie within 0 and 1.")
         for name in ("step_weight", "kl_weight", "hidden_weight"):

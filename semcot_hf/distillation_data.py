@@ -3,17 +3,124 @@
 from dataclasses import dataclass
 
 import torch
+from datasets import IterableDataset
+from transformers.utils import logging
 
+from .data.schema import to_row
+from .data.splits import normalise_question
 from .prompts import encode_prompt, prompt_text
 
+logger = logging.get_logger(__name__)
 
-def tokenize_row(row, tokenizer, answer_prompt_size, num_implicit_tokens, steps_per_token):
+COLUMNS = ("query", "reasoning", "answer", "steps", "prompt", "completion")
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What decides a row's token ids.
+
+    Args:
+        answer_prompt_size: tokens of the answer prompt.
+        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token must tell.
+        max_length: most tokens of prompt, implicit tokens and answer; `None` for no limit.
+        needs_reasoning: the objectives (names of config fields) that need a row's reasoning.
+        teacher: whether the explicit chain of thought must fit too.
+    """
+
+    answer_prompt_size: int
+    num_implicit_tokens: int
+    steps_per_token: int = 1
+    max_length: int | None = None
+    needs_reasoning: tuple[str, ...] = ()
+    teacher: bool = False
+
+
+def schema_row(example, name):
+    """The row in the dataset schema, from the paper's columns or TRL's prompt and completion.
+
+    Raises:
+        ValueError: for missing columns.
+    """
+    columns = {column: column for column in COLUMNS if column in example}
+    if not ({"query", "prompt"} & set(columns) and {"answer", "completion"} & set(columns)):
+        raise ValueError(
+            f"{name} has the columns {sorted(example)}: needs query and answer (with reasoning and steps), or TRL's "
+            "prompt and completion. Rename them, or load the dataset with load_reasoning_dataset(columns=...)."
+        )
+    return to_row(example, columns)
+
+
+def tokenize_dataset(dataset, name, tokenizer, settings, num_proc=None):
+    """The dataset as token ids (`tokenize_row`), with each row's `length` and `reasoning`.
+
+    Args:
+        dataset: `Dataset`, or `IterableDataset`, which is tokenized as it is read.
+        name: what errors call it.
+        tokenizer: its chat template ends a prompt on the answer prompt.
+
+    Raises:
+        ValueError: for missing or empty datasets and columns, rows without what the objectives need, or rows beyond
+            the limit: nothing is ever cut.
+    """
+    if dataset is None:
+        raise ValueError(f"{name} is required: pass a Dataset of query, reasoning and answer.")
+    streaming = isinstance(dataset, IterableDataset)
+    if not streaming and len(dataset) == 0:
+        raise ValueError(f"{name} is empty: pass at least one row.")
+    columns = dataset.column_names or list(next(iter(dataset)))
+    options = {} if streaming else {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
+    return dataset.map(
+        _checked_row,
+        fn_kwargs={"name": name, "tokenizer": tokenizer, "settings": settings},
+        remove_columns=columns,
+        **options,
+    )
+
+
+def _checked_row(example, name, tokenizer, settings):
+    row = schema_row(example, name)
+    if not row["query"] or not row["answer"]:
+        raise ValueError(f"{name} has a row without query or answer: {str(example)[:120]}. Drop or complete it.")
+    if settings.needs_reasoning and not row["reasoning"]:
+        raise ValueError(
+            f"{name} has a row without reasoning, which {', '.join(settings.needs_reasoning)} > 0 need: "
+            f"{str(example)[:120]}. Drop or complete it, or set them to 0."
+        )
+    ids = tokenize_row(row, tokenizer, settings)
+    answer = len(ids["completion_ids"])
+    lengths = {
+        f"prompt, {settings.num_implicit_tokens} implicit tokens and answer": len(ids["prompt_ids"])
+        + settings.num_implicit_tokens
+        + answer,
+        "prompt, reasoning and answer": len(ids["teacher_ids"]) + answer if settings.teacher else 0,
+    }
+    for parts, length in lengths.items():
+        if settings.max_length is not None and length > settings.max_length:
+            raise ValueError(
+                f"{name} has a row of {length} tokens ({parts}), beyond max_length={settings.max_length}, where it "
+                f"would be cut: drop long rows or raise max_length. Its query starts {row['query'][:80]!r}."
+            )
+    return {**ids, "length": len(ids["prompt_ids"]) + answer, "reasoning": row["reasoning"]}
+
+
+def warn_of_overlap(train_dataset, eval_dataset, name):
+    """Warn of evaluation questions that stand in the training set, with their number; streams are not read for it."""
+    if isinstance(train_dataset, IterableDataset) or isinstance(eval_dataset, IterableDataset):
+        return
+    known = {normalise_question(schema_row(row, "train_dataset")["query"]) for row in train_dataset}
+    shared = sum(normalise_question(schema_row(row, name)["query"]) in known for row in eval_dataset)
+    if shared:
+        logger.warning(
+            f"{name}: {shared} of {len(eval_dataset)} questions stand in train_dataset too: its metrics are too high."
+        )
+
+
+def tokenize_row(row, tokenizer, settings):
     """Token ids of one row in the dataset schema.
 
     Args:
         row: query, answer, reasoning, steps.
         tokenizer: its chat template ends a prompt on the answer prompt (`prompts.with_answer_prompt`).
-        answer_prompt_size: tokens of the answer prompt.
 
     Returns:
         dict of `prompt_ids`; `completion_ids`, the answer with end of sequence; `step_ids`, a list of ids for each
@@ -21,14 +128,14 @@ def tokenize_row(row, tokenizer, answer_prompt_size, num_implicit_tokens, steps_
     """
     text = prompt_text(tokenizer, row["query"])
     prompt = encode_prompt(tokenizer, text)
-    cut = len(prompt) - answer_prompt_size
+    cut = len(prompt) - settings.answer_prompt_size
     end = [tokenizer.eos_token_id]
     return {
         "prompt_ids": prompt,
         "completion_ids": _continuation(tokenizer, text, prompt, " " + row["answer"]) + end,
         "step_ids": [
             tokenizer(step, add_special_tokens=False)["input_ids"] + end if step else []
-            for step in group_steps(row["steps"], num_implicit_tokens, steps_per_token)
+            for step in group_steps(row["steps"], settings.num_implicit_tokens, settings.steps_per_token)
         ],
         "teacher_ids": prompt[:cut]
         + tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]

@@ -1,22 +1,31 @@
 """Stage 2: train the generator and its projection so that the frozen host answers as after its reasoning."""
 
+import contextlib
+import os
 from collections import defaultdict
 
 import torch
-from datasets import IterableDataset
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl.trainer.base_trainer import _BaseTrainer
 
 from .answers import check_answer, infer_answer_type
-from .data.schema import to_row
 from .distillation_config import SemCoTDistillationConfig
-from .distillation_data import DistillationCollator, tokenize_row
-from .encoder import alignment_layers, encode_hidden_states, load_alignment_encoder
+from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
+from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .distillation_saving import (
+    add_adapters,
+    full_precision,
+    last_complete_checkpoint,
+    load_adapters,
+    merged_state,
+    save_adapters,
+    unexplained_keys,
+)
+from .encoder import alignment_layers, encode_hidden_states, load_alignment_encoder, no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .modeling import SemCoTForCausalLM
 from .prompts import answer_prompt_ids, with_answer_prompt
-
-COLUMNS = ("query", "reasoning", "answer", "steps", "prompt", "completion")
 
 
 class SemCoTDistillationTrainer(_BaseTrainer):
@@ -30,9 +39,10 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         model: `SemCoTForCausalLM`, id or path.
         args: `SemCoTDistillationConfig`.
         train_dataset, eval_dataset: rows in the paper's schema (query, reasoning, answer, optionally steps) or TRL's
-            prompt/completion, conversational too.
+            prompt/completion, conversational too; streams too. `eval_dataset` may be a dict of several.
         processing_class: the host's tokenizer.
         alignment_encoder: what stage 1 saved, as a SentenceTransformer or path; needed while `args.alpha` > 0.
+        peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
 
     Raises:
         ValueError: for missing columns, empty datasets, rows beyond the context, or objectives without what they need.
@@ -53,39 +63,48 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         alignment_encoder=None,
         callbacks=None,
         optimizers=(None, None),
+        peft_config=None,
         **kwargs,
     ):
-        if args is None:
-            args = SemCoTDistillationConfig("semcot-distillation")
+        args = SemCoTDistillationConfig("semcot-distillation") if args is None else args
         set_seed(args.seed)
-        if isinstance(model, str):
-            model = SemCoTForCausalLM.from_pretrained(model)
+        if isinstance(model, str | os.PathLike):
+            model = SemCoTForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         model.config.answer_prompt_ids = answer_prompt_ids(processing_class, args.answer_prompt)
+        processing_class = with_answer_prompt(processing_class, args.answer_prompt)
         if args.include_host is not None:
             model.config.includes_host = args.include_host
-        processing_class = with_answer_prompt(processing_class, args.answer_prompt)
-        self.alignment_encoder = None
+        _prepare_model(model, args, peft_config)
+        self._settings = _row_settings(model, args)
+        self.alignment_encoder = _alignment_encoder(alignment_encoder, args)
+        self._embedder = None
         if args.alpha > 0:
-            if alignment_encoder is None:
-                raise ValueError(
-                    f"alpha={args.alpha} needs alignment_encoder, which stage 1 makes: pass it, or set alpha=0."
-                )
-            self.alignment_encoder = load_alignment_encoder(alignment_encoder).requires_grad_(False).eval()
-        if args.step_weight > 0 and model.step_decoder is None:
-            model.add_step_decoder(_step_decoder(model, args))
-        _set_trainable(model, args)
-
-        self._eval_rows = None
+            self._embedder = (
+                MeanStates(model.host.to(args.device), processing_class)
+                if self.alignment_encoder is None
+                else EncoderEmbeddings(self.alignment_encoder.to(args.device))
+            )
+        # What _tokenize and _questions_of need before Trainer sets the same.
+        self.args, self.processing_class = args, processing_class
+        self._questions = {}
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        train_dataset = self._prepare(train_dataset, "train_dataset", model, processing_class, args)
-        if eval_dataset is not None:
-            if args.eval_generations:
-                self._eval_rows = _rows(eval_dataset, "eval_dataset", limit=args.eval_generations)
-            eval_dataset = self._prepare(eval_dataset, "eval_dataset", model, processing_class, args)
+        self._in_checkpoint = False
+        raw_train_dataset, train_dataset = train_dataset, self._tokenize(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            for name, dataset in eval_dataset.items():
+                warn_of_overlap(raw_train_dataset, dataset, f"eval_dataset[{name!r}]")
+                self._questions[f"eval_{name}"] = self._questions_of(dataset)
+            eval_dataset = {
+                name: self._tokenize(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            warn_of_overlap(raw_train_dataset, eval_dataset, "eval_dataset")
+            self._questions["eval"] = self._questions_of(eval_dataset)
+            eval_dataset = self._tokenize(eval_dataset, "eval_dataset")
         if data_collator is None:
             data_collator = DistillationCollator(
                 processing_class.pad_token_id,
@@ -103,60 +122,50 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        if self.is_deepspeed_enabled and args.projection_warmup > 0:
+            raise ValueError(
+                f"projection_warmup={args.projection_warmup}: DeepSpeed keeps gradients where the phase cannot hold "
+                "them back. Set projection_warmup=0."
+            )
         # Trainer computes evaluation losses through compute_loss only under these two.
         self.can_return_loss = True
         self.label_names = []
-        if self.alignment_encoder is not None:
-            self.alignment_encoder.to(self.args.device)
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["prompt_ids", "completion_ids", "step_ids", "teacher_ids", "reasoning_embedding"]
+        self._signature_columns = ["prompt_ids", "completion_ids", "step_ids", "teacher_ids", COLUMN]
 
-    def _prepare(self, dataset, name, model, tokenizer, args):
-        """Tokenize a dataset, check its lengths and add the reasoning's embeddings."""
-        if dataset is None:
-            raise ValueError(f"{name} is required: pass a Dataset of query, reasoning and answer.")
-        streaming = isinstance(dataset, IterableDataset)
-        if not streaming and len(dataset) == 0:
-            raise ValueError(f"{name} is empty: pass at least one row.")
-        count = model.config.num_implicit_tokens
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = args.max_length or context
-        size = len(model.config.answer_prompt_ids)
+    def _tokenize(self, dataset, name):
+        """The dataset as token ids, with the reasoning's embeddings; one process does the work, the others read it."""
+        with PartialState().main_process_first():
+            dataset = tokenize_dataset(
+                dataset, name, self.processing_class, self._settings, self.args.dataset_num_proc
+            )
+            return dataset if self._embedder is None else add_reasoning_embeddings(dataset, name, self._embedder)
 
-        def tokenize(example):
-            row = _complete_row(example, name, args)
-            ids = tokenize_row(row, tokenizer, size, count, args.steps_per_token)
-            length = len(ids["prompt_ids"]) + count + len(ids["completion_ids"])
-            if longest is not None and length > longest:
-                raise ValueError(
-                    f"{name} has a row of {length} tokens (prompt, {count} implicit tokens and answer), beyond "
-                    f"max_length={longest}: drop long rows or raise max_length. Its query starts "
-                    f"{row['query'][:80]!r}."
-                )
-            return {**ids, "reasoning": row["reasoning"]}
+    def _questions_of(self, dataset):
+        """The first `args.eval_generations` rows of an evaluation set, to be answered by generation."""
+        limited = zip(range(self.args.eval_generations), dataset, strict=False)
+        return [schema_row(example, "eval_dataset") for _, example in limited]
 
-        columns = dataset.column_names
-        options = {} if streaming else {"num_proc": args.dataset_num_proc, "desc": f"Tokenizing {name}"}
-        dataset = dataset.map(tokenize, remove_columns=columns, **options)
-        if self.alignment_encoder is not None:
-            encoder = self.alignment_encoder
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            super().create_optimizer(model)
+            _group_projection(self.optimizer, self.model if model is None else model, self.args)
+        return self.optimizer
 
-            def embed(batch):
-                vectors = encoder.encode(batch["reasoning"], batch_size=64, show_progress_bar=False)
-                return {"reasoning_embedding": vectors.tolist()}
-
-            options = {} if streaming else {"desc": f"Encoding the reasoning of {name}"}
-            dataset = dataset.map(embed, batched=True, batch_size=256, **options)
-        return dataset
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As in `Trainer`; `True` goes on from the last checkpoint that was written completely."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, self.args.world_size)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted sum of the objectives; each part is logged. All trained parameters are used in `model.forward`."""
         args = self.args
         teacher_ids = inputs.pop("teacher_input_ids", None)
         teacher_mask = inputs.pop("teacher_attention_mask", None)
-        target = inputs.pop("reasoning_embedding", None)
+        target = inputs.pop(COLUMN, None)
         width = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
         by_state = target is not None and args.alignment_view == "hidden_state"
         outputs = model(
@@ -164,6 +173,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             logits_to_keep=width + 1,
             use_cache=False,
             output_hidden_states=by_state or args.hidden_weight > 0,
+            cached_question=args.cached_question,
         )
         parts = {"answer_loss": (1 - args.alpha, outputs.loss)}
         if target is not None:
@@ -184,20 +194,30 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         mode = "train" if self.model.training else "eval"
         for name, (_, value) in parts.items():
             self._metrics[mode][name].append(value.detach())
+        if mode == "train" and not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step} "
+                f"({', '.join(f'{name} {value.item():.4g}' for name, (_, value) in parts.items())}): lower "
+                f"learning_rate ({args.learning_rate}) or max_grad_norm ({args.max_grad_norm}), or go on from an "
+                "earlier checkpoint."
+            )
         return (loss, outputs) if return_outputs else loss
 
     def _embed(self, outputs):
         """f of the implicit tokens, through the encoder's input or at the layer its text states are taken from."""
         tokens = outputs.implicit_embeddings
+        if self.alignment_encoder is None:
+            return tokens.float().mean(dim=1)
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        dtype = next(self.alignment_encoder.parameters()).dtype
         if self.args.alignment_view == "embedding":
-            features = {"inputs_embeds": tokens.float(), "attention_mask": mask}
+            features = {"inputs_embeds": tokens.to(dtype), "attention_mask": mask}
             return self.alignment_encoder(features)["sentence_embedding"]
         layer, _ = alignment_layers(self.alignment_encoder)
         columns = outputs.implicit_columns[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         states = outputs.hidden_states[layer]
         states = states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
-        return encode_hidden_states(self.alignment_encoder, states.float(), mask)
+        return encode_hidden_states(self.alignment_encoder, states.to(dtype), mask)
 
     @torch.no_grad()
     def _teacher(self, input_ids, attention_mask, width):
@@ -222,91 +242,178 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         return loss
 
     def log(self, logs, start_time=None):
-        mode = "train" if self.model.training else "eval"
-        for name, values in self._metrics[mode].items():
-            mean = self.accelerator.gather(torch.stack(values).mean()).mean().item()
-            logs[name if mode == "train" else f"eval_{name}"] = round(mean, 6)
-        self._metrics[mode].clear()
+        if "loss" in logs:
+            logs.update(self._means("train"))
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Losses on the evaluation set, and `eval_accuracy` of generated answers to `args.eval_generations` of it."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if eval_dataset is None and self._eval_rows:
-            metrics[f"{metric_key_prefix}_accuracy"] = self._accuracy()
-            self.log({f"{metric_key_prefix}_accuracy": metrics[f"{metric_key_prefix}_accuracy"]})
-        return metrics
+    def _means(self, mode):
+        """Mean of each loss part since the last call, over all processes."""
+        means = {
+            name: round(self.accelerator.gather(torch.stack(values).mean()).mean().item(), 6)
+            for name, values in self._metrics[mode].items()
+        }
+        self._metrics[mode].clear()
+        return means
 
-    def _accuracy(self):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Losses on the evaluation set, and `eval_accuracy` of generated answers to `args.eval_generations` of it.
+
+        `eval_dataset` may be another dataset, in the same forms as at construction.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, dict | str) or "prompt_ids" in _columns(eval_dataset):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        known = self._questions
+        self._questions = {metric_key_prefix: self._questions_of(eval_dataset)}
+        try:
+            return super().evaluate(self._tokenize(eval_dataset, "eval_dataset"), ignore_keys, metric_key_prefix)
+        finally:
+            self._questions = known
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._means("eval").items()})
+        if self._questions.get(metric_key_prefix):
+            output.metrics[f"{metric_key_prefix}_accuracy"] = self._accuracy(self._questions[metric_key_prefix])
+        return output
+
+    def _accuracy(self, questions):
+        """Share of the questions that generation answers rightly; the processes share them."""
         from .evaluation import answer_questions
 
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        answers = answer_questions(
-            model,
-            self.processing_class,
-            [row["query"] for row in self._eval_rows],
-            method="semcot",
-            batch_size=self.args.per_device_eval_batch_size,
-            max_new_tokens=self.args.generation_max_new_tokens,
-        )
-        model.train(was_training)
-        task = infer_answer_type([row["answer"] for row in self._eval_rows])
-        right = [
-            check_answer(answer.output, row["answer"], task)
-            for answer, row in zip(answers, self._eval_rows, strict=True)
-        ]
-        return sum(right) / len(right)
+        task = infer_answer_type([row["answer"] for row in questions])
+        mine, right = questions[self.args.process_index :: self.args.world_size], 0
+        if mine:
+            model = self.accelerator.unwrap_model(self.model)
+            was_training = model.training
+            answers = answer_questions(
+                model,
+                self.processing_class,
+                [row["query"] for row in mine],
+                method="semcot",
+                batch_size=self.args.per_device_eval_batch_size,
+                max_new_tokens=self.args.generation_max_new_tokens,
+                answer_prompt=self.args.answer_prompt,
+            )
+            model.train(was_training)
+            right = sum(check_answer(a.output, row["answer"], task) for a, row in zip(answers, mine, strict=True))
+        right = torch.tensor(float(right), device=self.args.device)
+        return self.accelerator.reduce(right, "sum").item() / len(questions)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        self._in_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._in_checkpoint = False
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Save a whole model: adapters merged, the step decoder left out where it is not to be kept."""
+        drop = not self._in_checkpoint and not self.args.keep_step_decoder
+        state_dict = merged_state(self.model, state_dict)
+        if drop:
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith("step_")}
+        with no_loading_bars(), _without_step_decoder(self.model.config) if drop else contextlib.nullcontext():
+            super()._save(output_dir, state_dict)
+        if self._in_checkpoint and self.args.should_save:
+            save_adapters(self.model, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_adapters(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        load_adapters(self.model, self.state.best_model_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result):
+        super()._issue_warnings_after_load(unexplained_keys(self.model, load_result))
 
 
-def _complete_row(example, name, args):
-    row = _to_row(example, name)
-    if not row["query"] or not row["answer"]:
-        raise ValueError(f"{name} has a row without query or answer: {str(example)[:120]}. Drop or complete it.")
-    needs = [option for option in ("alpha", "step_weight", "kl_weight", "hidden_weight") if getattr(args, option) > 0]
-    if needs and not row["reasoning"]:
-        raise ValueError(
-            f"{name} has a row without reasoning, which {', '.join(needs)} > 0 need: {str(example)[:120]}. "
-            "Drop or complete it, or set them to 0."
-        )
-    return row
+def _columns(dataset):
+    return dataset.column_names or ()
 
 
-def _rows(dataset, name, limit):
-    rows = []
-    for example in dataset:
-        if len(rows) == limit:
-            break
-        rows.append(_to_row(example, name))
-    return rows
-
-
-def _to_row(example, name):
-    columns = {column: column for column in COLUMNS if column in example}
-    if not ({"query", "prompt"} & set(columns) and {"answer", "completion"} & set(columns)):
-        raise ValueError(
-            f"{name} has the columns {sorted(example)}: needs query and answer (with reasoning and steps), or TRL's "
-            "prompt and completion. Rename them, or load the dataset with load_reasoning_dataset(columns=...)."
-        )
-    return to_row(example, columns)
-
-
-def _step_decoder(model, args):
-    source = model.config.generator_name_or_path if args.step_decoder == "generator" else args.step_decoder
-    if source is None:
-        raise ValueError(
-            "step_decoder='generator' needs config.generator_name_or_path, which this model does not record: pass "
-            "step_decoder with the id or path of a causal LM."
-        )
-    return AutoModelForCausalLM.from_pretrained(source, dtype=model.generator.dtype)
-
-
-def _set_trainable(model, args):
+def _prepare_model(model, args, peft_config):
+    """Attach the step decoder and the adapters, and set what is trained, in float32."""
+    if args.step_weight > 0 and model.step_decoder is None:
+        source = model.config.generator_name_or_path if args.step_decoder == "generator" else args.step_decoder
+        if source is None:
+            raise ValueError(
+                "step_decoder='generator' needs config.generator_name_or_path, which this model does not record: pass "
+                "step_decoder with the id or path of a causal LM."
+            )
+        model.add_step_decoder(AutoModelForCausalLM.from_pretrained(source, dtype=model.generator.dtype))
     model.requires_grad_(False)
-    for module in (model.projection, model.generator, model.step_decoder, model.step_projection):
+    if peft_config is None:
+        model.generator.requires_grad_(True)
+        # Of the generator's embedding rows only <thought>, a parameter of its own, is trained (SemCoT, section 3.2).
+        model.generator.get_input_embeddings().requires_grad_(False)
+    else:
+        add_adapters(model.generator, peft_config)
+    for module in (model.projection, model.step_decoder, model.step_projection):
         if module is not None:
             module.requires_grad_(True)
-    model.thought_embedding.requires_grad_(True)
-    # Of the generator's embedding rows only <thought>, a parameter of its own, is trained (SemCoT, section 3.2).
-    model.generator.get_input_embeddings().requires_grad_(False)
+    # With an offset of -1 the last <thought> is read by nobody, so a single one has no gradient.
+    model.thought_embedding.requires_grad_(model.config.num_implicit_tokens + model.config.state_offset > 0)
+    if args.step_weight == 0 and model.step_decoder is not None:
+        model.step_decoder.requires_grad_(False)
+        model.step_projection.requires_grad_(False)
+    full_precision(model, adapted=peft_config is not None)
+
+
+def _row_settings(model, args):
+    limits = (args.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+    objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight")
+    return RowSettings(
+        answer_prompt_size=len(model.config.answer_prompt_ids),
+        num_implicit_tokens=model.config.num_implicit_tokens,
+        steps_per_token=args.steps_per_token,
+        max_length=min((limit for limit in limits if limit is not None), default=None),
+        needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
+        teacher=args.kl_weight > 0 or args.hidden_weight > 0,
+    )
+
+
+def _alignment_encoder(encoder, args):
+    if args.alpha == 0 or args.alignment_view == "mean_pooled":
+        return None
+    if encoder is None:
+        raise ValueError(
+            f"alpha={args.alpha} needs alignment_encoder, which stage 1 makes: pass it, set alpha=0 for no alignment, "
+            "or alignment_view='mean_pooled' for one without an encoder."
+        )
+    return load_alignment_encoder(encoder).requires_grad_(False).eval()
+
+
+def _group_projection(optimizer, model, args):
+    """Give projection and <thought> parameter groups of their own where they have their own rate or decay."""
+    rate, decay = args.projection_learning_rate, args.projection_weight_decay
+    if rate is None and decay is None:
+        return
+    own = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if "projection" in name.split(".") or "thought_embedding" in name.split(".")
+    }
+    # Trainer makes two groups: the first one decays, the second (biases, norms) does not.
+    for index, group in enumerate(list(optimizer.param_groups)):
+        taken = [parameter for parameter in group["params"] if id(parameter) in own]
+        if not taken:
+            continue
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+        options = {key: value for key, value in group.items() if key != "params"}
+        if rate is not None:
+            options["lr"] = rate
+        if decay is not None and index == 0:
+            options["weight_decay"] = decay
+        optimizer.add_param_group({"params": taken, **options})
+
+
+@contextlib.contextmanager
+def _without_step_decoder(config):
+    kept, config.step_decoder_config = config.step_decoder_config, None
+    try:
+        yield
+    finally:
+        config.step_decoder_config = kept

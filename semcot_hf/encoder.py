@@ -6,10 +6,11 @@ import os
 import tempfile
 
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 POOLINGS = ("mean", "max", "lasttoken", "weightedmean")
 
@@ -66,8 +67,12 @@ def build_alignment_encoder(
         raise ValueError(f"embedding_dim={embedding_dim} must be at least 1 (the paper: 768).")
     tokenizer = _plain_tokenizer(tokenizer)
     with tempfile.TemporaryDirectory() as folder, no_loading_bars():
-        _layers_view(backbone, 0, last_layer + 1).save_pretrained(folder)
+        view = _layers_view(backbone, 0, last_layer + 1)
+        view.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        # Weights by hand: of several processes, save_pretrained writes them on the first one only.
+        weights = {name: value.cpu().contiguous() for name, value in view.state_dict().items()}
+        save_file(weights, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         transformer = Transformer(folder, model_kwargs={"dtype": backbone.dtype})
     copied = transformer.model
     copied.config._name_or_path = backbone.config._name_or_path

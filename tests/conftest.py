@@ -61,6 +61,22 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def char_tokenizer():
+    """One token per character, another order of ids; of the host's special tokens it has <user> only."""
+    characters = [chr(code) for code in [*range(126, 31, -1), 10]]
+    vocabulary = {token: i for i, token in enumerate(["[pad]", "[bos]", "[unk]", "<user>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[pad]",
+        bos_token="[bos]",
+        unk_token="[unk]",
+        additional_special_tokens=["<user>"],
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_lm():
     """Function (family, hidden_size=32, seed=0, dtype=float64, **config) -> a random causal LM in eval mode.
 

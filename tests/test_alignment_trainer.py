@@ -4,7 +4,10 @@ import logging
 
 import pytest
 import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
@@ -269,6 +272,7 @@ def test_evaluate_on_other_pairs(run):
     own, other = trainer.evaluate(), trainer.evaluate(fresh)
     assert other["eval_mrr"] != own["eval_mrr"]
     assert trainer.evaluate()["eval_mrr"] == own["eval_mrr"]
+    assert trainer.evaluate(fresh.remove_columns(["query", "answer", "steps"]))["eval_loss"] == other["eval_loss"]
 
 
 def test_the_run_makes_no_noise(dataset, host, tokenizer, tmp_path, capfd, caplog):
@@ -371,10 +375,12 @@ def test_validation_is_cut_by_the_question(host, dataset, tokenizer, tmp_path):
 
 
 def test_streams_are_read_once(host, dataset, tokenizer, tmp_path):
+    turned = dataset.select_columns(["condensed_reasoning", "reasoning", "query"])
     trainer = SemCoTAlignmentTrainer(
-        host, config(tmp_path), train_dataset=dataset.to_iterable_dataset(), processing_class=tokenizer
+        host, config(tmp_path), train_dataset=turned.to_iterable_dataset(), processing_class=tokenizer
     )
     assert len(trainer.train_dataset) + len(trainer.eval_dataset) == 300
+    assert trainer.train_dataset.column_names == ["reasoning", "condensed_reasoning"]  # the first is the anchor
 
 
 def test_paper_files_train(host, tokenizer, tmp_path, shared_data):
@@ -475,3 +481,36 @@ def test_a_loss_that_is_no_number_stops_the_run(host, dataset, tokenizer, tmp_pa
 def test_impossible_settings_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **options)
+
+
+# Two processes
+
+
+def _train_in_a_process(dataset, tokenizer, folder, batch_size):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    args = config(
+        folder,
+        max_steps=6,
+        per_device_train_batch_size=batch_size,
+        cache_head_features=False,
+        symmetric=True,
+        eval_strategy="no",
+        save_strategy="no",
+    )
+    trainer = SemCoTAlignmentTrainer(make_host(tokenizer), args, train_dataset=dataset, processing_class=tokenizer)
+    trainer.train()
+    save_file(trainer.model.state_dict(), folder / f"{args.world_size}-{args.process_index}.safetensors")
+
+
+# Raised inside accelerate and sentence-transformers, which use what this torch renames.
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_gather is deprecated:FutureWarning")
+def test_two_processes_train_as_one_with_twice_the_batch(rows, tokenizer, tmp_path):
+    first = {row["condensed_reasoning"]: row for row in rows}
+    dataset = Dataset.from_list(list(first.values())[:64])
+    debug_launcher(_train_in_a_process, (dataset, tokenizer, tmp_path, 16), num_processes=2)
+    _train_in_a_process(dataset, tokenizer, tmp_path, 32)
+    one, *two = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    for name, value in one.items():
+        assert torch.equal(two[0][name], two[1][name]), name
+        torch.testing.assert_close(two[0][name], value, rtol=0, atol=2e-5)

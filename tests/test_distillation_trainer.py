@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
 from semcot_hf.data.tasks import coin_flip
-from semcot_hf.distillation_data import DistillationCollator, tokenize_row
+from semcot_hf.distillation_data import DistillationCollator, RowSettings, tokenize_row
 from semcot_hf.prompts import answer_prompt_ids, with_answer_prompt
 
 
@@ -53,7 +53,9 @@ def snapshot(model):
 
 
 def moved(model, before):
-    return {name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])}
+    return {
+        name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])
+    }
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
@@ -75,9 +77,9 @@ def test_frozen_is_frozen_and_the_rest_moves(parts, tiny_tokenizer, rows, tmp_pa
     logged = trainer.state.log_history[0]
     for part in ("answer_loss", "alignment_loss", "step_loss", "kl_loss", "hidden_loss", "grad_norm"):
         assert math.isfinite(logged[part])
-    total = (
-        0.75 * logged["answer_loss"] + 0.25 * logged["alignment_loss"] + logged["step_loss"]
-    ) + 0.5 * (logged["kl_loss"] + logged["hidden_loss"])
+    total = (0.75 * logged["answer_loss"] + 0.25 * logged["alignment_loss"] + logged["step_loss"]) + 0.5 * (
+        logged["kl_loss"] + logged["hidden_loss"]
+    )
     assert logged["loss"] == pytest.approx(total, rel=1e-3)
 
 
@@ -120,10 +122,16 @@ def test_learns_and_what_is_saved_answers_alike(parts, tiny_tokenizer, tmp_path)
         * 4
     )
     model = parts(num_implicit_tokens=4)
+    # Sharp enough that some implicit tokens can make this random host as good as sure of an answer.
+    model.host.lm_head.weight.data *= 4
     args = config(
         tmp_path / "run",
-        max_steps=150,
+        max_steps=110,
         per_device_train_batch_size=8,
+        learning_rate=3e-2,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        logging_steps=10,
         step_weight=1.0,
         eval_generations=2,
         per_device_eval_batch_size=2,
@@ -133,19 +141,19 @@ def test_learns_and_what_is_saved_answers_alike(parts, tiny_tokenizer, tmp_path)
     trainer = SemCoTDistillationTrainer(
         model=model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tiny_tokenizer
     )
+    first = trainer.evaluate()
+    assert first["eval_accuracy"] == 0.0
     trainer.train()
-    first, last = (trainer.state.log_history[index]["answer_loss"] for index in (0, 149))
-    assert last < 0.05 * first
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy"] == 1.0
-    assert metrics["eval_loss"] < first
+    assert metrics["eval_answer_loss"] < 0.05 * first["eval_answer_loss"]
+    assert metrics["eval_step_loss"] < 0.05 * first["eval_step_loss"]
     trainer.save_model(str(tmp_path / "saved"))
     again = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
     tokenizer = type(tiny_tokenizer).from_pretrained(tmp_path / "saved")
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say no."}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
-    model.eval()
     expected = model.generate(ids, max_new_tokens=6, do_sample=False)
     assert torch.equal(again.generate(ids, max_new_tokens=6, do_sample=False), expected)
     assert tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True) == " no"
@@ -154,7 +162,7 @@ def test_learns_and_what_is_saved_answers_alike(parts, tiny_tokenizer, tmp_path)
 def test_collator_pads_prompts_left_and_answers_right(tiny_tokenizer, rows):
     tokenizer = with_answer_prompt(tiny_tokenizer)
     size = len(answer_prompt_ids(tiny_tokenizer))
-    tokens = [tokenize_row(row, tokenizer, size, 3, 1) for row in rows.select(range(5))]
+    tokens = [tokenize_row(row, tokenizer, RowSettings(size, 3)) for row in rows.select(range(5))]
     batch = DistillationCollator(tokenizer.pad_token_id, with_steps=True, with_teacher=True)(tokens)
     start = max(len(row["prompt_ids"]) for row in tokens)
     for index, row in enumerate(tokens):
@@ -176,7 +184,7 @@ def test_training_prompts_are_the_pipeline_prompts(tiny_tokenizer, rows):
     row = rows[0]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": row["query"]}], add_generation_prompt=True)
     size = len(answer_prompt_ids(tiny_tokenizer))
-    assert chat["input_ids"] == tokenize_row(row, tokenizer, size, 2, 1)["prompt_ids"]
+    assert chat["input_ids"] == tokenize_row(row, tokenizer, RowSettings(size, 2))["prompt_ids"]
     assert chat["input_ids"][-size:] == answer_prompt_ids(tiny_tokenizer)
 
 
@@ -199,7 +207,8 @@ def test_dataset_forms_give_the_same_tokens(parts, tiny_tokenizer, tmp_path, for
         processing_class=tiny_tokenizer,
     )
     tokenizer = with_answer_prompt(tiny_tokenizer)
-    expected = tokenize_row({**row, "steps": ["1 + 1 = 2."]}, tokenizer, len(answer_prompt_ids(tiny_tokenizer)), 2, 1)
+    settings = RowSettings(len(answer_prompt_ids(tiny_tokenizer)), 2)
+    expected = tokenize_row({**row, "steps": ["1 + 1 = 2."]}, tokenizer, settings)
     got = trainer.train_dataset[0]
     assert {name: got[name] for name in expected} == expected
 

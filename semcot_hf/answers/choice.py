@@ -5,6 +5,7 @@ import re
 from .latex import plain
 from .statements import Sentence, marked_values, only, own_part, sentences
 
+_LETTER = re.compile(r"\b[A-J]\b")
 _LONE = re.compile(r"\W*(?:(?:option|choice|letter)\W+)?([A-J])\W*", re.IGNORECASE)
 _LABEL = re.compile(r"\W*([A-Ja-j])(?:[.):](?!\w)|\*\*)")
 _MENTIONS = re.compile(
@@ -16,8 +17,9 @@ _MENTIONS = re.compile(
     | (?<![\w*])[*"'`]+(?P<quoted>[A-J])[*"'`]+
     | (?<![\w.'\u2019-])(?P<plain>[B-HJ])(?![\w'\u2019-])
     # "A" is an article unless it ends the phrase or is the subject of a judgement.
-    | (?<![\w.'\u2019-])(?P<a>A)(?=\W*$|\s*[,;!?/&"*\u201d]|\s+(?:is|was|or|and|nor|because|since|as)\b|\s+[A-J]\b)
-    """,
+    | (?<![\w.'\u2019-])(?P<a>A)
+      (?=\W*$|\s*[,;!?/|&"*\u201d]|\s+\(or\b|\s+to\s+[A-J]\b|\s+(?:is|was|or|and|nor|because|since|as)\b|\s+[A-J]\b)
+""",
     re.VERBOSE,
 )
 _DENIED = re.compile(r"\b(?:not|n't|nor|neither|than|rather\s+than|instead\s+of)\W+(?:(?:option|choice)\W+)?$", re.I)
@@ -26,9 +28,8 @@ _DISMISSED = re.compile(
     r"(?:not|wrong|incorrect|less|irrelevant|unrelated|too)|isn't|doesn't|does\s+not)\b",
     re.IGNORECASE,
 )
-_CUE = re.compile(
-    r"\b(?:so|therefore|thus|hence|correct|best|choose|pick|select|go with|answer|must be|most)\b", re.I
-)
+_REASON = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
+_CUE = re.compile(r"\b(?:so|therefore|thus|hence|correct|best|choose|pick|select|go with|answer|must be|most)\b", re.I)
 
 
 def choice_stated(output: str) -> str | None:
@@ -65,6 +66,9 @@ def _named(text: str) -> set[str]:
     """
     if lone := _lone(text):
         return lone
+    claim = _REASON.split(text)[0]
+    if claim != text and (values := _named(claim)):
+        return values
     values = set()
     if label := _LABEL.match(text):
         values.add(label.group(1).upper())
@@ -90,4 +94,6 @@ def _verdict(parts: list[Sentence]) -> set[str]:
         return set()
     last, before = parts[-1].text, parts[-2].text if len(parts) > 1 else ""
     cued = _CUE.search(before) and before.endswith(":") if _option_line(last) else _CUE.search(last)
-    return _named(last) if cued else set()
+    # "A is correct. B is correct." is a list in sentences.
+    twins = [part.text for part in parts if _LETTER.sub("", part.text) == _LETTER.sub("", last)]
+    return set().union(*map(_named, twins)) if cued else set()

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from .latex import plain
+from .latex import is_formula, plain
 from .statements import Sentence, marked_values, only, own_part, sentences
 
 _NUMBER = re.compile(
@@ -27,7 +27,12 @@ _FILLER = re.compile(
 )
 _HEDGE = re.compile(r"\b(?:or|nor|maybe|perhaps|possibly|alternatively|otherwise|either|versus|vs)\b", re.I)
 _OPENS_HEDGED = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.I)
-_JOINED = re.compile(r"[\W_]*|.*(?:\b(?:and|to|through|plus|minus|times)|[,;/&|~\u2013-])\s*", re.I | re.S)
+# Between two numbers: signs alone, a word that joins, or one noun ("5 eggs 6 ducks").
+_PREPOSITION = r"(?:per|for|in|at|over|from|of|on|by|with|after|every|each|than|as|because|since|when|if|times)"
+_JOINED = re.compile(
+    rf"[\W_]*|.*(?:\b(?:and|to|through|plus|minus|times)|[,;/&|~\u2013-])\s*|\W*(?!{_PREPOSITION}\b)[a-z]+\W*",
+    re.I | re.S,
+)
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I)
 _VERB = re.compile(r"\b(?:is|are|was|were|be|has|have|had|do|does|did|will|can|makes?|gives?|of|\w+ed|\w+ing)\b", re.I)
@@ -58,7 +63,10 @@ def number_stated(output: str) -> str | None:
     values = marked_values(text, parts, _bare, _statement)
     if not values:
         values = _first_line(text, parts) or _closing(parts)
-    return only(values)
+    stated = only(values)
+    if stated is None or read_number(stated) is None and not is_formula(stated):
+        return None
+    return stated
 
 
 def read_number(text: str, units: bool = True) -> Fraction | None:
@@ -129,8 +137,10 @@ def _opening(text: str) -> set[str]:
     everything = {value for _, value in found}
     for (left, _), (right, _) in zip(found, found[1:], strict=False):
         between = text[left.end() : right.start()]
-        first = left is found[0][0]
-        if _HEDGE.search(between) or (first and "(" not in between and _JOINED.fullmatch(between)):
+        joined = left is found[0][0] and _JOINED.fullmatch(between)
+        # 18 (9 * 2) explains itself, 5 (6) is two answers.
+        explained = "(" in between and not text[right.end() :].lstrip().startswith(")")
+        if _HEDGE.search(between) or (joined and not explained):
             return everything
     return {found[0][1]}
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|(?P<open>\{)|\}")
 _PHRASE = (
     r"\b(?:answers?|(?:correct|best|right|most\s+\w+)\s+(?:choice|option))\b"
     r"(?:[\s*_]*(?:\([^)\n]*\))?[\s*_]*[:=]"
@@ -15,7 +15,7 @@ _PHRASE = (
 )
 # "To find the best answer, ..." and "to answer the question: ..." announce an answer without giving it.
 _ANNOUNCED = re.compile(r"\b(?:to|let's|let\s+us)\s+(?:\w+\s+){0,3}$", re.IGNORECASE)
-_LONGEST_BOX = 1000  # characters
+_LINE_END = re.compile(r"\n|####|\Z")
 _FINAL = re.compile(r"\bfinal\s+" + _PHRASE, re.IGNORECASE)
 _CONCLUSION = re.compile(r"\b(?:so|thus|therefore|hence|in\s+conclusion)\b[^.?!:\n]{0,60}?" + _PHRASE, re.IGNORECASE)
 _ANSWER = re.compile(_PHRASE, re.IGNORECASE)
@@ -129,17 +129,17 @@ def answer_ends(text: str) -> Iterable[int]:
 
 def _after_heading(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
     for match in _HEADING.finditer(text):
-        line = text[match.end() :].split("\n", 1)[0]
-        yield line, match.end() + len(line)
+        end = _LINE_END.search(text, match.end()).start()
+        yield text[match.end() : end], end
 
 
 def _boxes(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
-    for match in _BOX.finditer(text):
-        depth, end = 1, match.end()
-        while end < min(len(text), match.end() + _LONGEST_BOX) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        yield text[match.end() : end - (depth == 0)], end
+    boxes = []  # for each brace that is still open, where its box's content begins, or None
+    for match in _BRACE.finditer(text):
+        if match.group() != "}":
+            boxes.append(match.end() if match["box"] else None)
+        elif boxes and (start := boxes.pop()) is not None:
+            yield text[start : match.start()], match.end()
 
 
 def _after(pattern: re.Pattern) -> Callable[[str, list[Sentence]], Iterable[tuple[str, int]]]:
@@ -147,12 +147,14 @@ def _after(pattern: re.Pattern) -> Callable[[str, list[Sentence]], Iterable[tupl
 
     def find(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
         ends = [part.start + len(part.text) for part in parts]
-        for match in pattern.finditer(text):
+        matches = list(pattern.finditer(text))
+        nexts = [match.start() for match in matches[1:]] + [len(text)]
+        for match, stop in zip(matches, nexts, strict=True):
             if _ANNOUNCED.search(text[max(0, match.start() - 40) : match.start()]):
                 continue
             for part in parts[bisect_right(ends, match.end()) :]:
                 end = part.start + len(part.text)
-                slot = text[max(match.end(), part.start) : end]
+                slot = text[max(match.end(), part.start) : min(end, stop)]
                 # A slot that ends on a colon introduces the statement that follows it.
                 if re.search(r"[^\W_]", slot) and not slot.rstrip("* ").endswith(":"):
                     if not part.asks:

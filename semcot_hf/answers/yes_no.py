@@ -5,10 +5,10 @@ import re
 from .latex import plain
 from .statements import marked_values, only, own_part, sentences
 
-# "no" answers when nothing follows it, or punctuation, or the beginning of an explanation; "no one", "no-one",
-# "no longer" and "No. 5" do not. A yes or no that is denied ("not yes") states nothing.
+# "no" answers when nothing follows it, or punctuation, or the beginning of an explanation; "no one", "no-one" and
+# "no longer" do not. A yes or no that is denied ("not yes") states nothing.
 _WORD = re.compile(
-    r"(?<![\w'-])(?:(?P<yes>yes)\b(?![-'])|(?P<no>no)\b(?!\.\s*\d)"
+    r"(?<![\w'-])(?:yes\b(?![-'])|no\b"
     r"(?=\W*$|\s*[.,;:!?*_/)\]}\"'\u201d\u2019\u2014\u2013}]|\s+-\s"
     r"|\s+(?:the|it|this|that|because|since|as|they|he|she|and|or|nor|yes|no)\b))",
     re.IGNORECASE,

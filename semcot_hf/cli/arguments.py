@@ -30,7 +30,8 @@ class ModelArguments:
 
 def parse(prog, dataclasses, argv):
     """Parse TRL-style flags and `--config file.yaml` into the dataclasses."""
-    return TrlParser(dataclasses, prog=prog).parse_args_and_config(args=argv)
+    epilog = "--config FILE.yaml sets any of these flags by their names; flags given beside it win."
+    return TrlParser(dataclasses, prog=prog, epilog=epilog).parse_args_and_config(args=argv)
 
 
 def load_splits(arguments):

@@ -10,6 +10,8 @@ COMMANDS = {
     "align": "stage 1: train the alignment encoder on (reasoning, condensed reasoning) pairs",
     "distill": "stage 2: train the generator and its projection with the host frozen",
     "evaluate": "accuracy with intervals, latency and the controls, of a checkpoint or any causal LM",
+    "condense": "make the reasoning and condensed reasoning that a dataset lacks; resumable",
+    "data": "check a dataset for faults and overlapping splits; write a cleaned copy",
 }
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from ..alignment_config import SemCoTAlignmentConfig
 from ..alignment_trainer import SemCoTAlignmentTrainer
@@ -163,6 +163,7 @@ def _align(work, settings, data, stages):
             eval_dataset=data["validation"],
             callbacks=[StageCallback(stages)],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         trainer.save_model(str(work / "encoder.tmp"))
         os.replace(work / "encoder.tmp", folder)
@@ -205,6 +206,7 @@ def _distill(work, settings, data, encoder, stages):
             alignment_encoder=encoder,
             callbacks=[StageCallback(stages)],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=any(runs.glob("checkpoint-*")))
         trainer.save_model(str(work / "model.tmp"))
         os.replace(work / "model.tmp", folder)

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from transformers import GenerationConfig
 from ..prompts import ANSWER_PROMPT, encode_prompt, prompt_text
 
 METHODS = ("no_cot", "cot", "semcot")
+SAMPLING_SETTINGS = (
+    "do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+)  # fmt: skip
 # Where a base model, prompted without a chat template, goes on to make up the next question.
 NEXT_QUESTION = "\nQuestion:"
 
@@ -211,9 +215,10 @@ def _answer_batch(model, tokenizer, prompts, indices, config, num_implicit_token
     if stop is not None:
         kwargs["tokenizer"] = tokenizer
     start = synchronized_time(device)
-    sequences = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, **kwargs
-    )
+    with _no_sampling_defaults(model):
+        sequences = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, **kwargs
+        )
     seconds = (synchronized_time(device) - start) / len(indices)
     new = sequences[:, ids.shape[1] :].tolist()
     answers = []
@@ -244,6 +249,19 @@ def synchronized_time(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+@contextmanager
+def _no_sampling_defaults(model):
+    """Take the model's sampling defaults away: `generate` adds them to any configuration, and warns that it did."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    for name in SAMPLING_SETTINGS:
+        setattr(model.generation_config, name, None)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _greedy(model, tokenizer, max_new_tokens, stop):

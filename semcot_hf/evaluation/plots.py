@@ -1,10 +1,13 @@
 """Plots of a report: accuracy against latency, by number of steps, and by number of implicit tokens."""
 
 import io
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .controls import CONTROL_NAMES
 from .records import write_atomically
@@ -37,6 +40,11 @@ def plot_accuracy_vs_latency(report: dict) -> Figure:
     times = [row["seconds_per_query"] for row in report["rows"]]
     unit, scale = ("ms", 1000) if max(times) < 1 else ("s", 1)
     middle = (min(times) * max(times)) ** 0.5
+    heights = {}
+    for side in (True, False):
+        rows = [row for row in report["rows"] if (row["seconds_per_query"] <= middle) == side]
+        placed = spread([100 * row["accuracy"] for row in rows], 11) if rows else []
+        heights.update(zip([row["method"] for row in rows], placed, strict=True))
     for row in report["rows"]:
         x, y = scale * row["seconds_per_query"], 100 * row["accuracy"]
         low, high = (100 * bound for bound in row["ci95"])
@@ -45,7 +53,7 @@ def plot_accuracy_vs_latency(report: dict) -> Figure:
         left = row["seconds_per_query"] <= middle
         axes.annotate(
             f"{METHOD_NAMES[row['method']]}\n{percent(row['accuracy'])}, {x:.3g} {unit}",
-            (x, y),
+            (x, heights[row["method"]]),
             xytext=(12 if left else -12, 0),
             textcoords="offset points",
             ha="left" if left else "right",
@@ -53,7 +61,8 @@ def plot_accuracy_vs_latency(report: dict) -> Figure:
             color=colour,
         )
     if report["controls"]:
-        best = max(report["controls"], key=lambda row: row["accuracy"])
+        # Without tokens SemCoT is no CoT, which has its own point.
+        best = max(report["controls"][1:], key=lambda row: row["accuracy"])
         axes.axhline(100 * best["accuracy"], color=GREY, linestyle="--", linewidth=1, zorder=0)
         axes.annotate(
             f"SemCoT's best control: {CONTROL_NAMES[best['control']]}, {percent(best['accuracy'])}",
@@ -69,8 +78,9 @@ def plot_accuracy_vs_latency(report: dict) -> Figure:
     if max(times) > 3 * min(times):
         axes.set_xscale("log")
         axes.set_xlim(scale * min(times) / 1.6, scale * max(times) * 1.6)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(0, scale * max(times) * 1.5)
     size = next(iter(report["latency"]["methods"].values()))[0]["batch_size"]
@@ -82,19 +92,20 @@ def plot_accuracy_vs_latency(report: dict) -> Figure:
 def plot_accuracy_by_steps(report: dict) -> Figure:
     """Each method's accuracy over the number of reasoning steps of the question, with 95 % intervals."""
     figure, axes = _axes(_title(report, "Accuracy by number of reasoning steps"))
-    ends = []
     for row in report["rows"]:
         steps = [group["steps"] for group in row["by_steps"]]
         _line(axes, steps, row["by_steps"], COLOURS[row["method"]])
-        ends.append((100 * row["by_steps"][-1]["accuracy"], row["method"]))
-    # Labels at the lines' ends, moved apart where lines meet.
-    height = -5.0
-    for y, method in sorted(ends):
-        height = max(y, height + 5)
+    heights = spread([100 * row["by_steps"][-1]["accuracy"] for row in report["rows"]], 5)
+    for row, height in zip(report["rows"], heights, strict=True):
         axes.annotate(
-            METHOD_NAMES[method], (steps[-1], height), xytext=(10, 0), textcoords="offset points", va="center",
-            color=COLOURS[method], annotation_clip=False,
-        )  # fmt: skip
+            METHOD_NAMES[row["method"]],
+            (steps[-1], height),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=COLOURS[row["method"]],
+            annotation_clip=False,
+        )
     axes.set_xticks(steps)
     axes.set_xlabel("reasoning steps in the question")
     return figure
@@ -108,6 +119,23 @@ def plot_accuracy_by_k(report: dict) -> Figure:
     axes.set_xticks(counts)
     axes.set_xlabel("implicit tokens k")
     return figure
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights for labels, moved apart where two are closer than `gap`, and down again from above 100.
+
+    >>> spread([99, 50, 98], 5), spread([60, 61], 5)
+    ([100, 50, 95], [60, 65])
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for lower, upper in pairwise(order):
+        placed[upper] = max(placed[upper], placed[lower] + gap)
+    ceiling = max(100, *heights)
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
 
 
 def _title(report, title):

@@ -1,0 +1,60 @@
+"""The `semcot` command: help, configuration files, and failures in one clear line."""
+
+import errno
+
+import pytest
+import yaml
+
+from semcot_hf.cli import main as cli
+from semcot_hf.cli.main import COMMANDS, main
+
+
+def test_usage_lists_every_command(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_explains_flags(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--config" in capsys.readouterr().out or command == "data"
+
+
+def test_unknown_command_is_named(capsys):
+    assert main(["dance"]) == 2
+    assert "unknown command 'dance'" in capsys.readouterr().err
+
+
+def test_bad_values_end_in_one_line(capsys, tmp_path):
+    assert main(["distill", "--dataset", "coin_flip", "--alpha", "2", "--output_dir", str(tmp_path), "--use_cpu"]) == 1
+    assert capsys.readouterr().err.strip() == "semcot: alpha=2.0: must lie within 0 and 1."
+    assert main(["evaluate", "--model", "nowhere/x", "--dataset", "no_such_task", "--output_dir", str(tmp_path)]) == 1
+    assert "no_such_task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.json"), 1, "the disk is full (x.json)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_full_disk_and_ctrl_c_are_told(failure, status, text, monkeypatch, capsys):
+    class Module:
+        @staticmethod
+        def run(argv):
+            raise failure
+
+    monkeypatch.setattr(cli, "import_module", lambda *_: Module)
+    assert main(["demo"]) == status
+    assert text in capsys.readouterr().err
+
+
+def test_config_file_sets_flags(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"dataset": "coin_flip", "alpha": 3.0, "output_dir": str(tmp_path), "use_cpu": True}))
+    assert main(["distill", "--config", str(path)]) == 1
+    assert "alpha=3.0" in capsys.readouterr().err
