@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    GenerationConfig,
     HfArgumentParser,
     LlamaConfig,
     LlamaForCausalLM,
@@ -195,9 +196,14 @@ def main():
     trainer.train()
     trained = time.monotonic()
     model.eval()
-    figures = judge(model, tokenizer, arguments.eval_samples)
+    # Training switched the cache off; whoever loads the model wants it on.
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+    )
     model.save_pretrained(arguments.output_dir)
     tokenizer.save_pretrained(arguments.output_dir)
+    figures = judge(model, tokenizer, arguments.eval_samples)
     figures.update(
         model=arguments.model,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

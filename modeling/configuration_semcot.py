@@ -24,8 +24,8 @@ class SemCoTConfig(PreTrainedConfig):
             (equal sizes needed).
         answer_prompt_ids: token ids that end a prompt and belong behind the implicit tokens, such as those of
             "\\nAnswer:". The tokens go before them, or at the prompt's end where a prompt does not end on them.
-        separate_generator_tokenizer: whether the generator reads queries in its own tokenizer's ids; the checkpoint then
-            carries both tokenizers.
+        separate_generator_tokenizer: whether the generator reads queries in its own tokenizer's ids; the checkpoint
+            then carries both tokenizers.
         includes_host: whether the checkpoint carries the host's weights (the whole layout).
         host_name_or_path, host_revision: where the attached layout finds the host's weights, and the exact commit.
         generator_name_or_path: the model that the generator was started from.
@@ -82,8 +82,8 @@ class SemCoTConfig(PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
-                f"This is a checkpoint of model_type={model_type!r}, not of a SemCoT model: pass it as host or generator "
-                "to SemCoTForCausalLM.from_host_generator_pretrained."
+                f"This is a checkpoint of model_type={model_type!r}, not of a SemCoT model: pass it as host or "
+                "generator to SemCoTForCausalLM.from_host_generator_pretrained."
             )
         return super().from_dict(config_dict, **kwargs)
 

@@ -10,7 +10,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_semcot import SemCoTConfig
 
@@ -57,8 +59,7 @@ class SemCoTLoadingMixin:
             raise ValueError(
                 "host_tokenizer and generator_tokenizer go together: pass both, or neither when the models share one."
             )
-        if not isinstance(host, PreTrainedModel):
-            host = AutoModelForCausalLM.from_pretrained(host, **(host_kwargs or {}))
+        host, commit = _named_host(host, host_kwargs or {})
         if not isinstance(generator, PreTrainedModel):
             generator = AutoModel.from_pretrained(generator, **(generator_kwargs or {}))
         backbone = generator.base_model
@@ -67,7 +68,7 @@ class SemCoTLoadingMixin:
             generator_config=backbone.config,
             num_implicit_tokens=num_implicit_tokens,
             host_name_or_path=host.config.name_or_path or None,
-            host_revision=getattr(host.config, "_commit_hash", None),
+            host_revision=commit,
             generator_name_or_path=generator.config.name_or_path or None,
             separate_generator_tokenizer=host_tokenizer is not None,
             **config_kwargs,
@@ -78,8 +79,9 @@ class SemCoTLoadingMixin:
         model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         model.projection.to(embeddings)
         for name, tokenizer in zip(TOKENIZERS, tokenizers, strict=True):
-            by_name = isinstance(tokenizer, (str, os.PathLike))
-            setattr(model, name, AutoTokenizer.from_pretrained(tokenizer) if by_name else tokenizer)
+            if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            setattr(model, name, tokenizer)
         return model.eval()
 
     @classmethod
@@ -111,8 +113,7 @@ class SemCoTLoadingMixin:
                 f"{path_or_id} has no model_name and teacher_hid_dim in its config.json, which the authors' "
                 "checkpoints have: load a checkpoint of this package by from_pretrained."
             )
-        if not isinstance(host, PreTrainedModel):
-            host = AutoModelForCausalLM.from_pretrained(host, **hub, **(host_kwargs or {}))
+        host, commit = _named_host(host, {**hub, **(host_kwargs or {})})
         width = host.config.get_text_config().hidden_size
         if width != original["teacher_hid_dim"]:
             raise ValueError(
@@ -129,7 +130,7 @@ class SemCoTLoadingMixin:
             state_offset=-1,
             answer_prompt_ids=answer_prompt_ids,
             host_name_or_path=host.config.name_or_path or None,
-            host_revision=getattr(host.config, "_commit_hash", None),
+            host_revision=commit,
             generator_name_or_path=original["model_name"],
         )
         names = {r"^model\.": "generator.", r"^projection_layer\.": "projection."}
@@ -221,6 +222,25 @@ class SemCoTLoadingMixin:
             return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         finally:
             self.config.includes_host = layout
+
+    def push_to_hub(self, *args, include_host=None, **kwargs):
+        """Push to the Hub as transformers does; `include_host` as in `save_pretrained`."""
+        layout = self.config.includes_host
+        self.config.includes_host = layout if include_host is None else include_host
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self.config.includes_host = layout
+
+
+def _named_host(host, kwargs):
+    """(model, commit) of a host given by id or path, loaded at one known commit; a model's own commit is unknown."""
+    if isinstance(host, PreTrainedModel):
+        return host, None
+    hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
+    commit = extract_commit_hash(cached_file(host, "config.json", **hub), None)
+    revision = {} if commit is None else {"revision": commit}
+    return AutoModelForCausalLM.from_pretrained(host, **{**kwargs, **revision}), commit
 
 
 def _load_whole(load, name, *args):

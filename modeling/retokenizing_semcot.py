@@ -56,9 +56,7 @@ def retokenize(input_ids, attention_mask, host_tokenizer, generator_tokenizer):
         )
         row = generator_tokenizer(text, add_special_tokens=False)["input_ids"]
         if not row:
-            raise ValueError(
-                "input_ids has a row of special tokens only: every prompt needs at least one other token."
-            )
+            raise ValueError("input_ids has a row of special tokens only: every prompt needs another token.")
         rows.append(row)
     width = max(map(len, rows))
     pad = generator_tokenizer.pad_token_id or 0

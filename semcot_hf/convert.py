@@ -3,7 +3,7 @@
 from transformers import AutoTokenizer
 
 from .modeling import SemCoTForCausalLM
-from .prompts import answer_prompt_ids, encode_prompt, with_answer_prompt
+from .prompts import answer_prompt_ids, with_answer_prompt
 
 # What stands before a question and what stands between the implicit tokens and the answer (SemCoT, appendix), by the
 # model type of the generator in each of the authors' three pairs.
@@ -62,9 +62,7 @@ def convert_original(
 def _template(tokenizer, opening):
     """Chat template of one question in the authors' form; bos goes in where the tokenizer itself puts it."""
     bos = tokenizer.bos_token_id
-    starts_with_bos = (
-        bos is not None and tokenizer("a")["input_ids"][0] == bos and encode_prompt(tokenizer, "a")[0] != bos
-    )
+    starts_with_bos = bos is not None and tokenizer("a")["input_ids"][0] == bos
     opening = opening.replace("\n", "\\n")
     return ("{{ bos_token }}" if starts_with_bos else "") + (
         "{%- for message in messages %}{{ '" + opening + "' + message.content }}{%- endfor %}"

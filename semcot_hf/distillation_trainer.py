@@ -133,7 +133,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["prompt_ids", "completion_ids", "step_ids", "teacher_ids", COLUMN]
+        self._signature_columns = ["prompt_ids", "completion_ids", "step_ids", "teacher_ids", "length", COLUMN]
 
     def _tokenize(self, dataset, name):
         """The dataset as token ids, with the reasoning's embeddings; one process does the work, the others read it."""

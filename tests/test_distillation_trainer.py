@@ -5,57 +5,14 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from distillation_models import config, moved, snapshot
 
-from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
-from semcot_hf.data.tasks import coin_flip
+from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
 from semcot_hf.distillation_data import DistillationCollator, RowSettings, tokenize_row
 from semcot_hf.prompts import answer_prompt_ids, with_answer_prompt
 
-
-@pytest.fixture(scope="module")
-def rows():
-    return Dataset.from_list(coin_flip.generate(24, seed=0, min_people=1, max_people=3))
-
-
-@pytest.fixture
-def parts(tiny_lm, tiny_tokenizer, tmp_path):
-    """A host, a generator saved to disk (the step decoder starts from it) and their SemCoT model, in float32."""
-
-    def make(**fields):
-        host = tiny_lm("llama", dtype=torch.float32, eos_token_id=2, max_position_embeddings=512)
-        generator = tiny_lm("llama", hidden_size=16, seed=1, dtype=torch.float32, max_position_embeddings=512)
-        generator.save_pretrained(tmp_path / "generator")
-        fields = {"num_implicit_tokens": 2, "generator_mode": "sequential", **fields}
-        torch.manual_seed(0)
-        return SemCoTForCausalLM.from_host_generator_pretrained(host, str(tmp_path / "generator"), **fields)
-
-    return make
-
-
-def config(folder, **options):
-    defaults = dict(
-        max_steps=4,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        weight_decay=0.1,
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        alpha=0.0,
-        projection_warmup=0.0,
-    )
-    return SemCoTDistillationConfig(str(folder), **{**defaults, **options})
-
-
-def snapshot(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def moved(model, before):
-    return {
-        name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])
-    }
+pytest_plugins = ["distillation_fixtures"]
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])

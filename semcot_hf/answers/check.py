@@ -1,9 +1,10 @@
 """The three public functions of answer judging: extract, check, and tell the task from its answers.
 
 One output states at most one answer. It is looked for, in this order, after `####`, in `\\boxed{}`, after "final
-answer", after "answer is" or "Answer:"; then as a line that is an answer and nothing else; then in the closing
-sentence. The first of these places that holds anything decides: one value there is the answer, two different values
-are none. Questions state nothing, and what follows the heading of a next question is not read.
+answer", after "so the answer is", after "answer is" or "Answer:"; then as a line that is an answer and nothing else;
+then in the closing sentence. The first of these places that holds anything decides: one value there is the answer, two
+different values are none. Questions state nothing, what a "Wait, ..." takes back is void, and nothing is read from the
+heading of a next question on. A sequence is simply all that follows the last `####` or answer phrase.
 
 Since an output has one answer whatever the question, no constant output scores above the most frequent answer.
 """

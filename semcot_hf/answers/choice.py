@@ -15,11 +15,13 @@ _MENTIONS = re.compile(
     | \b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer)\s+["'*(]*(?P<named>[A-J])\b(?!['\u2019])
     | (?<![\w.'\u2019])(?P<labelled>[A-J])(?=[.):](?!\w))
     | (?<![\w*])[*"'`]+(?P<quoted>[A-J])[*"'`]+
-    | (?<![\w.'\u2019-])(?P<plain>[B-HJ])(?![\w'\u2019-])
-    # "A" is an article unless it ends the phrase or is the subject of a judgement.
+    | (?<![\w.'\u2019])(?P<small>[a-j])(?=[.)](?!\w))
+    | (?<![\w'\u2019])(?<!\w\.)(?P<plain>[B-HJ])(?![\w'\u2019]|-[a-z])
+    # "A" is an article unless a sign follows it or a word that goes with a subject.
     | (?<![\w.'\u2019-])(?P<a>A)
-      (?=\W*$|\s*[,;!?/|&"*\u201d]|\s+\(or\b|\s+to\s+[A-J]\b|\s+(?:is|was|or|and|nor|because|since|as)\b|\s+[A-J]\b)
-""",
+      (?=\W*$|(?!-[a-z])\s*[^\w\s'"\u2019\u201c(]|\s+\(or\b|\s+[A-J]\b
+        |\s+(?:to|through|is|was|or|and|nor|if|unless|then|but|because|since|as)\b)
+    """,
     re.VERBOSE,
 )
 _DENIED = re.compile(r"\b(?:not|n't|nor|neither|than|rather\s+than|instead\s+of)\W+(?:(?:option|choice)\W+)?$", re.I)

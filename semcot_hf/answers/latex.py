@@ -85,7 +85,7 @@ def is_formula(text: str) -> bool:
 def same_formula(gold: str, answer: str) -> bool:
     r"""Returns whether two formulas have one value, by math-verify; False where it cannot tell in time.
 
-    math-verify bounds its time by SIGALRM, which exists only in a main thread and not on Windows. Elsewhere the
+    math-verify bounds its time by SIGALRM, which works in the main thread alone and not on Windows. Elsewhere the
     comparison runs in a process of its own, which is ended after 30 seconds.
 
     >>> same_formula(r"2\sqrt{2}", r"\sqrt{8}"), same_formula(r"\sqrt{2}", "2")

@@ -38,6 +38,7 @@ _DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\bin
 _VERB = re.compile(r"\b(?:is|are|was|were|be|has|have|had|do|does|did|will|can|makes?|gives?|of|\w+ed|\w+ing)\b", re.I)
 _ASSIGNMENT = re.compile(r"(?<![\w)])([A-Za-z]\w*)\s*=")
 _TRAIL = re.compile(r"(?:[\s,;.]|\band\b|\bor\b)+$")
+_ASIDE = re.compile(r"(?<=\w)\s*\([^()]*[-+*/x\u00d7=][^()]*\)(?=\W*$)")
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
 _ITEM = re.compile(r"^([ \t#*-]*)(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
@@ -96,9 +97,10 @@ def _value(text: str, match: re.Match) -> Fraction | None:
     else:
         value = Fraction(match["decimal"].replace(",", ""))
         exponent = int(match["exponent"] or match["ten"] or 0)
-        if abs(exponent) > _MOST_EXPONENT or int(match["power"] or 0) > _MOST_EXPONENT:
+        power = int(match["power"] or 1)
+        if abs(exponent) > _MOST_EXPONENT or power * len(match["decimal"]) > _MOST_DIGITS:
             return None
-        value = value ** int(match["power"] or 1) * Fraction(10) ** exponent
+        value = value**power * Fraction(10) ** exponent
         value *= _SCALES.get((match["scale"] or "").lower(), 1)
     # A minus after a number or a closing bracket subtracts.
     binary = text[max(0, match.start() - 8) : match.start()].rstrip()[-1:]
@@ -112,9 +114,9 @@ def _normal(value: Fraction) -> str:
     >>> _normal(Fraction(37, 2)), _normal(Fraction(-1, 3)), _normal(Fraction(4)), _normal(Fraction(-1, 20))
     ('18.5', '-1/3', '4', '-0.05')
     """
-    places = next((k for k in range(_MOST_DIGITS) if 10**k % value.denominator == 0), None)
-    if not places:
+    if value.denominator == 1 or pow(10, _MOST_DIGITS, value.denominator):
         return str(value)
+    places = next(k for k in range(1, _MOST_DIGITS + 1) if 10**k % value.denominator == 0)
     digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
     return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
@@ -186,6 +188,7 @@ def _bare(text: str) -> set[str]:
     >>> _bare("18 dollars a day."), _bare("**$18**"), _bare("18 eggs are laid.")
     ({'18'}, {'18'}, set())
     """
+    text = _ASIDE.sub("", text)
     found = _numbers(text)
     if formula := _formula(text):
         return {formula} if len(text.split()) <= 4 else set()

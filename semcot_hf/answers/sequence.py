@@ -1,6 +1,6 @@
 """Sequence answers: digits, words or a sentence that must match exactly but for white space."""
 
-from .statements import answer_ends, own_part
+from .statements import last_answer_start, own_part
 
 
 def sequence_stated(output: str) -> str | None:
@@ -10,7 +10,7 @@ def sequence_stated(output: str) -> str | None:
     ('4 0 8', '4 0 8', None)
     """
     text = own_part(output)
-    return normalise_sequence(text[max(answer_ends(text), default=0) :]) or None
+    return normalise_sequence(text[last_answer_start(text) :]) or None
 
 
 def normalise_sequence(text: str) -> str:

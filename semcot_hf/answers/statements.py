@@ -3,11 +3,14 @@
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from typing import NamedTuple
+
+Reader = Callable[[str], set[str]]
 
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
-_BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|(?P<open>\{)|\}")
+_BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|\{|\}")
 _PHRASE = (
     r"\b(?:answers?|(?:correct|best|right|most\s+\w+)\s+(?:choice|option))\b"
     r"(?:[\s*_]*(?:\([^)\n]*\))?[\s*_]*[:=]"
@@ -74,12 +77,14 @@ def sentences(text: str) -> list[Sentence]:
     for match in _SENTENCE.finditer(text):
         words = match.group().strip()
         if re.search(r"[^\W_]", words):
-            asks = words.rstrip("\"')]}*_\u201d ").endswith("?") or bool(_REQUEST.search(words) and "=" not in words)
+            asks = words.rstrip("\"')]}*_\u201d ").endswith("?") or (
+                _REQUEST.search(words) is not None and "=" not in words and "answer to" not in words.lower()
+            )
             found.append(Sentence(match.start(), words, asks))
     return found
 
 
-def marked_values(text: str, parts: list[Sentence], strict: Callable, read: Callable) -> set[str]:
+def marked_values(text: str, parts: list[Sentence], strict: Reader, read: Reader) -> set[str]:
     """Returns the values that stand after the strongest marker that has any.
 
     A line further down that is another answer and nothing else counts as well, so that "The answer is 5. 6. 7." has
@@ -118,13 +123,13 @@ def only(values: set[str]) -> str | None:
     return next(iter(values)) if len(values) == 1 else None
 
 
-def answer_ends(text: str) -> Iterable[int]:
-    """Yields where the text after each `####` or answer phrase begins.
+def last_answer_start(text: str) -> int:
+    """Returns where the text after the last `####` or answer phrase begins; 0 when there is none.
 
-    >>> list(answer_ends("Answer: 1 2 #### 3"))
-    [7, 16]
+    >>> last_answer_start("Answer: 1 2 #### 3"), last_answer_start("1 2 3")
+    (16, 0)
     """
-    return sorted(match.end() for pattern in (_HEADING, _ANSWER) for match in pattern.finditer(text))
+    return max((match.end() for pattern in (_HEADING, _ANSWER) for match in pattern.finditer(text)), default=0)
 
 
 def _after_heading(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
@@ -148,8 +153,8 @@ def _after(pattern: re.Pattern) -> Callable[[str, list[Sentence]], Iterable[tupl
     def find(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
         ends = [part.start + len(part.text) for part in parts]
         matches = list(pattern.finditer(text))
-        nexts = [match.start() for match in matches[1:]] + [len(text)]
-        for match, stop in zip(matches, nexts, strict=True):
+        for match, following in zip_longest(matches, matches[1:]):
+            stop = following.start() if following else len(text)
             if _ANNOUNCED.search(text[max(0, match.start() - 40) : match.start()]):
                 continue
             for part in parts[bisect_right(ends, match.end()) :]:

@@ -8,11 +8,11 @@ from .statements import marked_values, only, own_part, sentences
 # "no" answers when nothing follows it, or punctuation, or the beginning of an explanation; "no one", "no-one" and
 # "no longer" do not. A yes or no that is denied ("not yes") states nothing.
 _WORD = re.compile(
-    r"(?<![\w'-])(?:yes\b(?![-'])|no\b"
-    r"(?=\W*$|\s*[.,;:!?*_/)\]}\"'\u201d\u2019\u2014\u2013}]|\s+-\s"
-    r"|\s+(?:the|it|this|that|because|since|as|they|he|she|and|or|nor|yes|no)\b))",
+    r"(?<![\w-])(?<!\w')(?:yes\b(?!-|'\w)|no\b(?=\W*$|'(?!\w)|\s*[^\w\s'-]|\s+-\s"
+    r"|\s+(?:the|it|this|that|because|since|as|they|he|she|and|or|nor|but|if|unless|when|then|yes|no)\b))",
     re.IGNORECASE,
 )
+_OPENING = re.compile(r"^[\W_]*(?:(?:or|but|so|well)\b[\W_]*)?", re.IGNORECASE)
 _DENIAL = re.compile(r"(?:\bnot|n't|\bnever)\W+$", re.IGNORECASE)
 _BOTH = re.compile(r"\b(?:yes|no)\W*(?:/|-|\bor\b|\band\b|\bnor\b)\W*(?:yes|no)\b", re.IGNORECASE)
 
@@ -50,4 +50,4 @@ def _words(text: str) -> set[str]:
 
 def _leading(text: str) -> set[str]:
     """Returns what a sentence answers when it begins with yes or no."""
-    return _words(text) if _WORD.match(text.lstrip(" \t*_\"'(#>-")) else set()
+    return _words(text) if _WORD.match(_OPENING.sub("", text)) else set()

@@ -132,6 +132,14 @@ def condense_dataset(
         outcomes = _complete([row for _, _, row in rows], plan, source, journal, prices, progress)
         left_out = _left_out(rows, outcomes, journal)
     report = _report(rows, outcomes, left_out, prices)
+    write_lines(folder / FAILURES_FILE, left_out)
+    write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+    for split in report.rows:
+        if not report.made[split]:
+            raise ValueError(
+                f"output_dir={str(folder)!r}: none of the {report.rows[split]} rows of {split} could be completed "
+                f"({_reasons(report)}); {FAILURES_FILE} there tells of each."
+            )
     bad = {(failure["split"], failure["row"]) for failure in left_out}
     completed = dict(dataset)
     for split in report.rows:
@@ -143,14 +151,6 @@ def condense_dataset(
             ],
             features=FEATURES,
         )
-    write_lines(folder / FAILURES_FILE, left_out)
-    write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
-    for split in report.rows:
-        if not len(completed[split]):
-            raise ValueError(
-                f"output_dir={str(folder)!r}: none of the {report.rows[split]} rows of {split} could be completed "
-                f"({_reasons(report)}); {FAILURES_FILE} there tells of each."
-            )
     write_splits(completed, folder)
     return DatasetDict(completed), report
 

@@ -101,7 +101,7 @@ class EndpointSource:
         """
         stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="condense") as pool:
-            futures = [pool.submit(self._answer, request, keep, fail, stop) for request in requests]
+            futures = [pool.submit(self._answer_or_stop, request, keep, fail, stop) for request in requests]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -110,6 +110,13 @@ class EndpointSource:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _answer_or_stop(self, request, keep, fail, stop):
+        try:
+            self._answer(request, keep, fail, stop)
+        except BaseException:
+            stop.set()
+            raise
 
     def _answer(self, request, keep, fail, stop):
         problem = ""

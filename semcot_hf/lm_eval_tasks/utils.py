@@ -4,11 +4,11 @@
         --include_path "$(python -c 'from semcot_hf.lm_eval_tasks import INCLUDE_PATH; print(INCLUDE_PATH)')" \
         --device cpu --log_samples --output_path runs/lm_eval
 
-gives the answers of `semcot evaluate`, question by question: with its implicit tokens for a SemCoT checkpoint, without
-chain of thought for any other causal LM. `--metadata '{"dataset": "my.jsonl"}'` puts another dataset behind a task, and
+gives the answers of `semcot evaluate`, question by question: of its method "semcot" for a SemCoT checkpoint, of
+"no_cot" for any other causal LM. `--metadata '{"dataset": "my.jsonl"}'` puts another dataset behind a task, and
 `--gen_kwargs max_gen_toks=N` is `--max_new_tokens N`. The prompts are rendered by the model's chat template already:
-leave `--apply_chat_template` and `--num_fewshot` out. Log-likelihood tasks, of whatever harness, call the model's
-`forward` on the text alone and so run without implicit tokens.
+leave `--apply_chat_template` and `--num_fewshot` out. Log-likelihood tasks, the harness's own included, call the
+model's `forward` on the text alone and so run without implicit tokens.
 """
 
 import datasets
@@ -35,7 +35,7 @@ def load_questions(
             token before the prompts.
     """
     if not dataset:
-        raise ValueError("this task has no dataset of its own: add --metadata '{\"dataset\": \"NAME_OR_PATH\"}'.")
+        raise ValueError('this task has no dataset of its own: add --metadata \'{"dataset": "NAME_OR_PATH"}\'.')
     if not pretrained:
         raise ValueError("the prompts need the model's tokenizer: pass --model hf --model_args pretrained=DIR_OR_ID.")
     loaded = load_reasoning_dataset(dataset)
@@ -72,7 +72,8 @@ def _check_tokens(tokenizer, prompt, model_args):
         return
     if tokenizer(prompt)["input_ids"] != encode_prompt(tokenizer, prompt):
         raise ValueError(
-            "the tokenizer would add special tokens to prompts that are whole: add add_bos_token=False to --model_args."
+            "the tokenizer would add special tokens to prompts that have them: add add_bos_token=False to "
+            "--model_args."
         )
 
 

@@ -1,0 +1,97 @@
+"""Shared by the tests of stage 2: tiny models on disk, rows, settings, and runs in processes of their own.
+
+    python tests/distillation_models.py FOLDER '{"max_steps": 4}'
+
+trains one run as `train` does; torchrun starts several of it.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM
+from semcot_hf.data.tasks import coin_flip
+
+
+def make_model(folder, **fields):
+    fields = {"num_implicit_tokens": 2, "generator_mode": "sequential", **fields}
+    torch.manual_seed(0)
+    generator = fields.pop("generator", str(folder / "generator"))
+    return SemCoTForCausalLM.from_host_generator_pretrained(str(folder / "host"), generator, **fields)
+
+
+def config(folder, **options):
+    defaults = dict(
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        alpha=0.0,
+        projection_warmup=0.0,
+    )
+    return SemCoTDistillationConfig(str(folder), **{**defaults, **options})
+
+
+def train(folder, output_dir, resume=None, kill_at=None, peft_config=None, fields=None, **options):
+    """Train the models of `folder` on CoinFlip by all objectives but those of a teacher, and return the trainer.
+
+    Args:
+        resume: `resume_from_checkpoint`.
+        kill_at: step whose checkpoint is cut off by SIGKILL while it is written.
+        fields: of the model; options: of the configuration.
+    """
+    options = {"alpha": 0.25, "alignment_view": "mean_pooled", "step_weight": 1.0, "projection_warmup": 0.5, **options}
+    rows = Dataset.from_list(coin_flip.generate(40, seed=0, min_people=1, max_people=3))
+    trainer = SemCoTDistillationTrainer(
+        model=make_model(Path(folder), **(fields or {})),
+        args=config(output_dir, **options),
+        train_dataset=rows.select(range(32)),
+        eval_dataset=rows.select(range(32, 37)),
+        processing_class=AutoTokenizer.from_pretrained(folder / "host"),
+        peft_config=peft_config,
+    )
+    if kill_at is not None:
+        save = trainer._save_rng_state
+
+        def die(checkpoint):
+            if trainer.state.global_step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(checkpoint)
+
+        trainer._save_rng_state = die
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def snapshot(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def moved(model, before):
+    return {
+        name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])
+    }
+
+
+def main():
+    torch.set_num_threads(1)
+    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    trainer = train(folder, **options)
+    evaluated = trainer.evaluate()
+    rank = trainer.args.process_index
+    result = {"weights": trainer.model.state_dict(), "log": trainer.state.log_history, "evaluated": evaluated}
+    torch.save(result, Path(options["output_dir"]) / f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

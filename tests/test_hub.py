@@ -1,0 +1,186 @@
+"""Sharing over the Hub, by a stand-in on 127.0.0.1: one process pushes, another loads with a fresh cache."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from hub_stand_in import hub_stand_in
+
+from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.model_card import model_card
+from semcot_hf.prompts import answer_prompt_ids, with_answer_prompt
+
+REPORT = {
+    "task": "coin_flip",
+    "rows": [
+        {"method": method, "accuracy": accuracy, "ci95": [accuracy - 0.02, accuracy + 0.02], "n": 500,
+         "seconds_per_query": 0.0123, "new_tokens_per_query": 2.0, "implicit_tokens": k}
+        for method, accuracy, k in (("no_cot", 0.55, 0), ("cot", 0.99, 0), ("semcot", 0.975, 3))
+    ],
+    "controls": [
+        {"control": name, "accuracy": 0.51, "ci95": [0.46, 0.55], "n": 500}
+        for name in ("none", "other_question", "mean")
+    ],
+    "environment": {},
+    "command": "semcot demo",
+    "seed": 42,
+}  # fmt: skip
+PUSH = """
+import json, sys
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.model_card import model_card
+
+root = Path(sys.argv[1])
+for name in ("host", "generator"):
+    AutoModelForCausalLM.from_pretrained(root / name).push_to_hub(f"lab/{name}")
+model = SemCoTForCausalLM.from_host_generator_pretrained(
+    "lab/host", "lab/generator", num_implicit_tokens=3, answer_prompt_ids=json.loads(sys.argv[2])
+)
+host = AutoModelForCausalLM.from_pretrained(root / "host")
+host.model.embed_tokens.weight.data.zero_()
+host.push_to_hub("lab/host")  # the host's repository moves on
+tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
+for repo, include_host in (("lab/semcot", False), ("lab/semcot-whole", True)):
+    model.push_to_hub(repo, include_host=include_host)
+    tokenizer.push_to_hub(repo)
+    report = json.loads((root / "report.json").read_text())
+    config = SemCoTConfig.from_pretrained(repo)
+    model_card(config, report, model_id=repo, datasets=["lab/coin_flip"]).push_to_hub(repo)
+"""
+LOAD = """
+import contextlib, io, json, sys
+sys.modules["semcot_hf"] = None
+from pathlib import Path
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from huggingface_hub import ModelCard, model_info
+
+found = {}
+for repo in ("lab/semcot", "lab/semcot-whole"):
+    config = AutoConfig.from_pretrained(repo, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True)
+    ids = torch.tensor([json.loads(sys.argv[2])])
+    chat = [{"role": "user", "content": "How many?"}]
+    card = ModelCard.load(repo).text
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(card.partition("```python\\n")[2].partition("```")[0], {})
+    new = {"max_new_tokens": 6, "do_sample": False}
+    pipe = pipeline("text-generation", model=repo, trust_remote_code=True)
+    found[repo] = {
+        "host_revision": config.host_revision,
+        "ids": [
+            auto.from_pretrained(repo, trust_remote_code=True).generate(ids, **new).tolist()
+            for auto in (AutoModel, AutoModelForCausalLM)
+        ],
+        "chat": tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False),
+        "piped": pipe(chat, **new)[0]["generated_text"][-1]["content"],
+        "printed": printed.getvalue(),
+        "files": [file.rfilename for file in model_info(repo).siblings],
+    }
+Path(sys.argv[1]).write_text(json.dumps(found))
+"""
+PROMPT = [10, 11, 12, 13]
+
+
+def run(script, hub, home, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "dummy", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_lm, tiny_tokenizer, tmp_path_factory):
+    """The stand-in after pushing and loading, the folder of the parts, and what the loading process found."""
+    root = tmp_path_factory.mktemp("hub")
+    tiny_lm("llama", dtype=torch.float32).save_pretrained(root / "host")
+    tiny_lm("gpt2", hidden_size=16, dtype=torch.float32).save_pretrained(root / "generator")
+    with_answer_prompt(tiny_tokenizer).save_pretrained(root / "tokenizer")
+    (root / "report.json").write_text(json.dumps(REPORT))
+    with hub_stand_in() as hub:
+        run(PUSH, hub, root / "pusher", root, json.dumps(answer_prompt_ids(tiny_tokenizer)))
+        run(LOAD, hub, root / "loader", root / "found.json", json.dumps(PROMPT))
+    return hub, root, json.loads((root / "found.json").read_text())
+
+
+def local_copy(hub, repo, folder):
+    for path, content in hub.files(repo)[1].items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("repo", ["lab/semcot", "lab/semcot-whole"])
+def test_a_fresh_cache_gives_the_pushed_model(shared, tiny_tokenizer, repo, tmp_path):
+    hub, root, found = shared
+    model = SemCoTForCausalLM.from_pretrained(
+        local_copy(hub, repo, tmp_path), **({} if repo.endswith("whole") else {"host": root / "host"})
+    )
+    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=6).tolist()
+    assert found[repo]["ids"] == [expected, expected]
+    assert found[repo]["chat"].endswith("<assistant>\nAnswer:")
+    ids = torch.tensor([tiny_tokenizer(found[repo]["chat"], add_special_tokens=False)["input_ids"]])
+    out = model.generate(ids, max_new_tokens=6)
+    assert found[repo]["piped"] == tiny_tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_attached_host_comes_at_its_recorded_commit(shared):
+    """The host's repository has a later commit with other weights; the checkpoint names the one it was made with."""
+    hub, _, found = shared
+    commits = [sha for sha, files in hub.repos["lab/host"] if files]
+    assert len(commits) == 2
+    assert found["lab/semcot"]["host_revision"] == commits[0] != hub.files("lab/host")[0]
+
+
+@pytest.mark.parametrize("repo", ["lab/semcot", "lab/semcot-whole"])
+def test_what_was_pushed(shared, repo):
+    hub, _, found = shared
+    files = hub.files(repo)[1]
+    assert sorted(found[repo]["files"]) == sorted(files)
+    expected = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "modeling_semcot.py"}
+    assert expected < files.keys() and not any(path.endswith((".bin", ".pt", ".pkl")) for path in files)
+    attached, whole = (len(hub.files(name)[1]["model.safetensors"]) for name in ("lab/semcot", "lab/semcot-whole"))
+    assert attached < 0.35 * whole
+
+
+@pytest.mark.parametrize("repo", ["lab/semcot", "lab/semcot-whole"])
+def test_the_pushed_card(shared, repo):
+    hub, _, found = shared
+    card = hub.files(repo)[1]["README.md"].decode()
+    head = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+    assert head["base_model"] == ["lab/host", "lab/generator"]
+    assert head["base_model_relation"] == ("finetune" if repo.endswith("whole") else "adapter")
+    assert (head["pipeline_tag"], head["library_name"]) == ("text-generation", "transformers")
+    assert head["datasets"] == ["lab/coin_flip"]
+    result = head["model-index"][0]["results"][0]
+    assert result["metrics"][0] == {"type": "accuracy", "value": 0.975, "name": "accuracy"}
+    assert result["dataset"] == {"name": "coin_flip", "type": "lab/coin_flip"}
+    assert found[repo]["printed"].strip(), "the card's snippet printed no answer"
+
+
+def test_card_text():
+    config = SemCoTConfig(num_implicit_tokens=3, host_name_or_path="lab/host", host_revision="abc123")
+    text = model_card(config, REPORT, model_id="lab/semcot", training={"learning_rate": 1e-3}, license="mit").text
+    assert "| SemCoT | 0.975 | 0.955 to 0.995 | 500 | 0.0123 | 2.0 | 3 |" in text
+    assert "| implicit tokens of another question | 0.510 | 0.460 to 0.550 | 500 |" in text
+    assert "brings `lab/host` at commit `abc123`" in text
+    assert "| `learning_rate` | 0.001 |" in text and "`mit`" in text and "`semcot demo` (seed 42)" in text
+
+
+def test_a_card_without_report_or_hub_parents(tmp_path):
+    config = SemCoTConfig(host_name_or_path=str(tmp_path), generator_name_or_path="./generator", includes_host=True)
+    card = model_card(config, model_id="runs/model")
+    head = card.data.to_dict()
+    assert not {"base_model", "base_model_relation", "model-index", "license"} & head.keys()
+    assert "## Results" not in card.text and "set `license` at the head" in card.text
+    assert "carries its host" in card.text
