@@ -118,13 +118,7 @@ class SemCoTGenerationMixin(GenerationMixin):
     def _loop(self, loop, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         tokens, columns = kwargs.get("implicit_embeddings"), kwargs.get("implicit_columns")
         if tokens is None:
-            return loop(
-                input_ids,
-                logits_processor=logits_processor,
-                stopping_criteria=stopping_criteria,
-                generation_config=generation_config,
-                **kwargs,
-            )
+            return loop(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         count = tokens.shape[1]
         if generation_config.prefill_chunk_size is not None:
             raise ValueError(

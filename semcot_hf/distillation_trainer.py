@@ -24,6 +24,7 @@ from .distillation_saving import (
 )
 from .encoder import alignment_layers, encode_hidden_states, load_alignment_encoder, no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
+from .model_card import model_card
 from .modeling import SemCoTForCausalLM
 from .prompts import answer_prompt_ids, with_answer_prompt
 
@@ -302,10 +303,26 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
     def _save_checkpoint(self, *args, **kwargs):
         self._in_checkpoint = True
+        if self.args.push_to_hub:
+            self.create_model_card()
         try:
             super()._save_checkpoint(*args, **kwargs)
         finally:
             self._in_checkpoint = False
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write the checkpoint's card to README.md of `args.output_dir`, as pushing to the Hub does."""
+        if not self.is_world_process_zero():
+            return
+        names = ("alpha", "step_weight", "kl_weight", "hidden_weight", "projection_warmup", "learning_rate", "seed")
+        card = model_card(
+            self.model.config,
+            model_id=self.hub_model_id or model_name or self.args.output_dir,
+            datasets=[dataset_name] if isinstance(dataset_name, str) else dataset_name or (),
+            training={"steps": self.state.global_step, **{name: getattr(self.args, name) for name in names}},
+        )
+        card.data.tags = [*card.data.tags, *([tags] if isinstance(tags, str) else tags or ())]
+        card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def _save(self, output_dir=None, state_dict=None):
         """Save a whole model: adapters merged, the step decoder left out where it is not to be kept."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from distillation_models import config, make_model, moved, snapshot, train
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, TrainerCallback
@@ -196,6 +197,9 @@ def test_model_by_path_in_bfloat16_trains_in_float32(parts, rows, tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     saved = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
     assert saved.step_decoder is None and trainer.model.step_decoder is not None
+    trainer.create_model_card(tags="demo")
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert {"semcot", "demo"} <= set(card.data.tags) and "step_weight" in card.text
 
 
 def test_too_long_for_the_teacher_is_an_error(parts, tiny_tokenizer, tmp_path):

@@ -84,12 +84,15 @@ def _print(report: DataReport, name: str):
     console.print(f"{name}: rows {sizes}; answers are {report.answer_type}.", markup=False, highlight=False)
     if report.findings:
         table = Table(box=SIMPLE_HEAD)
-        for column, justify in (("split", "left"), ("fault", "left"), ("severity", "left"), ("rows", "right")):
-            table.add_column(column, justify=justify)
-        table.add_column("of", justify="right")
-        table.add_column("first rows")
+        for column in ("split", "fault", "severity"):
+            table.add_column(
+                column, no_wrap=column != "fault", overflow="fold", ratio=1 if column == "fault" else None
+            )
+        for column in ("rows", "of"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("first rows", no_wrap=True)
         for f in report.findings:
-            first = ", ".join(map(str, f.rows[:5])) + (", ..." if len(f.rows) > 5 else "")
+            first = ", ".join(map(str, f.rows[:3])) + (", ..." if len(f.rows) > 3 else "")
             severity = f"[{_COLOURS[f.severity]}]{f.severity}[/]"
             table.add_row(f.split, f.fault, severity, f"{len(f.rows):,}", f"{f.size:,}", first)
         console.print(table)

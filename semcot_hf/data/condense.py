@@ -88,8 +88,9 @@ def condense_dataset(
     Every reply is written to `output_dir/journal.jsonl` as it comes. Called again there after a kill, with the same
     source and data, it goes on where it was: no reply is bought or computed twice (requests that were under way when
     the process was killed are the only ones sent again). Rationales whose final answer is wrong are rejected and asked
-    for again, also those that the dataset came with; over-long condensations are sent back; `max_attempts` replies in all; then the row is given up. Rows
-    that were given up or got no reply are left out of the result and told in `failures.jsonl`.
+    for again, also those that the dataset came with; over-long condensations are sent back; after `max_attempts`
+    replies the row is given up. Rows that were given up or got no reply are left out of the result and told in
+    `failures.jsonl`.
 
     `output_dir` then also holds `<split>.jsonl`, which `load_reasoning_dataset(output_dir)` reads, and `report.json`.
     Splits that were not asked for are handed on as they are.
