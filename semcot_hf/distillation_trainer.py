@@ -355,6 +355,11 @@ def _prepare_model(model, args, peft_config):
     """Attach the step decoder and the adapters, and set what is trained, in float32."""
     if args.step_weight > 0 and model.step_decoder is None:
         source = model.config.generator_name_or_path if args.step_decoder == "generator" else args.step_decoder
+        if args.step_decoder == "generator" and model.config.separate_generator_tokenizer:
+            raise ValueError(
+                "step_decoder='generator' reads the host's tokens, but this generator has its own tokenizer: pass "
+                "step_decoder with the id or path of a causal LM that shares the host's."
+            )
         if source is None:
             raise ValueError(
                 "step_decoder='generator' needs config.generator_name_or_path, which this model does not record: pass "

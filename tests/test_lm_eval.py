@@ -80,7 +80,7 @@ def test_a_semcot_checkpoint_is_judged_with_its_implicit_tokens(harness, tmp_pat
 
 
 def test_any_dataset_and_causal_lm_are_judged_without_chain_of_thought(harness, tmp_path):
-    rows = coin_flip.generate(QUESTIONS + 3, seed=5, split="test", max_people=4)
+    rows = coin_flip.generate(QUESTIONS + 3, seed=5, split="test")
     write_splits({"test": Dataset.from_list(rows, features=FEATURES)}, tmp_path / "data")
     metadata = json.dumps({"dataset": str(tmp_path / "data")})
     predictions = evaluated(

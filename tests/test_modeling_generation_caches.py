@@ -1,5 +1,7 @@
 """Generation with implicit tokens: caches, conversations, assistants and compiled decoding against the slow path."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from slow_path import ANSWER, NEW, example_prompts, new_ids, padded, slow_path
@@ -44,6 +46,7 @@ def test_static_cache_is_not_outgrown_at_max_length(model, prompts, beams):
     assert torch.equal(out, model.generate(**inputs, max_length=length, num_beams=beams))
 
 
+@pytest.mark.skipif(find_spec("optimum") is not None, reason="the backend of quantized caches may be installed")
 def test_quantized_cache_without_its_backend_says_what_to_install(model, prompts):
     with pytest.raises(ImportError, match="optimum-quanto"):
         model.generate(torch.tensor([prompts[0]]), max_new_tokens=2, cache_implementation="quantized")

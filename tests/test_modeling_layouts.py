@@ -1,6 +1,7 @@
 """Both checkpoint layouts: what is written, what is loaded, with which options, and what is refused."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -217,6 +218,7 @@ def test_hub_and_quantization_arguments_reach_the_host(folders, monkeypatch):
     }
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed and would quantize")
 def test_shared_quantization_reaches_the_generator(folders):
     quantization = BitsAndBytesConfig(load_in_4bit=True)
     with pytest.raises((ImportError, RuntimeError), match="bitsandbytes|accelerator|GPU"):

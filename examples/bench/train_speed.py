@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -227,7 +228,7 @@ class Bench:
         return samples / (time.perf_counter() - start)
 
     def peak(self, path, folder):
-        """MiB over the weights at the peak of loss and backward pass of one batch, on the `fast` or the `full` path."""
+        """MiB over the weights at the peak of loss and backward pass of one batch, on either path."""
         trainer = self.trainer(folder)
         trainer.model.train()
         batch = {key: value.to(self.device) for key, value in next(iter(trainer.get_train_dataloader())).items()}
@@ -278,6 +279,8 @@ def main(argv=None):
     parser.add_argument("--peak", choices=("fast", "full"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
+        # Embeddings of the reasoning are computed here, not found in the user's cache.
+        datasets.config.HF_DATASETS_CACHE = Path(folder)
         if options.peak:
             print(Bench(options.sizes[0], options).peak(options.peak, folder))
             return

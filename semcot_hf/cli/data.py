@@ -84,10 +84,9 @@ def _print(report: DataReport, name: str):
     console.print(f"{name}: rows {sizes}; answers are {report.answer_type}.", markup=False, highlight=False)
     if report.findings:
         table = Table(box=SIMPLE_HEAD)
-        for column in ("split", "fault", "severity"):
-            table.add_column(
-                column, no_wrap=column != "fault", overflow="fold", ratio=1 if column == "fault" else None
-            )
+        table.add_column("split", no_wrap=True)
+        table.add_column("fault", ratio=1)
+        table.add_column("severity", no_wrap=True)
         for column in ("rows", "of"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("first rows", no_wrap=True)

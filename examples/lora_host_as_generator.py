@@ -1,0 +1,49 @@
+"""The paper's ablation without a small generator: the host itself, with LoRA, makes the implicit tokens.
+
+    python examples/lora_host_as_generator.py --host meta-llama/Llama-2-7b-chat-hf --dataset data/gsm8k \
+        --alignment_encoder runs/llama2_sheared/encoder --output_dir runs/lora
+
+LoRA of rank 16 (alpha 32) on the query and value projections, and no projection, since the sizes are equal. The host
+that answers stays frozen; the copy that thinks is saved with its adapters merged in.
+"""
+
+from dataclasses import dataclass, field
+
+from peft import LoraConfig
+from transformers import AutoTokenizer
+from trl import TrlParser
+
+from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, load_reasoning_dataset
+from semcot_hf.demo import HOST_PATH
+
+
+@dataclass
+class Arguments:
+    """Which host and questions."""
+
+    host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
+    dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
+    alignment_encoder: str | None = field(default=None, metadata={"help": "What stage 1 saved, while alpha > 0."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
+
+
+def main(argv=None):
+    arguments, args = TrlParser((Arguments, SemCoTDistillationConfig)).parse_args_and_config(args=argv)
+    rows = load_reasoning_dataset(arguments.dataset)["train"]
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        arguments.host, arguments.host, num_implicit_tokens=5, projection="identity"
+    )
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows.select(range(min(arguments.max_train_samples or len(rows), len(rows)))),
+        processing_class=AutoTokenizer.from_pretrained(arguments.host),
+        alignment_encoder=arguments.alignment_encoder,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The examples run as they stand, at tiny scale, and the configurations are ones their readers accept."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.cli.main import main
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+
+pytest_plugins = ["distillation_fixtures"]
+pytestmark = [
+    pytest.mark.usefixtures("datasets_cache"),
+    pytest.mark.skipif(not (HOST_PATH / "model.safetensors").exists(), reason="the demo's models are not there"),
+]
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+TINY = ["--max_steps", "2", "--max_train_samples", "4", "--per_device_train_batch_size", "2", "--use_cpu", "true"]
+QUIET = ["--disable_tqdm", "true", "--save_strategy", "no"]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def answers(folder):
+    """Whether the saved checkpoint answers a question."""
+    model, tokenizer = SemCoTForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "A coin is heads up. Ann flips the coin. Is the coin still heads up?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    new = model.generate(ids, max_new_tokens=2, do_sample=False)
+    return new.shape[1] > ids.shape[1] and bool(torch.isfinite(model.implicit_embeddings(ids)).all())
+
+
+def test_examples_are_short():
+    files = [path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".yaml", ".sh")]
+    short = [path for path in files if path.parent.name != "bench" and path.name != "pretrain_demo_models.py"]
+    assert len(short) >= 12
+    assert not [path.name for path in short if len(path.read_text().splitlines()) > 100]
+
+
+@pytest.mark.parametrize("pair", ["llama2_sheared", "mistral", "qwen"])
+def test_gsm8k_configurations_run_through_both_stages(pair, tmp_path):
+    """With the tiny models and generated questions in place of the 7B ones and GSM8K; all else is the file's."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for split, count in (("train", 8), ("validation", 4)):
+        made = coin_flip.generate(count, seed=0, split=split, min_people=1, max_people=2)
+        (rows / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    shared = ["--host", str(HOST_PATH), "--dataset", str(rows), "--max_steps", "2", "--use_cpu", "true", *QUIET]
+    encoder, model = str(tmp_path / "encoder"), str(tmp_path / "model")
+    config = ["--config", str(EXAMPLES / "gsm8k" / f"{pair}_align.yaml")]
+    assert main(["align", *config, *shared, "--output_dir", encoder, "--eval_strategy", "no"]) == 0
+    config = ["--config", str(EXAMPLES / "gsm8k" / f"{pair}_distill.yaml")]
+    changed = ["--generator", str(GENERATOR_PATH), "--alignment_encoder", encoder, "--output_dir", model]
+    assert main(["distill", *config, *shared, *changed, "--eval_strategy", "no"]) == 0
+    assert answers(model)
+
+
+def test_pairs_name_the_papers_models():
+    found = {path.stem: yaml.safe_load(path.read_text()) for path in (EXAMPLES / "gsm8k").glob("*.yaml")}
+    assert len(found) == 6
+    for name, values in found.items():
+        assert values["host"] == found[name.replace("distill", "align")]["host"]
+        assert isinstance(values["learning_rate"], float)
+
+
+def test_lora_on_the_host_itself(tmp_path):
+    load("lora_host_as_generator.py").main([*TINY, *QUIET, "--alpha", "0", "--output_dir", str(tmp_path)])
+    assert answers(tmp_path)
+
+
+def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
+    load("sequential_step_decoder.py").main([*TINY, *QUIET, "--output_dir", str(tmp_path)])
+    assert capsys.readouterr().out.count("\ntoken ") == 5
+    assert answers(tmp_path)
+    assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
+
+
+def test_generator_with_another_tokenizer(tiny_lm, tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<p>", "<e>", *alphabet])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    generator = tmp_path / "generator"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<p>", eos_token="<e>").save_pretrained(generator)
+    tiny_lm("llama", dtype=torch.float32, max_position_embeddings=512).save_pretrained(generator)
+    output = tmp_path / "model"
+    load("cross_tokenizer.py").main(
+        [*TINY, *QUIET, "--generator", str(generator), "--alpha", "0", "--output_dir", str(output)]
+    )
+    assert answers(output)
+
+
+def test_two_processes(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    flags = [*TINY[:-2], *QUIET, "--alpha", "0", "--max_eval_samples", "2", "--output_dir", str(tmp_path / "model")]
+    done = subprocess.run(
+        ["sh", str(EXAMPLES / "two_processes.sh"), *flags],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert answers(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["fsdp2.yaml", "deepspeed_zero2.yaml"])
+def test_launcher_configurations_are_read_and_say_that_they_are_untested(name):
+    config = load_config_from_file(str(EXAMPLES / name))
+    assert config.num_processes == 2 and config.mixed_precision == "bf16"
+    assert "Untested here" in (EXAMPLES / name).read_text().splitlines()[0]
+
+
+def test_speed_benchmark_prints_its_table(tmp_path, capsys):
+    bench = load("bench/train_speed.py")
+    toy = ["--sizes", "toy", "--batch_size", "4", "--steps", "2", "--plain_samples", "2", "--output", str(tmp_path)]
+    bench.main([*toy, "--parts", "stage1", "stage2"])
+    assert "| toy | stage2 |" in capsys.readouterr().out
+    result = json.loads((tmp_path / "train_speed-cpu-toy.json").read_text())
+    assert result["rows"][0]["stage2"]["ours"] > 0 and result["environment"]["torch"]
