@@ -20,6 +20,8 @@ class SemCoTConfig(PreTrainedConfig):
             "sequential" makes them one after another, each state fed back as the next input.
         state_offset: which generator states become tokens in parallel mode: 0 takes the states at the <thought>
             positions; -1 takes those one position earlier, as the authors' published checkpoints do.
+        feedback_scale: factor on a state that is fed back in sequential mode, so that it is as large as the
+            generator's word embeddings.
         projection: "linear" maps generator states to the host's hidden size; "identity" hands them over as they are
             (equal sizes needed).
         answer_prompt_ids: token ids that end a prompt and belong behind the implicit tokens, such as those of
@@ -43,6 +45,7 @@ class SemCoTConfig(PreTrainedConfig):
     num_implicit_tokens: int = 5
     generator_mode: str = "parallel"
     state_offset: int = 0
+    feedback_scale: float = 1.0
     projection: str = "linear"
     answer_prompt_ids: list[int] | None = None
     separate_generator_tokenizer: bool = False

@@ -78,6 +78,7 @@ class SemCoTLoadingMixin:
         embeddings = backbone.get_input_embeddings().weight
         model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         model.projection.to(embeddings)
+        model.match_scales()
         for name, tokenizer in zip(TOKENIZERS, tokenizers, strict=True):
             if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer)

@@ -105,6 +105,23 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                 )
         self.host = host.requires_grad_(False)
 
+    @torch.no_grad()
+    def match_scales(self):
+        """Start implicit tokens at the size of word embeddings: fresh projection weights and `config.feedback_scale`.
+
+        A backbone's states are many times larger than its word embeddings (12 times in the demo's models), and a
+        transformer that is handed such an input hardly changes it in its residual stream.
+        """
+        ids = torch.arange(min(64, self.config.generator_config.get_text_config().vocab_size))[None]
+        words = self.generator.get_input_embeddings()(ids.to(self.projection_device()))
+        states = self.generator(inputs_embeds=words, use_cache=False).last_hidden_state
+        host_ids = torch.arange(min(64, self.config.vocab_size))[None]
+        host_words = self.get_input_embeddings()(host_ids.to(self.get_input_embeddings().weight.device))
+        sizes = [tensor.float().pow(2).mean().sqrt().item() for tensor in (words, states, host_words)]
+        self.config.feedback_scale = sizes[0] / sizes[1]
+        if self.config.projection == "linear":
+            nn.init.normal_(self.projection.weight, std=sizes[2] / sizes[1] * self.projection.in_features**-0.5)
+
     def train(self, mode=True):
         """As in torch, but the frozen host stays in evaluation mode: it has no dropout, and its layers keep caches."""
         super().train(mode)
@@ -196,7 +213,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         ids, mask = ids.to(device), mask.to(device)
         self._check_generator_ids(ids)
         if self.config.generator_mode == "sequential":
-            states = sequential_states(self.generator, self.thought_embedding, ids, mask, count)
+            states = sequential_states(
+                self.generator, self.thought_embedding, ids, mask, count, self.config.feedback_scale
+            )
         else:
             states = parallel_states(
                 self.generator, self.thought_embedding, ids, mask, count, self.config.state_offset
@@ -349,7 +368,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         return SemCoTCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            past_key_values=None if split else outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             implicit_embeddings=implicit_embeddings,

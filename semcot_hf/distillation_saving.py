@@ -71,10 +71,10 @@ def unexplained_keys(model, load_result):
     )
 
 
-def last_complete_checkpoint(folder, world_size=1):
+def last_complete_checkpoint(folder):
     """The newest checkpoint of a run whose writing was not cut off.
 
-    The trainer's state is written last, so a checkpoint that has it whole is complete.
+    The trainer's state is written when all processes have written theirs, so a checkpoint that has it whole is complete.
 
     Returns:
         Its path; `None` where there are only unfinished ones, which is said.
@@ -82,27 +82,27 @@ def last_complete_checkpoint(folder, world_size=1):
     Raises:
         ValueError: when `folder` has no checkpoint at all.
     """
-    steps = [int(name[11:]) for name in os.listdir(folder) if re.fullmatch(r"checkpoint-\d+", name)]
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = [int(name[11:]) for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     if not steps:
         raise ValueError(
             f"resume_from_checkpoint=True, but output_dir={folder!r} has no checkpoint: leave it out to start anew."
         )
     for step in sorted(steps, reverse=True):
         path = os.path.join(folder, f"checkpoint-{step}")
-        if _is_complete(path, world_size):
+        if _is_complete(path):
             return path
         logger.warning(f"{path} was cut off while it was written, and is passed over.")
     return None
 
 
-def _is_complete(path, world_size):
+def _is_complete(path):
     try:
         with open(os.path.join(path, TRAINER_STATE_NAME)) as file:
             json.load(file)
     except (OSError, ValueError):
         return False
-    states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-    return all(os.path.isfile(os.path.join(path, name)) for name in states)
+    return True
 
 
 def _adapted_layers(model):

@@ -158,7 +158,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As in `Trainer`; `True` goes on from the last checkpoint that was written completely."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, self.args.world_size)
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -310,6 +310,11 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         finally:
             self._in_checkpoint = False
 
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # The trainer's state, which is written next, tells that a checkpoint is complete: on all processes.
+        self.accelerator.wait_for_everyone()
+
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Write the checkpoint's card to README.md of `args.output_dir`, as pushing to the Hub does."""
         if not self.is_world_process_zero():
@@ -398,7 +403,14 @@ def _row_settings(model, args):
 
 
 def _alignment_encoder(encoder, args):
-    if args.alpha == 0 or args.alignment_view == "mean_pooled":
+    if args.alpha == 0:
+        return None
+    if args.alignment_view == "mean_pooled":
+        if encoder is not None:
+            raise ValueError(
+                "alignment_view='mean_pooled' compares without an encoder: leave alignment_encoder out, or choose "
+                "alignment_view='embedding' or 'hidden_state'."
+            )
         return None
     if encoder is None:
         raise ValueError(

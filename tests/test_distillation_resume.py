@@ -68,6 +68,8 @@ def test_killed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path, 
 
 def test_only_unfinished_checkpoints_start_anew_and_none_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="has no checkpoint: leave it out"):
+        last_complete_checkpoint(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="has no checkpoint: leave it out"):
         last_complete_checkpoint(str(tmp_path))
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1')
