@@ -3,8 +3,8 @@
     python examples/pretrain_demo_models.py --model generator --output_dir semcot_hf/demo/models/generator
     python examples/pretrain_demo_models.py --model host --output_dir semcot_hf/demo/models/host
 
-First words, then answers. The generator learns to reason, from few people to many. The host is the generator with six
-more layers, which begin as the identity (block expansion, arXiv 2401.02415), and learns to answer at once beside
+First words, then answers. The generator learns to reason, from few people to many. The host is the generator with
+eight more layers, which begin as the identity (block expansion, arXiv 2401.02415), and learns to answer at once beside
 reasoning; answers at once mixed in from the start would keep a model of this size from learning to reason.
 """
 
@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
 )
 GENERATOR_LAYERS = 2
-HOST_LAYERS = 8
+HOST_LAYERS = 10
 LEARNING_RATES = {"host": 5e-4, "generator": 3e-3}
 # (steps, fewest people, most people, share of direct answers)
 CURRICULA = {

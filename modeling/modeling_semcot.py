@@ -103,7 +103,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                     f"{name}={getattr(wanted, name)}: pass the host it was trained with "
                     f"({self.config.host_name_or_path or 'its id is not recorded'})."
                 )
-        self.host = host.requires_grad_(False)
+        self.host = host.requires_grad_(False).eval()
 
     @torch.no_grad()
     def match_scales(self):

@@ -74,7 +74,7 @@ def unexplained_keys(model, load_result):
 def last_complete_checkpoint(folder):
     """The newest checkpoint of a run whose writing was not cut off.
 
-    The trainer's state is written when all processes have written theirs, so a checkpoint that has it whole is complete.
+    The trainer's state is written behind all else of all processes: a checkpoint that has it whole is complete.
 
     Returns:
         Its path; `None` where there are only unfinished ones, which is said.

@@ -326,7 +326,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             datasets=[dataset_name] if isinstance(dataset_name, str) else dataset_name or (),
             training={"steps": self.state.global_step, **{name: getattr(self.args, name) for name in names}},
         )
-        card.data.tags = [*card.data.tags, *([tags] if isinstance(tags, str) else tags or ())]
+        card.data.tags = list(dict.fromkeys([*card.data.tags, *([tags] if isinstance(tags, str) else tags or ())]))
         card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def _save(self, output_dir=None, state_dict=None):

@@ -1,6 +1,5 @@
 """The training objectives as pure functions of tensors."""
 
-import torch
 from torch.nn import functional as F
 
 

@@ -15,12 +15,12 @@ def test_usage_lists_every_command(capsys):
     assert all(command in printed for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("command", [*(name for name in sorted(COMMANDS) if name != "data"), "data check"])
 def test_help_explains_flags(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
-    assert "--config" in capsys.readouterr().out or command == "data"
+    assert "--config" in capsys.readouterr().out
 
 
 def test_unknown_command_is_named(capsys):
@@ -55,6 +55,8 @@ def test_a_full_disk_and_ctrl_c_are_told(failure, status, text, monkeypatch, cap
 
 def test_config_file_sets_flags(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump({"dataset": "coin_flip", "alpha": 3.0, "output_dir": str(tmp_path), "use_cpu": True}))
+    path.write_text(
+        yaml.safe_dump({"dataset": "coin_flip", "alpha": 3.0, "output_dir": str(tmp_path), "use_cpu": True})
+    )
     assert main(["distill", "--config", str(path)]) == 1
     assert "alpha=3.0" in capsys.readouterr().err

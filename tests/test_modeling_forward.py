@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from semcot_hf import SemCoTForCausalLM
+
 ANSWER = [7, 8]
 COUNT = 3
 # prompt, completion
@@ -170,6 +172,21 @@ def test_gradients_reach_the_generator_and_never_the_host(tiny_semcot, mode):
             assert not parameter.requires_grad and parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_host_with_dropout_never_drops(tiny_lm, tiny_semcot):
+    dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    host, generator = tiny_lm("gpt2", **dropout), tiny_lm("gpt2", hidden_size=16, **dropout)
+    model = tiny_semcot(host, generator, answer_prompt_ids=ANSWER)
+    inputs = batch()
+    tokens = model(**inputs).implicit_embeddings.detach()
+    expected = model(**inputs, implicit_embeddings=tokens).logits
+    torch.nn.Sequential(model).train()
+    assert not any(module.training for module in model.host.modules())
+    assert torch.equal(model(**inputs, implicit_embeddings=tokens).logits, expected)
+    assert not torch.equal(model(**inputs).implicit_embeddings, tokens), "the generator's dropout is on"
+    fresh = SemCoTForCausalLM(model.config)
+    assert fresh.generator.training and not any(module.training for module in fresh.host.modules())
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])

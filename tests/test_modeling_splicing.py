@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from semcot_hf.modeling.splicing_semcot import (
     insertion_columns,
     left_aligned_queries,

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from semcot_hf.modeling.retokenizing_semcot import generator_text, retokenize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.modeling.retokenizing_semcot import generator_text, retokenize
 from semcot_hf.prompts import answer_prompt_ids, prompt_text, with_answer_prompt
 
 QUESTIONS = ["How many apples has Ann now?", "Ann has two.", "Bob gives one to Ann and one to Al"]

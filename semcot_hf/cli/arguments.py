@@ -14,7 +14,7 @@ class DataArguments:
 
     dataset: str = field(
         default="coin_flip",
-        metadata={"help": "A generated task (coin_flip, arithmetic, multiplication, graph), a Hub id, a file or folder."},
+        metadata={"help": "A task (coin_flip, arithmetic, multiplication, graph), a Hub id, a file or a folder."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many evaluation rows."})

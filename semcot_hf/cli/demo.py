@@ -36,8 +36,9 @@ def run(argv):
     print("\nReloaded by a process without semcot_hf, through pipeline('text-generation'):")
     for question, answer in answers:
         print(f"  {question}\n    -> {answer}")
-    print(f"\n{arguments.output_dir} holds model/, report.md, report.json and accuracy_vs_latency.png.")
-    print(f"Next: semcot evaluate --model {arguments.output_dir}/model --dataset coin_flip --output_dir runs/evaluation")
+    folder = arguments.output_dir
+    print(f"\n{folder} holds model/, report.md, report.json and accuracy_vs_latency.png.")
+    print(f"Next: semcot evaluate --model {folder}/model --dataset coin_flip --output_dir runs/evaluation")
 
 
 def _quiet():

@@ -11,6 +11,7 @@ COMMANDS = {
     "distill": "stage 2: train the generator and its projection with the host frozen",
     "evaluate": "accuracy with intervals, latency and the controls, of a checkpoint or any causal LM",
     "condense": "make the reasoning and condensed reasoning that a dataset lacks; resumable",
+    "convert": "turn a checkpoint published by SemCoT's authors into one of this package",
     "data": "check a dataset for faults and overlapping splits; write a cleaned copy",
 }
 
@@ -33,13 +34,14 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nsemcot: interrupted; nothing unfinished was left in place of a result.", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            print(f"semcot: the disk is full ({error.filename or 'no file named'}); free space and rerun.", file=sys.stderr)
+    except Exception as error:
+        # safetensors and torch report a full disk by errors of their own.
+        if "No space left on device" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            where = getattr(error, "filename", None) or error
+            print(f"semcot: the disk is full ({where}); free space and rerun.", file=sys.stderr)
             return 1
-        print(f"semcot: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
+        if not isinstance(error, (OSError, ValueError)):
+            raise
         print(f"semcot: {error}", file=sys.stderr)
         return 1
 
@@ -47,9 +49,8 @@ def main(argv=None):
 def _usage():
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["usage: semcot COMMAND [--config FILE.yaml] [flags]", "", *lines, "", "semcot COMMAND --help explains its flags."]
-    )
+    usage = "usage: semcot COMMAND [--config FILE.yaml] [flags]"
+    return "\n".join([usage, "", *lines, "", "semcot COMMAND --help explains its flags."])
 
 
 if __name__ == "__main__":

@@ -54,15 +54,15 @@ class DemoSettings:
     num_implicit_tokens: int = 5
     steps_per_token: int = 2
     alignment_steps: int = 60
-    distillation_steps: int = 600
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    distillation_steps: int = 1_200
+    batch_size: int = 32
+    learning_rate: float = 1e-3
     alpha: float = 0.1
     step_weight: float = 1.0
     seed: int = 0
 
 
-FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, alignment_steps=300, distillation_steps=6_000)
+FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, alignment_steps=300, distillation_steps=8_000)
 
 
 def run_demo(output_dir, settings, *, overwrite=False, stages=None, command=None):
