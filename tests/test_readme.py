@@ -24,6 +24,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALL = {
     "align": ["--max_train_samples", "12", "--max_eval_samples", "4", "--max_steps", "2", "--use_cpu"],
     "distill": ["--max_train_samples", "4", "--max_eval_samples", "2", "--max_steps", "1", "--use_cpu"],
+    "condense": ["--max_train_samples", "20", "--max_eval_samples", "4"],
     "evaluate": ["--max_eval_samples", "3", "--max_new_tokens", "4", "--latency_samples", "1"],
 }
 
@@ -45,7 +46,9 @@ def test_commands_run(folder, shared_data, monkeypatch):
     assert {command[1] for command in commands} >= set(SMALL)
     for command in commands:
         arguments = [word.replace("../shared/data", str(shared_data)) for word in command[1:]]
-        assert main([*arguments, *SMALL.get(arguments[0], [])]) == 0, command
+        # The check finds the faults that MultiArith is known to have.
+        status = 1 if arguments[:2] == ["data", "check"] else 0
+        assert main([*arguments, *SMALL.get(arguments[0], [])]) == status, command
 
 
 def test_snippets_run(folder, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 from ..alignment_config import SemCoTAlignmentConfig
 from ..alignment_trainer import SemCoTAlignmentTrainer
-from .arguments import DataArguments, ModelArguments, load_splits, parse
+from .arguments import DataArguments, ModelArguments, load_splits, parse, resume_point
 
 
 def run(argv):
@@ -12,6 +12,6 @@ def run(argv):
     trainer = SemCoTAlignmentTrainer(
         model=models.host, args=args, train_dataset=splits["train"], eval_dataset=splits.get("validation")
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
     print(f"The alignment encoder is in {args.output_dir}. Next: semcot distill --alignment_encoder {args.output_dir}")

@@ -47,3 +47,12 @@ def load_splits(arguments):
         for name, limit in limits.items()
         if name in splits
     }
+
+
+def resume_point(value):
+    """`--resume_from_checkpoint`: a checkpoint's folder, or "true" for the last one in the output folder.
+
+    >>> resume_point("true"), resume_point("runs/model/checkpoint-10"), resume_point(None)
+    (True, 'runs/model/checkpoint-10', None)
+    """
+    return True if str(value).lower() == "true" else value

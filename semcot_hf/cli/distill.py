@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from ..distillation_config import SemCoTDistillationConfig
 from ..distillation_trainer import SemCoTDistillationTrainer
 from ..modeling import SemCoTForCausalLM
-from .arguments import DataArguments, ModelArguments, load_splits, parse
+from .arguments import DataArguments, ModelArguments, load_splits, parse, resume_point
 
 
 @dataclass
@@ -43,7 +43,7 @@ def run(argv):
         processing_class=AutoTokenizer.from_pretrained(models.host),
         alignment_encoder=generator.alignment_encoder,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
     print(
         f"The SemCoT checkpoint is in {args.output_dir}. "
