@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test common-tests lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/semcot demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# transformers' own common tests of models, fetched from its source distribution; not part of `make test`.
+common-tests: $(VENV)/.installed-test
+	$(BIN)/pip install -q -c constraints.txt parameterized==0.9.0
+	OMP_NUM_THREADS=1 $(BIN)/python tests/common/fetch_and_run.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/pip install -q -c constraints.txt ruff

@@ -118,6 +118,10 @@ class SemCoTConfig(PreTrainedConfig):
     def vocab_size(self):
         return self.get_text_config().vocab_size if self.host_config is not None else None
 
+    @vocab_size.setter
+    def vocab_size(self, value):
+        self.host_config.get_text_config().vocab_size = value
+
     @property
     def hidden_size(self):
         return self.get_text_config().hidden_size if self.host_config is not None else None

@@ -170,6 +170,9 @@ class SemCoTLoadingMixin:
             names = (*HUB_ARGUMENTS, "revision", "subfolder")
             found = {name: kwargs[name] for name in names if name in kwargs}
             config = SemCoTConfig.from_pretrained(config or pretrained_model_name_or_path, **found)
+        if pretrained_model_name_or_path is None and host is None:
+            # Weights come from `state_dict`, as for any model of transformers; the host's are among them.
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
         if config.includes_host:
             if host is not None or host_kwargs:
                 raise ValueError(

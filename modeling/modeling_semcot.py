@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
@@ -272,7 +273,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         step_input_ids=None,
         step_attention_mask=None,
         cached_question=False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ):
         """Run the host, with implicit tokens where the prompt's end is known.
 
@@ -282,7 +283,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
 
         Args:
             input_ids: (batch, length); attention_mask: (batch, length), padding on either side.
-            labels: (batch, length), -100 where no loss is wanted.
+            labels: (batch, length), -100 where no loss is wanted; `shift_labels` replaces them in the loss where a
+                trainer has shifted them already.
             logits_to_keep: logits of the last so many text positions only, or a LongTensor of positions; 0 for all.
             completion_mask: (batch, length), 1 on the completion's tokens.
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's.
@@ -327,6 +329,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         else:
             self._check_shape(implicit_embeddings, input_ids.shape[0])
         count, length = implicit_embeddings.shape[1], input_ids.shape[1]
+        loss_kwargs = {name: kwargs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
         some = isinstance(logits_to_keep, int) and logits_to_keep > 0
         # From the last token ahead of the implicit ones on, the logits of text and of host positions run in parallel.
         parallel = some and logits_to_keep <= length - int(columns.max()) + 1
@@ -343,7 +346,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             past_key_values=past_key_values,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep + (0 if parallel else count) if some else 0,
-            **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
+            **kwargs,
         )
         logits = outputs.logits
         if not parallel:
@@ -352,11 +355,10 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             logits = logits[:, logits_to_keep]
         loss = step_loss = None
         if labels is not None:
+            if loss_kwargs.get("shift_labels") is not None:
+                loss_kwargs["shift_labels"] = loss_kwargs["shift_labels"][:, -logits.shape[1] :]
             loss = self.host.loss_function(
-                logits=logits,
-                labels=labels[:, -logits.shape[1] :],
-                vocab_size=logits.shape[-1],
-                **{key: value for key, value in kwargs.items() if key == "num_items_in_batch"},
+                logits=logits, labels=labels[:, -logits.shape[1] :], vocab_size=logits.shape[-1], **loss_kwargs
             )
         if step_input_ids is not None:
             step_loss = step_decoding_loss(

@@ -204,6 +204,16 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_semcot, mode):
         torch.testing.assert_close(gradients[1][name], value, atol=1e-12, rtol=1e-9)
 
 
+def test_shifted_labels_replace_labels_in_the_loss(model):
+    inputs = batch()
+    shifted = F.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
+    expected = model(**inputs).loss
+    for keep in (0, 7):
+        others = inputs["labels"].masked_fill(inputs["labels"] >= 0, 3)
+        out = model(**{**inputs, "labels": others}, shift_labels=shifted, logits_to_keep=keep)
+        torch.testing.assert_close(out.loss, expected)
+
+
 def test_loss_over_several_batches_is_a_mean_over_their_tokens(model):
     inputs = batch()
     count = int((inputs["labels"] != -100).sum())

@@ -1,7 +1,7 @@
 """Overhead of `generate` over its two parts, and the size of both checkpoint layouts, at random weights.
 
     OMP_NUM_THREADS=1 python examples/bench/generate_overhead.py
-    OMP_NUM_THREADS=1 python examples/bench/generate_overhead.py --sizes tiny --repeats 31
+    OMP_NUM_THREADS=1 python examples/bench/generate_overhead.py --sizes tiny --seconds 60
 
 The parts are the generator's forward over [query, <thought> ...] (k cached forwards in sequential mode) with the
 projection, and the host's `generate` on a prompt as long as prompt and implicit tokens together. Whole and parts take
@@ -29,7 +29,7 @@ SIZES = {
     "tiny": (2_000, (128, 352, 4, 4), (64, 176, 2, 4)),
     "100M": (32_000, (640, 1_720, 12, 10), (320, 860, 6, 5)),
 }
-PROMPT, COUNT = 64, 5
+PROMPT, COUNT, FEWEST_PAIRS = 32, 5, 7
 
 
 def make_lm(vocabulary, shape):
@@ -80,7 +80,7 @@ def timed(function):
     return time.perf_counter() - start
 
 
-def measure(model, batch, new_tokens, repeats):
+def measure(model, batch, new_tokens, seconds):
     """Medians in milliseconds of whole and parts, and quartiles of the ratios of neighbours."""
     vocabulary = model.config.vocab_size
     ids = torch.randint(3, vocabulary, (batch, PROMPT))
@@ -96,12 +96,14 @@ def measure(model, batch, new_tokens, repeats):
 
     whole(), parts()
     times = {whole: [], parts: []}
-    for repeat in range(repeats):
-        for function in (whole, parts) if repeat % 2 else (parts, whole):
+    start = time.perf_counter()
+    while len(times[whole]) < FEWEST_PAIRS or time.perf_counter() - start < seconds:
+        for function in (whole, parts) if len(times[whole]) % 2 else (parts, whole):
             times[function].append(timed(function))
     ratios = [ours / theirs for ours, theirs in zip(times[whole], times[parts], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {
+        "pairs": len(ratios),
         "whole_ms": round(1e3 * statistics.median(times[whole]), 2),
         "parts_ms": round(1e3 * statistics.median(times[parts]), 2),
         "overhead": round(middle, 3),
@@ -126,31 +128,31 @@ def main(argv=None):
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "100M"])
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--modes", nargs="+", choices=("parallel", "sequential"), default=["parallel", "sequential"])
-    parser.add_argument("--new_tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--new_tokens", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=25.0, help=f"of each row; {FEWEST_PAIRS} pairs at least")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "generate_overhead.json")
     options = parser.parse_args(argv)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     rows, layouts = [], {}
     for size in options.sizes:
         for mode in options.modes:
             model = make_model(size, mode)
             for batch in options.batch_sizes:
-                figures = measure(model, batch, options.new_tokens, options.repeats)
+                figures = measure(model, batch, options.new_tokens, options.seconds)
                 rows.append({"size": size, "mode": mode, "batch": batch, **figures})
         layouts[size] = {
             "host_parameters": sum(parameter.numel() for parameter in model.host.parameters()),
             "generator_parameters": sum(parameter.numel() for parameter in model.generator.parameters()),
             **layout_bytes(model),
         }
-    print(
-        "| size | mode | batch | generate, ms | parts, ms | overhead | quartiles |\n|---|---|---:|---:|---:|---:|---:|"
-    )
+    print("| size | mode | batch | pairs | generate, ms | parts, ms | overhead | quartiles |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         low, high = row["quartiles"]
         print(
-            f"| {row['size']} | {row['mode']} | {row['batch']} | {row['whole_ms']:.1f} | {row['parts_ms']:.1f} "
-            f"| {row['overhead']:.3f} | {low:.3f} to {high:.3f} |"
+            f"| {row['size']} | {row['mode']} | {row['batch']} | {row['pairs']} | {row['whole_ms']:.1f} "
+            f"| {row['parts_ms']:.1f} | {row['overhead']:.3f} | {low:.3f} to {high:.3f} |"
         )
     print(
         "\n| size | host, M | generator, M | attached, bytes | whole, bytes | share |\n|---|---:|---:|---:|---:|---:|"
@@ -165,7 +167,7 @@ def main(argv=None):
         "command": "python examples/bench/generate_overhead.py " + " ".join(sys.argv[1:] if argv is None else argv),
         "environment": environment(torch.device("cpu")),
         "settings": {"prompt_tokens": PROMPT, "implicit_tokens": COUNT, "new_tokens": options.new_tokens}
-        | {"repeats": options.repeats, "dtype": "float32"},
+        | {"seconds": options.seconds, "dtype": "float32"},
         "rows": rows,
         "checkpoints": layouts,
     }

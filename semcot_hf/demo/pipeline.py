@@ -47,14 +47,14 @@ class DemoSettings:
         alignment_steps, distillation_steps, batch_size, learning_rate: the two trainings.
     """
 
-    train_samples: int = 16_000
+    train_samples: int = 12_000
     eval_samples: int = 500
     min_people: int = 3
     max_people: int = 10
     num_implicit_tokens: int = 4
     steps_per_token: int = 3
     alignment_steps: int = 60
-    distillation_steps: int = 1_000
+    distillation_steps: int = 700
     batch_size: int = 32
     learning_rate: float = 1e-3
     alpha: float = 0.1
