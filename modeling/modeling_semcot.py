@@ -356,7 +356,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         loss = step_loss = None
         if labels is not None:
             if loss_kwargs.get("shift_labels") is not None:
-                loss_kwargs["shift_labels"] = loss_kwargs["shift_labels"][:, -logits.shape[1] :]
+                loss_kwargs["shift_labels"] = loss_kwargs["shift_labels"][:, -logits.shape[1] :].contiguous()
             loss = self.host.loss_function(
                 logits=logits, labels=labels[:, -logits.shape[1] :], vocab_size=logits.shape[-1], **loss_kwargs
             )

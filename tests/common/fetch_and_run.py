@@ -53,18 +53,8 @@ def main(arguments):
     settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # Their tests are not run under this project's pytest settings, which make upstream's own warnings errors.
-    options = [
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(HERE),
-        "--confcutdir",
-        str(HERE),
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-rfs",
-    ]
+    options = ["-c", os.devnull, "--rootdir", str(HERE), "--confcutdir", str(HERE), "-p", "no:cacheprovider"]
+    options += ["-q", "-rfs", "--no-fold-skipped", "--disable-warnings"]
     command = [sys.executable, "-m", "pytest", *options, *arguments, str(HERE / "common_tests.py")]
     return subprocess.run(command, env=environment, cwd=HERE).returncode
 
