@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from datasets import IterableDataset
 from transformers.utils import logging
@@ -197,7 +198,7 @@ class DistillationCollator:
             mask = [[_right([1] * len(step), width, 0) for step in row["step_ids"]] for row in rows]
             batch["step_input_ids"], batch["step_attention_mask"] = torch.tensor(ids), torch.tensor(mask)
         if "reasoning_embedding" in rows[0]:
-            batch["reasoning_embedding"] = torch.tensor([row["reasoning_embedding"] for row in rows])
+            batch["reasoning_embedding"] = torch.tensor(np.asarray([row["reasoning_embedding"] for row in rows]), dtype=torch.float32)
         return batch
 
     def _sequences(self, prompts, completions):

@@ -13,6 +13,7 @@ def semantic_alignment_loss(implicit, reasoning):
     Returns:
         Scalar between 0 and 2.
 
+    >>> import torch
     >>> semantic_alignment_loss(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])).item()
     0.5
     """
@@ -32,6 +33,7 @@ def distribution_loss(student_logits, teacher_logits, labels, temperature=1.0):
     Returns:
         Scalar, 0 where both agree.
 
+    >>> import torch
     >>> logits = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
     >>> distribution_loss(logits, logits, torch.tensor([[-100, 1]])).item()
     0.0
@@ -51,6 +53,7 @@ def hidden_state_loss(student_states, teacher_states):
     Returns:
         Scalar.
 
+    >>> import torch
     >>> states = torch.tensor([[[0.0, 2.0]]])
     >>> hidden_state_loss(states, states).item()
     0.0
