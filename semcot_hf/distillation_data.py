@@ -198,7 +198,9 @@ class DistillationCollator:
             mask = [[_right([1] * len(step), width, 0) for step in row["step_ids"]] for row in rows]
             batch["step_input_ids"], batch["step_attention_mask"] = torch.tensor(ids), torch.tensor(mask)
         if "reasoning_embedding" in rows[0]:
-            batch["reasoning_embedding"] = torch.tensor(np.asarray([row["reasoning_embedding"] for row in rows]), dtype=torch.float32)
+            batch["reasoning_embedding"] = torch.tensor(
+                np.asarray([row["reasoning_embedding"] for row in rows]), dtype=torch.float32
+            )
         return batch
 
     def _sequences(self, prompts, completions):
