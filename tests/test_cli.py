@@ -60,3 +60,14 @@ def test_config_file_sets_flags(tmp_path, capsys):
     )
     assert main(["distill", "--config", str(path)]) == 1
     assert "alpha=3.0" in capsys.readouterr().err
+
+
+def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
+    from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+
+    options = ["--dataset", "coin_flip", "--max_eval_samples", "4", "--max_new_tokens", "4", "--latency_samples", "1"]
+    for name, model in (("a", GENERATOR_PATH), ("b", HOST_PATH)):
+        folders = ["--model", str(model), "--output_dir", str(tmp_path / name), "--methods", "no_cot"]
+        more = ["--few_shot", "1"] if name == "a" else ["--compare_with", str(tmp_path / "a")]
+        assert main(["evaluate", *folders, *options, *more]) == 0
+    assert '"p' in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """`semcot evaluate`: a checkpoint or any causal LM, judged strictly, with intervals, latency and controls."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,6 +23,19 @@ class EvaluateArguments:
     no_controls: bool = field(default=False, metadata={"help": "Leave the controls out."})
     batch_size: int = field(default=64, metadata={"help": "Questions answered at once."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, explicit reasoning included."})
+    few_shot: int = field(default=0, metadata={"help": "Training questions with their answers put before each one."})
+    chat: bool | None = field(
+        default=None, metadata={"help": "Use the chat template; told from the tokenizer when left out."}
+    )
+    token_counts: list[int] = field(
+        default_factory=list, metadata={"help": "Further numbers of implicit tokens to run SemCoT with."}
+    )
+    compare_with: str | None = field(
+        default=None, metadata={"help": "Folder of another evaluation of the same questions, for paired p-values."}
+    )
+    latency_batch_sizes: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Batch sizes that latency is measured at."}
+    )
     latency_samples: int = field(default=50, metadata={"help": "Questions whose latency is measured one by one."})
     dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
@@ -31,7 +45,7 @@ class EvaluateArguments:
 
 def run(argv):
     """Evaluate and write the report; prints its table."""
-    from ..evaluation import evaluate, print_report
+    from ..evaluation import compare_runs, evaluate, print_report
 
     data, args = parse("semcot evaluate", (DataArguments, EvaluateArguments), argv)
     splits = load_splits(data)
@@ -49,10 +63,16 @@ def run(argv):
         overwrite=args.overwrite,
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
+        few_shot=list(splits["train"].select(range(args.few_shot))) if args.few_shot else (),
+        chat=args.chat,
+        token_counts=args.token_counts,
         latency_samples=args.latency_samples,
+        latency_batch_sizes=args.latency_batch_sizes,
         seed=args.seed,
         model_name=args.model,
         dataset_name=data.dataset,
     )
     print_report(report)
+    if args.compare_with:
+        print(json.dumps(compare_runs(args.output_dir, args.compare_with), indent=2))
     print(f"The report and the answer to every question are in {args.output_dir}.")
