@@ -1,5 +1,6 @@
 """What stage 2 writes and reads back: models with adapters merged in, checkpoints, and the last complete one."""
 
+import contextlib
 import copy
 import json
 import os
@@ -120,3 +121,13 @@ def full_precision(model, adapted):
             module.float()
     if model.thought_embedding.dtype in HALF:
         model.thought_embedding.data = model.thought_embedding.data.float()
+
+
+@contextlib.contextmanager
+def without_step_decoder(config):
+    """While it lasts, the configuration tells of no step decoder."""
+    kept, config.step_decoder_config = config.step_decoder_config, None
+    try:
+        yield
+    finally:
+        config.step_decoder_config = kept

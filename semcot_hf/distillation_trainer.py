@@ -21,6 +21,7 @@ from .distillation_saving import (
     merged_state,
     save_adapters,
     unexplained_keys,
+    without_step_decoder,
 )
 from .encoder import alignment_layers, encode_hidden_states, load_alignment_encoder, no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
@@ -335,7 +336,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         state_dict = merged_state(self.model, state_dict)
         if drop:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("step_")}
-        with no_loading_bars(), _without_step_decoder(self.model.config) if drop else contextlib.nullcontext():
+        with no_loading_bars(), without_step_decoder(self.model.config) if drop else contextlib.nullcontext():
             super()._save(output_dir, state_dict)
         if self._in_checkpoint and self.args.should_save:
             save_adapters(self.model, output_dir)
@@ -442,12 +443,3 @@ def _group_projection(optimizer, model, args):
         if decay is not None and index == 0:
             options["weight_decay"] = decay
         optimizer.add_param_group({"params": taken, **options})
-
-
-@contextlib.contextmanager
-def _without_step_decoder(config):
-    kept, config.step_decoder_config = config.step_decoder_config, None
-    try:
-        yield
-    finally:
-        config.step_decoder_config = kept
