@@ -54,7 +54,7 @@ class SemCoTGenerationMixin(GenerationMixin):
         self._check_context(mask, count, kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            return self._continue(input_ids, mask, generation_config, count, kwargs)
+            return self._continue(input_ids, mask, generation_config, kwargs)
         columns, found = insertion_columns(input_ids, mask, self.config.answer_prompt_ids)
         self._warn_of_missing_answer_prompt(found)
         if implicit_embeddings is None:
@@ -73,7 +73,7 @@ class SemCoTGenerationMixin(GenerationMixin):
             **kwargs,
         )
 
-    def _continue(self, input_ids, mask, generation_config, count, kwargs):
+    def _continue(self, input_ids, mask, generation_config, kwargs):
         """Go on from a returned cache, whose first turn holds its implicit tokens already."""
         cache = kwargs["past_key_values"]
         columns = getattr(cache, "implicit_columns", None)

@@ -93,7 +93,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(tiny_folder, tmp_path
     done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "unused" not in done.stderr
-    ranks = [torch.load(output / f"rank{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert_same(ranks[0]["weights"], ranks[1]["weights"])
     alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, **options)
     for name, value in alone.model.state_dict().items():

@@ -20,10 +20,7 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 
 pytest_plugins = ["distillation_fixtures"]
-pytestmark = [
-    pytest.mark.usefixtures("datasets_cache"),
-    pytest.mark.skipif(not (HOST_PATH / "model.safetensors").exists(), reason="the demo's models are not there"),
-]
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = ["--max_steps", "2", "--max_train_samples", "4", "--per_device_train_batch_size", "2", "--use_cpu", "true"]
