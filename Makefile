@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test common-tests lint clean
+.PHONY: demo test common-tests bench-smoke lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/semcot demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# Every method of the bench for about a minute; the figures mean nothing, the report shows what the full run gives.
+bench-smoke: $(VENV)/.installed
+	$(BIN)/semcot bench methods --task coin_flip --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
+		--train_questions 2000 --eval_questions 100 --latency_samples 10 --output_dir runs/bench-smoke
 
 # transformers' own common tests of models, fetched from its source distribution; not part of `make test`.
 common-tests: $(VENV)/.installed-test

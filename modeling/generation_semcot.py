@@ -5,12 +5,21 @@ and masks are longer by k, get k filler ids in front of the text; they are taken
 """
 
 import copy
+import math
 
 import torch
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.utils import logging
 
-from .splicing_semcot import insertion_columns, positions_from_mask, splice
+from .prompts_semcot import (
+    check_context,
+    check_layout,
+    check_shapes,
+    generator_queries,
+    inferred_mask,
+    prompt_layout,
+)
+from .splicing_semcot import positions_from_mask, splice
 from .text_view_semcot import TextCandidates, TextProcessors, text_criteria
 
 logger = logging.get_logger(__name__)
@@ -31,7 +40,9 @@ class SemCoTGenerationMixin(GenerationMixin):
             generation_config: as in transformers.
             num_implicit_tokens: k; `config.num_implicit_tokens` when `None`; 0 gives the host's own output.
             implicit_embeddings: (batch, k, host hidden size), ready-made tokens used instead of the generator's.
-            kwargs: everything that transformers' `generate` takes.
+            kwargs: everything that transformers' `generate` takes. `past_key_values` may hold the host's pass over
+                the first columns of the prompts, such as a prefix shared by all (`inputs` stay whole, since the
+                generator reads all of them), or be a cache that this method returned, to go on from.
 
         Returns:
             Prompt ids followed by the new ids, without placeholders, or transformers' output objects.
@@ -47,23 +58,35 @@ class SemCoTGenerationMixin(GenerationMixin):
         count = self._check_tokens_argument(implicit_embeddings, num_implicit_tokens, input_ids)
         if count == 0:
             return super().generate(input_ids, generation_config, **kwargs)
-        self._check_prompt(input_ids, kwargs)
-        mask = kwargs.pop("attention_mask", None)
-        if mask is None:
-            mask = self._mask_of(input_ids, generation_config)
-        self._check_context(mask, count, kwargs)
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            return self._continue(input_ids, mask, generation_config, kwargs)
-        columns, found = insertion_columns(input_ids, mask, self.config.answer_prompt_ids)
-        self._warn_of_missing_answer_prompt(found)
-        if implicit_embeddings is None:
-            implicit_embeddings = self._make_tokens(input_ids, mask, columns, count)
-        if not torch.isfinite(implicit_embeddings).all():
-            raise ValueError(
-                f"implicit_embeddings (dtype {implicit_embeddings.dtype}) holds NaN or infinity: check the "
-                "embeddings passed, or else the checkpoint's weights and dtype."
-            )
+        for name in ("inputs_embeds", "custom_generate"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} cannot be used with implicit tokens, which need input_ids and transformers' own loops: "
+                    "leave it out, or pass num_implicit_tokens=0."
+                )
+        host_config = self.config.get_text_config()
+        mask = self._checked_mask(input_ids, kwargs.pop("attention_mask", None), generation_config)
+        layout = prompt_layout(input_ids, mask, self.config.answer_prompt_ids)
+        check_layout(layout, host_config.vocab_size)
+        check_context(layout.longest, count, self._new_tokens(input_ids, kwargs), _context(host_config))
+        columns, cache = layout.columns, kwargs.get("past_key_values")
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if cached > 0 and hasattr(cache, "implicit_columns"):
+            # Its first turn holds implicit tokens already: what stands for them has their number only.
+            columns, count = cache.implicit_columns, cache.implicit_count
+            implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
+        else:
+            self._check_prefix(cached, columns)
+            self._warn_of_missing_answer_prompt(layout.found)
+            if implicit_embeddings is None:
+                queries = generator_queries(input_ids, mask, layout, host_config.pad_token_id or 0)
+                implicit_embeddings = self._make_tokens(*queries, count)
+            # NaN and infinity stay what they are in a sum, which float16 might not hold.
+            if not math.isfinite(implicit_embeddings.sum(dtype=torch.float32)):
+                raise ValueError(
+                    f"implicit_embeddings (dtype {implicit_embeddings.dtype}) holds NaN or infinity: check the "
+                    "embeddings passed, or else the checkpoint's weights and dtype."
+                )
         return super().generate(
             input_ids,
             generation_config,
@@ -73,70 +96,66 @@ class SemCoTGenerationMixin(GenerationMixin):
             **kwargs,
         )
 
-    def _continue(self, input_ids, mask, generation_config, kwargs):
-        """Go on from a returned cache, whose first turn holds its implicit tokens already."""
-        cache = kwargs["past_key_values"]
-        columns = getattr(cache, "implicit_columns", None)
-        if columns is None:
-            raise ValueError(
-                "past_key_values holds a prefix that this model's generate did not make, so it is not known where "
-                "its implicit tokens stand: pass a cache returned by generate, or num_implicit_tokens=0."
-            )
-        filler = torch.empty(input_ids.shape[0], cache.implicit_count, 0, device=input_ids.device)
-        return super().generate(
-            input_ids,
-            generation_config,
-            attention_mask=mask,
-            implicit_embeddings=filler,
-            implicit_columns=columns,
-            **kwargs,
-        )
-
     # What the loops are handed
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        return self._loop(super()._sample, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+    def _sample(self, input_ids, **kwargs):
+        return self._loop("_sample", input_ids, **kwargs)
 
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        return self._loop(
-            super()._beam_search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
-        )
+    def _beam_search(self, input_ids, **kwargs):
+        return self._loop("_beam_search", input_ids, **kwargs)
 
-    def _assisted_decoding(
-        self, input_ids, logits_processor, stopping_criteria, generation_config, inputs_tensor=None, **kwargs
-    ):
-        return self._loop(
-            super()._assisted_decoding,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            inputs_tensor=inputs_tensor,
-            **kwargs,
-        )
+    # Named, `inputs_tensor` is handed over.
+    def _assisted_decoding(self, input_ids, inputs_tensor=None, **kwargs):
+        return self._loop("_assisted_decoding", input_ids, inputs_tensor=inputs_tensor, **kwargs)
 
-    def _loop(self, loop, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _loop(self, name, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        """Run one of transformers' loops on ids that are longer by k fillers.
+
+        The host itself runs it where the loop takes the embeddings of the pass over the prompt, so that a decode step
+        is the host's own; the loop reads ids again at each step without a cache, and when assisted.
+        """
         tokens, columns = kwargs.get("implicit_embeddings"), kwargs.get("implicit_columns")
+        by_host = name != "_assisted_decoding" and kwargs["use_cache"] and not generation_config.is_assistant
+        loop = getattr(self.host if by_host else super(), name)
         if tokens is None:
-            return loop(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        count = tokens.shape[1]
+            return loop(
+                input_ids,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                **kwargs,
+            )
+        count, size = tokens.shape[1:]
         if generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} cannot be used with implicit tokens: "
                 "leave it out, or pass num_implicit_tokens=0."
             )
-        mask = kwargs.get("attention_mask")
-        text_mask = torch.ones_like(input_ids) if mask is None else mask
-        longer_mask = splice(text_mask, text_mask.new_ones(text_mask.shape[0], count), columns)
-        kwargs["position_ids"] = positions_from_mask(longer_mask)
-        kwargs["attention_mask"] = None if mask is None else longer_mask
-        generation_config.max_length = self._length_in_context(generation_config.max_length, text_mask, count)
-        generation_config.max_length += count
+        cache = kwargs.get("past_key_values")
+        if not by_host and size > 0 and cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "past_key_values with a prefix cannot be used with assisted decoding: leave one of the two out."
+            )
+        if by_host:
+            del kwargs["implicit_embeddings"], kwargs["implicit_columns"]
+            if size > 0:
+                kwargs["inputs_embeds"] = self._spliced_prompt(input_ids, tokens, columns)
+        mask, length = kwargs.get("attention_mask"), input_ids.shape[1]
+        if mask is None:
+            kwargs["position_ids"] = torch.arange(length + count, device=input_ids.device)[None]
+            longest = length
+        else:
+            longest = int(mask.sum(dim=1).max())
+            kwargs["attention_mask"] = splice(mask, mask.new_ones(mask.shape[0], count), columns)
+            kwargs["position_ids"] = positions_from_mask(kwargs["attention_mask"])
+        generation_config.max_length = count + self._length_in_context(
+            generation_config.max_length, length, longest, count
+        )
         if getattr(generation_config, "_mask_length", None) is not None:
             generation_config._mask_length += count
         outputs = loop(
             torch.cat([input_ids[:, :1].expand(-1, count), input_ids], dim=1),
-            logits_processor=TextProcessors(logits_processor, count),
+            logits_processor=TextProcessors(logits_processor, count) if logits_processor else logits_processor,
             stopping_criteria=text_criteria(stopping_criteria, count, generation_config.max_length),
             generation_config=generation_config,
             **kwargs,
@@ -149,12 +168,16 @@ class SemCoTGenerationMixin(GenerationMixin):
             outputs.past_key_values.implicit_columns = columns
         return outputs
 
-    def _length_in_context(self, max_length, mask, count):
+    def _spliced_prompt(self, text_ids, tokens, columns):
+        embeds = self.get_input_embeddings()(text_ids.to(tokens.device))
+        return splice(embeds, tokens.to(embeds), columns)
+
+    def _length_in_context(self, max_length, width, longest, count):
         """`max_length` in text tokens, cut to what fits the host's positions beside `count` implicit tokens."""
-        context, width = self._context(), mask.shape[1]
+        context = _context(self.config.get_text_config())
         if context is None:
             return max_length
-        room = context - count - int(mask.sum(dim=1).max())
+        room = context - count - longest
         if max_length - width > room:
             logger.warning_once(
                 f"The generation config asks for {max_length - width} new tokens; only {room} fit the host's context "
@@ -209,8 +232,7 @@ class SemCoTGenerationMixin(GenerationMixin):
         starts = past_key_values is None or past_key_values.get_seq_length() == 0
         if implicit_embeddings is not None and starts:
             text = input_ids[:, implicit_embeddings.shape[1] :]
-            embeds = self.get_input_embeddings()(text)
-            inputs_embeds = splice(embeds, implicit_embeddings.to(embeds), implicit_columns)
+            inputs_embeds = self._spliced_prompt(text, implicit_embeddings, implicit_columns)
             next_sequence_length, is_first_iteration = None, True
         return self.host.prepare_inputs_for_generation(
             input_ids,
@@ -238,62 +260,41 @@ class SemCoTGenerationMixin(GenerationMixin):
             )
         return implicit_embeddings.shape[1]
 
-    def _check_prompt(self, input_ids, kwargs):
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError(
-                "inputs_embeds cannot be used with implicit tokens, whose generator reads ids: pass input_ids, or "
-                "num_implicit_tokens=0."
-            )
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise ValueError(
-                f"input_ids has shape {tuple(input_ids.shape)}: must be (batch, length) with at least one token."
-            )
-        size = self.config.get_text_config().vocab_size
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= size:
-            raise ValueError(f"input_ids holds ids from {low} to {high}: must lie within 0 and {size - 1}.")
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            return
-        if mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}: must be that of input_ids, {tuple(input_ids.shape)}."
-            )
-        if not bool((mask != 0).any(dim=1).all()):
-            raise ValueError("attention_mask has a row of padding only: every prompt needs at least one token.")
+    def _checked_mask(self, input_ids, attention_mask, generation_config):
+        check_shapes(input_ids, attention_mask)
+        if attention_mask is None:
+            config = generation_config or self.generation_config
+            return inferred_mask(input_ids, config.pad_token_id, config.eos_token_id)
+        return attention_mask if attention_mask.dtype == torch.long else (attention_mask != 0).long()
 
-    def _check_context(self, mask, count, kwargs):
-        """Prompt, implicit tokens and the new tokens asked for by name must fit the host's positions."""
-        context = self._context()
-        if context is None:
-            return
-        length, new = int(mask.sum(dim=1).max()), 1
+    def _new_tokens(self, input_ids, kwargs):
+        """New tokens asked for by name; one at least."""
         if kwargs.get("max_new_tokens") is not None:
-            new = kwargs["max_new_tokens"]
-        elif kwargs.get("max_length") is not None:
-            new = max(1, kwargs["max_length"] - mask.shape[1])
-        if length + count + new > context:
+            return kwargs["max_new_tokens"]
+        length = kwargs.get("max_length")
+        return 1 if length is None else max(1, length - input_ids.shape[1])
+
+    def _check_prefix(self, cached, columns):
+        """A cache of the prompts' first columns must end before the implicit tokens."""
+        if cached == 0:
+            return
+        first = columns if isinstance(columns, int) else int(columns.min())
+        if cached > first:
             raise ValueError(
-                f"A prompt of {length} tokens, {count} implicit tokens and {new} new tokens are more than the host's "
-                f"context of {context}: shorten the prompt or lower max_new_tokens."
+                f"past_key_values holds {cached} columns that this model's generate did not make, but implicit tokens "
+                f"go before column {first}: pass a cache of at most the columns before it, one returned by generate, "
+                "or num_implicit_tokens=0."
             )
-
-    def _context(self):
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
-
-    def _mask_of(self, input_ids, generation_config):
-        """The mask that transformers infers: pad ids count as padding where pad and end of sequence differ."""
-        config = generation_config or self.generation_config
-        pad, eos = config.pad_token_id, config.eos_token_id
-        ends = [eos] if isinstance(eos, int) else (eos or [])
-        if pad is None or pad in ends:
-            return torch.ones_like(input_ids)
-        return (input_ids != pad).long()
 
     def _warn_of_missing_answer_prompt(self, found):
-        if not bool(found.all()):
+        if not found:
             logger.warning_once(
                 "Some prompts do not end on the answer prompt this model was trained with (config.answer_prompt_ids); "
                 "their implicit tokens go to the prompt's end. The tokenizer's chat template saved with the "
                 "checkpoint adds the answer prompt: tokenizer.apply_chat_template(..., add_generation_prompt=True)."
             )
+
+
+def _context(host_config):
+    """Number of the host's positions, `None` where it is not limited."""
+    return getattr(host_config, "max_position_embeddings", None)

@@ -12,7 +12,8 @@ def parallel_states(generator, thought_embedding, input_ids, attention_mask, cou
     Args:
         generator: backbone whose forward takes `inputs_embeds` and returns `last_hidden_state`.
         thought_embedding: (generator hidden size,), the input embedding of <thought>.
-        input_ids, attention_mask: (batch, length), queries padded on the left.
+        input_ids: (batch, length), queries padded on the left.
+        attention_mask: (batch, length), or `None` where nothing is padding, which spares the backbone its masks.
         count: number of tokens, at least 1.
         offset: 0 for the states at the <thought> positions, -1 for those one position earlier.
 
@@ -21,13 +22,12 @@ def parallel_states(generator, thought_embedding, input_ids, attention_mask, cou
     """
     query = generator.get_input_embeddings()(input_ids)
     thoughts = thought_embedding.to(query.dtype).expand(query.shape[0], count, -1)
-    mask = torch.cat([attention_mask, attention_mask.new_ones(query.shape[0], count)], dim=1)
-    states = generator(
-        inputs_embeds=torch.cat([query, thoughts], dim=1),
-        attention_mask=mask,
-        position_ids=positions_from_mask(mask),
-        use_cache=False,
-    ).last_hidden_state
+    masks = {}
+    if attention_mask is not None:
+        mask = _longer(attention_mask, count)
+        masks = {"attention_mask": mask, "position_ids": positions_from_mask(mask)}
+    embeds = torch.cat([query, thoughts], dim=1)
+    states = generator(inputs_embeds=embeds, use_cache=False, **masks).last_hidden_state
     start = query.shape[1] + offset
     return states[:, start : start + count]
 
@@ -40,21 +40,28 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
     """
     query = generator.get_input_embeddings()(input_ids)
     thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
-    mask = torch.cat([attention_mask, attention_mask.new_ones(query.shape[0], count)], dim=1)
-    positions = positions_from_mask(mask)
-    # Without padding the backbone needs no mask, whose preparation costs as much as a small layer at each step.
-    padded = not bool(attention_mask.all())
+    length = query.shape[1] + 1
+    if attention_mask is None:
+        masks = [None] * count
+        positions = torch.arange(length + count - 1, device=query.device)[None]
+    else:
+        mask = _longer(attention_mask, count)
+        masks = [mask[:, : length + step] for step in range(count)]
+        positions = positions_from_mask(mask)
     cache = DynamicCache(config=generator.config)
-    step, done, states = torch.cat([query, thought], dim=1), 0, []
-    for _ in range(count):
-        length = done + step.shape[1]
+    embeds, states = torch.cat([query, thought], dim=1), []
+    for mask, position_ids in zip(masks, positions.split([length] + [1] * (count - 1), dim=1), strict=True):
         state = generator(
-            inputs_embeds=step,
-            attention_mask=mask[:, :length] if padded else None,
-            position_ids=positions[:, done:length],
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1:]
         states.append(state)
-        step, done = state * feedback_scale, length
+        embeds = state * feedback_scale
     return torch.cat(states, dim=1)
+
+
+def _longer(attention_mask, count):
+    return torch.cat([attention_mask, attention_mask.new_ones(attention_mask.shape[0], count)], dim=1)

@@ -1,6 +1,7 @@
 """SemCoTForCausalLM: a frozen host LLM whose input is extended by implicit chain-of-thought tokens."""
 
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import nn
@@ -197,39 +198,31 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         count = self._check_count(num_implicit_tokens)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
-        return self._make_tokens(input_ids, mask, columns, count)
+        return self._make_tokens(*left_aligned_queries(input_ids, mask, columns, self._pad_id()), count)
 
-    def _make_tokens(self, input_ids, attention_mask, columns, count):
+    def _make_tokens(self, ids, mask, count):
+        """Implicit tokens of queries (batch, length), padded on the left; their mask is `None` without padding."""
         device = self.projection_device()
-        dtype = self.get_input_embeddings().weight.dtype
+        host_words = self.get_input_embeddings().weight
         if count == 0:
             size = self.config.get_text_config().hidden_size
-            return torch.empty(input_ids.shape[0], 0, size, device=device, dtype=dtype)
-        before = torch.arange(input_ids.shape[1], device=input_ids.device) < columns[:, None]
-        if not bool((attention_mask.bool() & before).any(dim=1).all()):
-            raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
-        ids, mask = left_aligned_queries(input_ids, attention_mask, columns, self._pad_id())
+            return torch.empty(ids.shape[0], 0, size, device=device, dtype=host_words.dtype)
         if self.config.separate_generator_tokenizer:
             ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
-        ids, mask = ids.to(device), mask.to(device)
-        self._check_generator_ids(ids)
-        if self.config.generator_mode == "sequential":
-            states = sequential_states(
-                self.generator, self.thought_embedding, ids, mask, count, self.config.feedback_scale
-            )
-        else:
-            states = parallel_states(
-                self.generator, self.thought_embedding, ids, mask, count, self.config.state_offset
-            )
-        return self.projection(states.to(self.thought_embedding.dtype)).to(dtype)
-
-    def _check_generator_ids(self, ids):
+        ids, mask = ids.to(device), mask if mask is None else mask.to(device)
         known = self.config.generator_config.get_text_config().vocab_size
-        if known < self.config.vocab_size and int(ids.max()) >= known:
+        # Asked only where the host has more words: reading the largest id makes the CPU wait for the device.
+        if known < host_words.shape[0] and int(ids.max()) >= known:
             raise ValueError(
                 f"input_ids holds the id {int(ids.max())}, but the generator knows {known} ids: host and generator "
                 "must share a tokenizer."
             )
+        if self.config.generator_mode == "sequential":
+            make, option = sequential_states, self.config.feedback_scale
+        else:
+            make, option = parallel_states, self.config.state_offset
+        states = make(self.generator, self.thought_embedding, ids, mask, count, option)
+        return self.projection(states.to(self.thought_embedding.dtype)).to(host_words.dtype)
 
     def _pad_id(self):
         pad = self.config.get_text_config().pad_token_id
@@ -325,7 +318,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
         if implicit_embeddings is None:
-            implicit_embeddings = self._make_tokens(input_ids, mask, columns, self._check_count(num_implicit_tokens))
+            queries = left_aligned_queries(input_ids, mask, columns, self._pad_id())
+            implicit_embeddings = self._make_tokens(*queries, self._check_count(num_implicit_tokens))
         else:
             self._check_shape(implicit_embeddings, input_ids.shape[0])
         count, length = implicit_embeddings.shape[1], input_ids.shape[1]
@@ -385,6 +379,10 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         ones = attention_mask.new_ones(attention_mask.shape[0], implicit_embeddings.shape[1])
         mask = splice(attention_mask, ones, columns)
         return embeds, mask, positions_from_mask(mask)
+
+
+# Each `generate` asks for it four times, and building it from so many parameters takes as long as a small layer.
+SemCoTForCausalLM.forward.__signature__ = signature(SemCoTForCausalLM.forward)
 
 
 def _completion_of(labels, attention_mask):

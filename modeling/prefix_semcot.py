@@ -1,7 +1,12 @@
 """The host's pass over the questions without gradient: their keys and values do not depend on the implicit tokens."""
 
+import contextlib
+import contextvars
+
 import torch
 from transformers import DynamicCache
+
+_KNOWN = contextvars.ContextVar("known_questions", default=None)
 
 
 def question_split(columns, length, logits_to_keep):
@@ -21,6 +26,20 @@ def question_split(columns, length, logits_to_keep):
     return max(0, min(int(columns.min()), length - logits_to_keep))
 
 
+@contextlib.contextmanager
+def known_questions(cache):
+    """While it lasts, `question_cache` gives `cache`, made of stored keys and values, instead of running the host.
+
+    Args:
+        cache: of the questions of one batch, for one forward, which adds to it; `None` for none.
+    """
+    token = _KNOWN.set(cache)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
 @torch.no_grad()
 def question_cache(host, embeds, attention_mask, position_ids):
     """Keys and values of a frozen, causal host over the questions; no gradient flows into them.
@@ -34,6 +53,10 @@ def question_cache(host, embeds, attention_mask, position_ids):
     Returns:
         `DynamicCache`.
     """
+    known = _KNOWN.get()
+    # Where no prompt of a batch ends on the answer prompt, its questions have other columns than the stored ones.
+    if known is not None and known.get_seq_length() == embeds.shape[1]:
+        return known
     cache = DynamicCache(config=host.config.get_text_config())
     host(
         inputs_embeds=embeds,

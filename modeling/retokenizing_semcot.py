@@ -35,11 +35,13 @@ def retokenize(input_ids, attention_mask, host_tokenizer, generator_tokenizer):
     """Queries in the host's ids -> the same queries in the generator's ids, padded on the left.
 
     Args:
-        input_ids, attention_mask: (batch, length), in the host's vocabulary.
+        input_ids: (batch, length), in the host's vocabulary.
+        attention_mask: (batch, length), or `None` where nothing is padding.
         host_tokenizer, generator_tokenizer: the two tokenizers.
 
     Returns:
-        LongTensor (batch, other length) of ids and LongTensor (batch, other length) of their mask, on the CPU.
+        LongTensor (batch, other length) of ids and LongTensor (batch, other length) of their mask or
+        `None` where nothing is padding, on the CPU.
 
     Raises:
         ValueError: when a tokenizer is missing or nothing of a query is left.
@@ -49,6 +51,8 @@ def retokenize(input_ids, attention_mask, host_tokenizer, generator_tokenizer):
             "config.separate_generator_tokenizer=True, but model.host_tokenizer or model.generator_tokenizer is None: "
             "set both, or load the model by from_pretrained from a checkpoint that carries them."
         )
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
     rows = []
     for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
         text = generator_text(
@@ -59,6 +63,8 @@ def retokenize(input_ids, attention_mask, host_tokenizer, generator_tokenizer):
             raise ValueError("input_ids has a row of special tokens only: every prompt needs another token.")
         rows.append(row)
     width = max(map(len, rows))
+    if width == min(map(len, rows)):
+        return torch.tensor(rows), None
     pad = generator_tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])

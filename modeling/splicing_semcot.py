@@ -57,7 +57,8 @@ def splice(values, inserted, columns):
     """Put `inserted` into `values` before each row's column.
 
     Args:
-        values: (batch, length, *rest); inserted: (batch, k, *rest); columns: LongTensor (batch,).
+        values: (batch, length, *rest); inserted: (batch, k, *rest).
+        columns: LongTensor (batch,), or a number where it is the same column in all rows.
 
     Returns:
         (batch, length + k, *rest), differentiable in both.
@@ -65,6 +66,8 @@ def splice(values, inserted, columns):
     >>> splice(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7, 8], [9, 9]]), torch.tensor([1, 3])).tolist()
     [[1, 7, 8, 2, 3], [4, 5, 6, 9, 9]]
     """
+    if isinstance(columns, int):
+        return torch.cat([values[:, :columns], inserted, values[:, columns:]], dim=1)
     length, count = values.shape[1], inserted.shape[1]
     out = torch.arange(length + count, device=values.device)[None]
     start = columns[:, None]
@@ -96,7 +99,11 @@ def left_aligned_queries(input_ids, attention_mask, columns, pad_token_id):
     """The tokens before each row's column, padded on the left: what the generator reads.
 
     Returns:
-        LongTensor (batch, longest) of ids and LongTensor (batch, longest) of their mask.
+        LongTensor (batch, longest) of ids, LongTensor (batch, longest) of their mask or `None` where nothing is
+        padding.
+
+    Raises:
+        ValueError: when a row has no token there.
 
     >>> prompts = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
     >>> ids, mask = left_aligned_queries(prompts, (prompts > 0).long(), torch.tensor([3, 2]), 0)
@@ -104,8 +111,19 @@ def left_aligned_queries(input_ids, attention_mask, columns, pad_token_id):
     ([[5, 6, 7], [0, 5, 6]], [[1, 1, 1], [0, 1, 1]])
     """
     width = int(columns.max())
+    check_shortest_query(width)
     source = columns[:, None] + torch.arange(-width, 0, device=columns.device)
-    mask = attention_mask.gather(1, source.clamp(min=0)) * (source >= 0)
-    ids = input_ids.gather(1, source.clamp(min=0)).masked_fill(mask == 0, pad_token_id)
-    first = int((mask.sum(dim=0) > 0).int().argmax())
-    return ids[:, first:], mask[:, first:]
+    mask = attention_mask.long().gather(1, source.clamp(min=0)) * (source >= 0)
+    first, shortest = torch.stack([mask.amax(dim=0).argmax(), mask.sum(dim=1).amin()]).tolist()
+    check_shortest_query(shortest)
+    ids = input_ids.gather(1, source.clamp(min=0))[:, first:]
+    if shortest == width - first:
+        return ids, None
+    mask = mask[:, first:]
+    return ids.masked_fill(mask == 0, pad_token_id), mask
+
+
+def check_shortest_query(tokens):
+    """Raise ValueError where the shortest of a batch's queries has no token."""
+    if tokens <= 0:
+        raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")

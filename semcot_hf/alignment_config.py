@@ -47,8 +47,18 @@ class SemCoTAlignmentConfig(SentenceTransformerTrainingArguments):
         default=True,
         metadata={
             "help": "Encode each training text once for the linear layer's phase, in which nothing before it changes, "
-            "and keep the pooled vectors in memory (host size times 4 bytes a text; one process only)."
+            "and keep the pooled vectors (host size times 4 bytes a text; one process only)."
         },
+    )
+    state_cache_gb: float = field(
+        default=4.0,
+        metadata={
+            "help": "GiB of memory and disk for the training texts' hidden states at first_layer, which are computed "
+            "once for all runs where all fit (0: at each step; one process only)."
+        },
+    )
+    head_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the linear layer, in both phases. None: weight_decay."}
     )
     validation_fraction: float = field(
         default=0.1,
@@ -103,6 +113,8 @@ class SemCoTAlignmentConfig(SentenceTransformerTrainingArguments):
             raise ValueError(f"head_warmup={self.head_warmup} must lie within 0 and 1.")
         if self.head_learning_rate <= 0:
             raise ValueError(f"head_learning_rate={self.head_learning_rate} must be above 0.")
+        if self.state_cache_gb < 0:
+            raise ValueError(f"state_cache_gb={self.state_cache_gb} must be 0 or more (in GiB).")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction} must be at least 0 and less than 1.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:

@@ -11,13 +11,20 @@ from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
-from sentence_transformers.util import batch_to_device, is_sentence_transformer_model
+from sentence_transformers.util import is_sentence_transformer_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .alignment_config import SemCoTAlignmentConfig
+from .alignment_states import FromStates, HeadFeatures, LayerStates, TrainingTexts
 from .data.splits import question_fraction
-from .encoder import build_alignment_encoder, load_alignment_encoder, no_loading_bars, trained_layers
+from .encoder import (
+    build_alignment_encoder,
+    load_alignment_encoder,
+    no_loading_bars,
+    takes_hidden_states,
+    trained_layers,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -82,18 +89,28 @@ class SemCoTAlignmentTrainer(SentenceTransformerTrainer):
             optimizers=optimizers,
         )
         self._head_info_nce = MultipleNegativesRankingLoss(encoder, **_loss_options(args))
-        self._head_features = None
+        self._loss_from_states = info_nce(encoder, args)
+        self._loss_from_states.model = FromStates(encoder)
+        self._head_features = self._layer_states = self._texts = None
 
     def train(self, *args, **kwargs):
         # The optimizer is made of what requires a gradient at the start: both phases' parameters.
         _train_layers(self.model, True)
-        self._head_features = None
+        self._head_features = self._layer_states = self._texts = None
         return super().train(*args, **kwargs)
 
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.head_weight_decay is not None:
+            for group in optimizer.param_groups:
+                # The head's groups are its own, by learning_rate_mapping: one has the weight, one the bias.
+                if any(parameter is self.model[2].linear.weight for parameter in group["params"]):
+                    group["weight_decay"] = self.args.head_weight_decay
+        return optimizer
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self._uses_head_features(model) and not return_outputs:
-            result = self._head_loss(inputs)
-        else:
+        result = None if return_outputs else self._loss_of_stored(model, inputs)
+        if result is None:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
@@ -104,21 +121,47 @@ class SemCoTAlignmentTrainer(SentenceTransformerTrainer):
             )
         return result
 
-    def _uses_head_features(self, model):
-        """Whether this is a training step of the head's phase, long enough for encoding all texts once to pay."""
-        head_steps = _head_steps(self.args, self.state)
-        return (
-            self.args.cache_head_features
-            and model is self.model
-            and model.training
-            and self.state.global_step < head_steps
-            and head_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
-            >= len(self.train_dataset)
-        )
+    def _loss_of_stored(self, model, inputs):
+        """The loss from what is stored of the training texts; `None` where nothing is, or this is no training step."""
+        args, state = self.args, self.state
+        if model is not self.model or not model.training:
+            return None
+        samples = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+        head_steps = _head_steps(args, state)
+        head_samples = head_steps * args.train_batch_size * args.gradient_accumulation_steps
+        # The texts must be met often enough for encoding all of them once to pay.
+        with_states = samples >= 2 * len(self.train_dataset) and args.state_cache_gb > 0
+        with_head = args.cache_head_features and head_samples >= len(self.train_dataset)
+        with self.accelerator.autocast():
+            if with_head and state.global_step < head_steps:
+                if self._head_features is None:
+                    states = self._states_of_texts() if with_states and head_steps < state.max_steps else None
+                    self._head_features = HeadFeatures(self._training_texts(), states)
+                return self._head_loss(inputs)
+            states = self._states_of_texts() if with_states else None
+            if states is None:
+                return None
+            features, labels = self.collect_features(inputs)
+            masks = [text["attention_mask"] for text in features]
+            read = [states(text["input_ids"], text["attention_mask"]) for text in features]
+            stored = [{"states": h, "attention_mask": mask} for h, mask in zip(read, masks, strict=True)]
+            return self._loss_from_states(stored, labels)
+
+    def _training_texts(self):
+        if self._texts is None:
+            texts = [text for column in PAIR_COLUMNS for text in self.train_dataset[column]]
+            self._texts = TrainingTexts(self.model, texts, self.args.eval_batch_size)
+        return self._texts
+
+    def _states_of_texts(self):
+        """The texts' states at the first layer, or `None` where they do not fit, or cannot be entered there."""
+        if not takes_hidden_states(self.model):
+            return None
+        if self._layer_states is None:
+            self._layer_states = LayerStates(self._training_texts(), self.args.state_cache_gb * 2**30)
+        return self._layer_states if self._layer_states.fits else None
 
     def _head_loss(self, inputs):
-        if self._head_features is None:
-            self._head_features = HeadFeatures(self.model, self.train_dataset, self.args.eval_batch_size)
         features, labels = self.collect_features(inputs)
         vectors = []
         for text in features:
@@ -171,41 +214,6 @@ def _loss_options(args):
         "partition_mode": "per_direction",
         "gather_across_devices": args.world_size > 1,
     }
-
-
-class HeadFeatures:
-    """Pooled vectors of all training texts, computed once: the head's phase changes nothing before them (no dropout).
-
-    Args:
-        encoder: an alignment encoder.
-        pairs: the training pairs.
-        batch_size: texts encoded at a time, of similar lengths. The table depends on nothing else, so that a resumed
-            run has the same.
-    """
-
-    @torch.no_grad()
-    def __init__(self, encoder, pairs, batch_size):
-        was_training = encoder.training
-        encoder.eval()
-        texts = sorted({text for column in PAIR_COLUMNS for text in pairs[column]}, key=lambda text: (len(text), text))
-        self.rows, vectors = {}, []
-        for start in range(0, len(texts), batch_size):
-            features = batch_to_device(encoder.preprocess(texts[start : start + batch_size]), encoder.device)
-            keys = _token_keys(features["input_ids"], features["attention_mask"])
-            self.rows.update(zip(keys, range(start, start + batch_size), strict=False))
-            vectors.append(encoder[1](encoder[0](features))["sentence_embedding"].float().cpu())
-        self.vectors = torch.cat(vectors)
-        encoder.train(was_training)
-
-    def __call__(self, input_ids, attention_mask):
-        """Return (batch, d_host) of the tokenized texts."""
-        rows = [self.rows[key] for key in _token_keys(input_ids, attention_mask)]
-        return self.vectors[rows].to(input_ids.device)
-
-
-def _token_keys(input_ids, attention_mask):
-    rows = zip(input_ids.cpu(), attention_mask.cpu().bool(), strict=True)
-    return [ids[mask].numpy().tobytes() for ids, mask in rows]
 
 
 def retrieval_scores(similarity: torch.Tensor, related: torch.Tensor) -> tuple[float, float]:

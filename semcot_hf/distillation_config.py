@@ -74,6 +74,13 @@ class SemCoTDistillationConfig(_BaseConfig):
             "only: the same loss and gradients in less time and memory."
         },
     )
+    prefix_cache_gb: float = field(
+        default=4.0,
+        metadata={
+            "help": "GiB on each device for the frozen models' keys and values of the training questions, kept from "
+            "epoch to epoch with cached_question, where those of all questions fit (0: computed at each step)."
+        },
+    )
     model_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Arguments for from_pretrained, where the model is given by id or path."}
     )
@@ -105,6 +112,8 @@ class SemCoTDistillationConfig(_BaseConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
         if not 0 <= self.projection_warmup < 1:
             raise ValueError(f"projection_warmup={self.projection_warmup}: must be at least 0 and less than 1.")
+        if self.prefix_cache_gb < 0:
+            raise ValueError(f"prefix_cache_gb={self.prefix_cache_gb}: must be 0 or more (in GiB).")
         if self.steps_per_token < 1:
             raise ValueError(f"steps_per_token={self.steps_per_token}: must be 1 or more.")
         if self.alignment_view not in ALIGNMENT_VIEWS:

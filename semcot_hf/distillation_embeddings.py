@@ -1,14 +1,12 @@
 """Embeddings of the true reasoning, the targets of the semantic alignment: computed once, reused by every run."""
 
 import hashlib
-import json
-from pathlib import Path
 
-import datasets
 import torch
 from datasets import IterableDataset, concatenate_datasets
 
 from .encoder import backbone_of, default_layers
+from .store import fingerprint, store_folder
 
 COLUMN = "reasoning_embedding"
 
@@ -49,7 +47,7 @@ class MeanStates:
 
     def fingerprint(self):
         """Hash of what the vectors depend on."""
-        return _fingerprint(self.backbone, self.tokenizer, f"mean of states {self.layer}")
+        return fingerprint(self.backbone, self.tokenizer, f"mean of states {self.layer}")
 
 
 class EncoderEmbeddings:
@@ -68,7 +66,7 @@ class EncoderEmbeddings:
 
     def fingerprint(self):
         """Hash of what the vectors depend on."""
-        return _fingerprint(self.encoder, self.encoder.tokenizer, repr(self.encoder))
+        return fingerprint(self.encoder, self.encoder.tokenizer, repr(self.encoder))
 
 
 def add_reasoning_embeddings(dataset, name, embedder):
@@ -87,15 +85,13 @@ def add_reasoning_embeddings(dataset, name, embedder):
     for text in dataset["reasoning"]:
         digest.update(f"{len(text)}:{text}".encode())
     key = digest.hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "semcot_hf"
-    folder.mkdir(parents=True, exist_ok=True)
     vectors = dataset.select_columns(["reasoning"]).map(
         _embed,
         batched=True,
         batch_size=1024,
         fn_kwargs={"embedder": embedder},
         remove_columns=["reasoning"],
-        cache_file_name=str(folder / f"reasoning-{key}.arrow"),
+        cache_file_name=str(store_folder() / f"reasoning-{key}.arrow"),
         new_fingerprint=key,
         desc=f"Encoding the reasoning of {name}",
     )
@@ -104,13 +100,3 @@ def add_reasoning_embeddings(dataset, name, embedder):
 
 def _embed(batch, embedder):
     return {COLUMN: embedder.encode(batch["reasoning"])}
-
-
-def _fingerprint(module, tokenizer, description):
-    """Hash of a module's weights, of its tokenizer's vocabulary and of a description of what it computes."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([description, sorted(tokenizer.get_vocab().items())]).encode())
-    for key, value in module.state_dict().items():
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

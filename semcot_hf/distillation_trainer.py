@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import torch
 from accelerate import PartialState
+from datasets import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl.trainer.base_trainer import _BaseTrainer
 
@@ -13,6 +14,7 @@ from .answers import check_answer, infer_answer_type
 from .distillation_config import SemCoTDistillationConfig
 from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .distillation_questions import StoredQuestions, question_ids
 from .distillation_saving import (
     add_adapters,
     full_precision,
@@ -27,6 +29,7 @@ from .encoder import alignment_layers, encode_hidden_states, load_alignment_enco
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
+from .modeling.prefix_semcot import known_questions
 from .prompts import answer_prompt_ids, with_answer_prompt
 
 
@@ -95,6 +98,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         self._questions = {}
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._in_checkpoint = False
+        self._stored_questions = None
         raw_train_dataset, train_dataset = train_dataset, self._tokenize(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
             for name, dataset in eval_dataset.items():
@@ -160,6 +164,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         """As in `Trainer`; `True` goes on from the last checkpoint that was written completely."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self._stored_questions = None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -170,13 +175,16 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         target = inputs.pop(COLUMN, None)
         width = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
         by_state = target is not None and args.alignment_view == "hidden_state"
-        outputs = model(
-            **inputs,
-            logits_to_keep=width + 1,
-            use_cache=False,
-            output_hidden_states=by_state or args.hidden_weight > 0,
-            cached_question=args.cached_question,
-        )
+        stored, tokens = self._read_questions(inputs)
+        with known_questions(stored):
+            outputs = model(
+                **inputs,
+                implicit_embeddings=tokens,
+                logits_to_keep=width + 1,
+                use_cache=False,
+                output_hidden_states=by_state or args.hidden_weight > 0,
+                cached_question=args.cached_question,
+            )
         parts = {"answer_loss": (1 - args.alpha, outputs.loss)}
         if target is not None:
             parts["alignment_loss"] = (args.alpha, semantic_alignment_loss(self._embed(outputs), target))
@@ -204,6 +212,41 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 "earlier checkpoint."
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _read_questions(self, inputs):
+        """A training batch's questions in the frozen host, and its tokens by a frozen generator, as far as stored."""
+        args = self.args
+        samples = self.state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        model = self.accelerator.unwrap_model(self.model)
+        if not (
+            self.model.training
+            and args.cached_question
+            and args.prefix_cache_gb > 0
+            and not (sharded or isinstance(self.train_dataset, IterableDataset))
+            and not any(parameter.requires_grad for parameter in model.host.parameters())
+            # Every process reads all questions, so each must meet them twice for that to pay.
+            and samples >= 2 * len(self.train_dataset)
+        ):
+            return None, None
+        with self.accelerator.autocast():
+            if self._stored_questions is None:
+                self._stored_questions = StoredQuestions(
+                    model,
+                    self.train_dataset["prompt_ids"],
+                    batch_size=args.eval_batch_size,
+                    budget=args.prefix_cache_gb * 2**30,
+                    # DDP waits for gradients of the generator, which are those of its whole pass.
+                    with_generator=self._in_warmup() and args.world_size == 1,
+                )
+            if not self._in_warmup():
+                self._stored_questions.drop_generator()
+            prompts = question_ids(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
+            return self._stored_questions.host_cache(prompts), self._stored_questions.implicit_embeddings(prompts)
+
+    def _in_warmup(self):
+        """Whether this step trains the projection and <thought> (and the step decoder) only."""
+        return self.state.global_step < self.args.projection_warmup * self.state.max_steps
 
     def _embed(self, outputs):
         """f of the implicit tokens, through the encoder's input or at the layer its text states are taken from."""
@@ -237,7 +280,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        if self.state.global_step < self.args.projection_warmup * self.state.max_steps:
+        if self._in_warmup():
             # AdamW passes over parameters without a gradient, so neither its step nor its decay moves the generator.
             for parameter in self.accelerator.unwrap_model(self.model).generator.parameters():
                 parameter.grad = None

@@ -160,16 +160,47 @@ def encode_hidden_states(
             f"states {tuple(states.shape)} and attention_mask {tuple(attention_mask.shape)} do not fit: need "
             "(batch, tokens, hidden size) and (batch, tokens)."
         )
-    if not getattr(backbone.config, _FIELD)["takes_hidden_states"]:
+    if not takes_hidden_states(encoder):
         raise ValueError(
             f"states: the layers of {type(backbone).__name__} read more than hidden states, so they cannot be entered "
             f"at layer {begins_at}. Pass embeddings instead: encoder({{'inputs_embeds': ..., 'attention_mask': ...}})."
         )
-    token_embeddings = _run_from(backbone, begins_at, states, attention_mask)
-    features = {"token_embeddings": token_embeddings, "attention_mask": attention_mask}
+    features = {"token_embeddings": token_states(encoder, states, attention_mask), "attention_mask": attention_mask}
     for module in list(encoder)[1:]:
         features = module(features)
     return features["sentence_embedding"]
+
+
+def token_states(encoder, states, attention_mask):
+    """What pooling reads: (batch, tokens, d_host), from `states` at the encoder's first layer."""
+    return _run_from(encoder[0].model, alignment_layers(encoder)[0], states, attention_mask)
+
+
+def takes_hidden_states(encoder):
+    """Whether `encode_hidden_states` works: the layers of some architectures read more than hidden states."""
+    alignment_layers(encoder)
+    return getattr(encoder[0].model.config, _FIELD)["takes_hidden_states"]
+
+
+def frozen_part(encoder):
+    """The host's embedding and layers below the encoder's first, which share their parameters with the encoder."""
+    return _layers_view(encoder[0].model, 0, alignment_layers(encoder)[0])
+
+
+@torch.no_grad()
+def frozen_states(encoder, input_ids, attention_mask):
+    """The host's `hidden_states[first_layer]` of tokenized texts, (batch, tokens, d_host); no later layer is run."""
+    first_layer, _ = alignment_layers(encoder)
+    view = _layers_view(encoder[0].model, 0, first_layer + 1)
+    _, layers = _layer_list(view)
+    layers[-1] = _StopsHere(layers[-1])
+    was_training = view.training
+    try:
+        view.eval()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    except _Stopped as stopped:
+        return stopped.states
+    finally:
+        view.train(was_training)
 
 
 @contextlib.contextmanager
@@ -204,6 +235,26 @@ class _EntersHere(nn.Module):
 
     def forward(self, hidden_states, *args, **kwargs):
         return self.layer(self.states.to(hidden_states.dtype), *args, **kwargs)
+
+
+class _Stopped(Exception):
+    """Carries the states that reached a layer out of the model's forward."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.states = states
+
+
+class _StopsHere(nn.Module):
+    """Stands for a decoder layer and ends the forward there."""
+
+    def __init__(self, layer):
+        super().__init__()
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
+
+    def forward(self, hidden_states, *args, **kwargs):
+        raise _Stopped(hidden_states)
 
 
 def _run_from(backbone, first_layer, states, attention_mask):

@@ -3,13 +3,19 @@
 import base64
 import hashlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+
+# Whose token every request carries: repositories without an owner are theirs.
+USER = "lab"
 
 
 class HubStandIn:
@@ -33,7 +39,7 @@ class HubStandIn:
         @app.post("/api/repos/create")
         async def create(request: Request):
             asked = await request.json()
-            repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            repo = f"{asked.get('organization') or USER}/{asked['name']}"
             answer = {"name": repo, "url": f"{self.url}/{repo}"}
             if repo in self.repos:
                 return Response(json.dumps({**answer, "error": "exists"}), status_code=409)
@@ -146,3 +152,13 @@ def hub_stand_in():
     finally:
         server.should_exit = True
         thread.join()
+
+
+def run(script, hub, home, *arguments):
+    """Run Python in a process that takes `hub` for the Hub and `home` for its cache; `arguments` are its sys.argv."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "dummy", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from semcot_hf.alignment_config import SemCoTAlignmentConfig
+from semcot_hf.alignment_states import HeadFeatures, TrainingTexts
 from semcot_hf.alignment_trainer import (
-    HeadFeatures,
     PairRetrievalEvaluator,
     SemCoTAlignmentTrainer,
     info_nce,
@@ -24,6 +24,14 @@ from semcot_hf.alignment_trainer import (
 from semcot_hf.data.schema import FEATURES
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.encoder import alignment_layers, build_alignment_encoder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """A store of these tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -312,18 +320,88 @@ def test_head_features_tell_texts_with_equal_tokens_apart_from_others(host, toke
     pairs = Dataset.from_dict(
         {"reasoning": ["Qux flips", "Quux flips", "Ann flips"], "condensed_reasoning": ["heads", "tails", "heads"]}
     )
-    table = HeadFeatures(encoder, pairs, batch_size=2)
+    table = HeadFeatures(TrainingTexts(encoder, [*pairs["reasoning"], *pairs["condensed_reasoning"]], batch_size=2))
     for text in ("Qux flips", "Quux flips", "Ann flips", "heads", "tails"):
         features = encoder.preprocess([text])
         expected = encoder[1](encoder[0](dict(features)))["sentence_embedding"]
         torch.testing.assert_close(table(features["input_ids"], features["attention_mask"]), expected)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(dataset, tokenizer, tmp_path):
-    """From a checkpoint of the first phase (step 2 of 4) and from one of the second (6 of 8)."""
+@pytest.mark.parametrize("mini_batch_size", [None, 8])
+@pytest.mark.parametrize("cache_head_features", [True, False])
+def test_stored_states_equal_the_plain_path(dataset, tokenizer, tmp_path, mini_batch_size, cache_head_features):
+    weights, logs = [], []
+    for gigabytes in (0.0, 1e-6, 1.0):
+        args = config(
+            tmp_path / str(gigabytes),
+            num_train_epochs=2,
+            mini_batch_size=mini_batch_size,
+            cache_head_features=cache_head_features,
+            state_cache_gb=gigabytes,
+            eval_strategy="no",
+            save_strategy="no",
+        )
+        trainer = SemCoTAlignmentTrainer(make_host(tokenizer), args, train_dataset=dataset, processing_class=tokenizer)
+        trainer.train()
+        assert (trainer._layer_states is not None) == (gigabytes > 0)
+        assert gigabytes == 0 or trainer._layer_states.fits == (gigabytes == 1)
+        weights.append(snapshot(trainer.model))
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
+        torch.testing.assert_close(weights[2][name], value, rtol=1e-3, atol=2e-4)
+    for plain, stored in zip(logs[0], logs[2], strict=True):
+        assert stored["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+        assert stored["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+
+
+def test_a_second_run_computes_no_states_and_other_texts_have_their_own(dataset, tokenizer, tmp_path, monkeypatch):
+    def run(host, rows):
+        args = config(tmp_path, num_train_epochs=2, eval_strategy="no", save_strategy="no")
+        trainer = SemCoTAlignmentTrainer(host, args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        return snapshot(trainer.model)
+
+    texts = dataset.select(range(64))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    first = run(make_host(tokenizer), texts)
+    monkeypatch.setattr("semcot_hf.alignment_states.frozen_states", None)
+    again = run(make_host(tokenizer), texts)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    changed = make_host(tokenizer)
+    changed.model.layers[0].mlp.up_proj.weight.data += 0.1
+    for host, rows in ((make_host(tokenizer), dataset.select(range(1, 65))), (changed, texts)):
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            run(host, rows)
+
+
+def test_the_head_has_its_own_weight_decay(dataset, host, tokenizer, tmp_path):
+    args = config(tmp_path, weight_decay=0.01, head_weight_decay=0.3, eval_strategy="no", save_strategy="no")
+    trainer = SemCoTAlignmentTrainer(host, args, train_dataset=dataset, processing_class=tokenizer)
+    trainer.create_optimizer()
+    decays = {}
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        decays.update({names[id(parameter)]: group["weight_decay"] for parameter in group["params"]})
+    assert decays["2.linear.weight"] == 0.3 and decays["2.linear.bias"] == 0.0
+    assert decays["0.model.layers.1.mlp.up_proj.weight"] == 0.01
+    assert decays["0.model.layers.1.input_layernorm.weight"] == 0.0
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 8])
+def test_a_resumed_run_ends_with_the_same_weights(dataset, tokenizer, tmp_path, mini_batch_size):
+    """From a checkpoint of the first phase (step 2 of 4) and from one of the second (6 of 8), with stored states."""
+    dataset = dataset.select(range(128))
 
     def trainer(**changes):
-        args = config(tmp_path, max_steps=8, eval_strategy="no", save_total_limit=None, **changes)
+        args = config(
+            tmp_path,
+            max_steps=8,
+            eval_strategy="no",
+            save_total_limit=None,
+            mini_batch_size=mini_batch_size,
+            **changes,
+        )
         return SemCoTAlignmentTrainer(make_host(tokenizer), args, train_dataset=dataset, processing_class=tokenizer)
 
     whole = trainer(save_strategy="steps", save_steps=2)
@@ -333,7 +411,7 @@ def test_a_resumed_run_ends_with_the_same_weights(dataset, tokenizer, tmp_path):
         resumed = trainer(save_strategy="no")
         set_seed(123)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        assert resumed.state.global_step == 8
+        assert resumed.state.global_step == 8 and resumed._layer_states is not None
         assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
 
 
@@ -472,6 +550,7 @@ def test_a_loss_that_is_no_number_stops_the_run(host, dataset, tokenizer, tmp_pa
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"head_warmup": 1.5}, "head_warmup=1.5 must lie within 0 and 1"),
         ({"head_learning_rate": 0.0}, "head_learning_rate=0.0 must be above 0"),
+        ({"state_cache_gb": -1.0}, "state_cache_gb=-1.0 must be 0 or more"),
         ({"validation_fraction": 1.0}, "validation_fraction=1.0 must be at least 0 and less than 1"),
         ({"mini_batch_size": 0}, "mini_batch_size=0 must be 1 or more, or None"),
         ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1: InfoNCE needs at least 2 pairs"),

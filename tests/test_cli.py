@@ -15,7 +15,15 @@ def test_usage_lists_every_command(capsys):
     assert all(command in printed for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*(name for name in sorted(COMMANDS) if name != "data"), "data check"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(name for name in sorted(COMMANDS) if name not in ("bench", "data")),
+        "bench methods",
+        "bench speed",
+        "data check",
+    ],
+)
 def test_help_explains_flags(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])

@@ -19,7 +19,8 @@ pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 SCRIPT = Path(__file__).with_name("distillation_models.py")
-OPTIONS = {"max_steps": 8, "save_steps": 2, "save_strategy": "steps"}
+# Two epochs, in which stored questions serve.
+OPTIONS = {"max_steps": 8, "save_steps": 2, "save_strategy": "steps", "per_device_train_batch_size": 8}
 
 
 def start(folder, options, *launcher):
@@ -46,7 +47,8 @@ def test_resumed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path,
     """Before and behind the end of the projection's phase; the attached layout has no host, and nobody misses it."""
     output, expected = uninterrupted
     checkpoint = output / f"checkpoint-{step}"
-    trainer = train(tiny_folder, tmp_path, resume=str(checkpoint), max_steps=8)
+    trainer = train(tiny_folder, tmp_path, resume=str(checkpoint), max_steps=8, per_device_train_batch_size=8)
+    assert trainer._stored_questions.host.fits
     assert trainer.state.global_step == 8
     assert_same(trainer.model.state_dict(), expected)
     host = make_model(tiny_folder).host.state_dict()
@@ -87,7 +89,7 @@ def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):
 
 
 def test_two_processes_are_one_with_twice_the_accumulation(tiny_folder, tmp_path):
-    options = {"max_steps": 4, "per_device_train_batch_size": 2, "eval_generations": 5, "learning_rate": 1e-3}
+    options = {"max_steps": 8, "per_device_train_batch_size": 8, "eval_generations": 5, "learning_rate": 1e-3}
     output = tmp_path / "two"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)

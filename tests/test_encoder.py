@@ -9,6 +9,7 @@ from semcot_hf.encoder import (
     alignment_layers,
     build_alignment_encoder,
     encode_hidden_states,
+    frozen_states,
     load_alignment_encoder,
     trained_layers,
 )
@@ -50,6 +51,7 @@ def test_text_embeddings_and_hidden_states_give_the_same_vector(tiny_lm, tiny_to
     by_embedding = encoder({"inputs_embeds": embeddings, "attention_mask": mask})["sentence_embedding"]
     states = host(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1]
     by_state = encode_hidden_states(encoder, states, mask, first_layer=1)
+    torch.testing.assert_close(frozen_states(encoder, ids, mask)[mask.bool()], states[mask.bool()])
 
     assert by_text.shape == (3, 12)
     torch.testing.assert_close(by_text.norm(dim=1), torch.ones(3, dtype=torch.float64))

@@ -1,15 +1,12 @@
 """Sharing over the Hub, by a stand-in on 127.0.0.1: one process pushes, another loads with a fresh cache."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from hub_stand_in import hub_stand_in
+from hub_stand_in import hub_stand_in, run
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 from semcot_hf.model_card import model_card
@@ -88,15 +85,6 @@ for repo in ("lab/semcot", "lab/semcot-whole"):
 Path(sys.argv[1]).write_text(json.dumps(found))
 """
 PROMPT = [10, 11, 12, 13]
-
-
-def run(script, hub, home, *arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "dummy", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

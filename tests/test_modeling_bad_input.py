@@ -35,7 +35,7 @@ BAD = {
     ),
     "padding only, mask inferred": (
         dict(inputs=torch.zeros(1, 5, dtype=torch.long), generation_config=GenerationConfig(pad_token_id=0)),
-        "row without a prompt token",
+        "padding inferred from pad_token_id without it, has a row of padding only",
     ),
     "answer prompt only": (dict(inputs=torch.tensor([[7, 8]])), "row without a prompt token"),
     "mask of another batch": (
@@ -52,6 +52,10 @@ BAD = {
     "embedded prompt": (
         dict(inputs=PROMPT, inputs_embeds=torch.zeros(1, 5, HOST_SIZE)),
         "inputs_embeds cannot be used with implicit tokens",
+    ),
+    "a loop of the user's": (
+        dict(inputs=PROMPT, custom_generate=lambda model, input_ids, **kwargs: input_ids),
+        "custom_generate cannot be used with implicit tokens",
     ),
     "embeddings of another size": (
         dict(inputs=PROMPT, implicit_embeddings=torch.zeros(1, 3, 16)),

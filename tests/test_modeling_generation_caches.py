@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from slow_path import ANSWER, NEW, example_prompts, new_ids, padded, slow_path
-from transformers import CompileConfig, DynamicCache
+from transformers import CompileConfig, DynamicCache, set_seed
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,82 @@ def test_a_third_turn_and_a_static_cache(model, prompts):
     assert texts[2][-3:] == by_hand(model, texts[2][:-3], tokens, len(prompts[0]))[:3]
 
 
-def test_a_cache_made_elsewhere_is_refused(model, prompts):
+def with_prefix(prompts, size=12):
+    generator = torch.Generator().manual_seed(1)
+    prefix = torch.randint(10, 300, (size,), generator=generator).tolist()
+    return prefix, [prefix + prompt for prompt in prompts]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+def test_a_prefix_is_prefilled_once_for_a_batch(model, prompts, options):
+    """Padding stands behind the cached prefix: the mask is ones, zeros, ones."""
+    prefix, longer = with_prefix(prompts)
+    tail = padded(prompts)
+    ids = torch.cat([torch.tensor([prefix] * len(prompts)), tail["input_ids"]], dim=1)
+    mask = torch.cat([torch.ones(len(prompts), len(prefix), dtype=torch.long), tail["attention_mask"]], dim=1)
+    cache = model.host(torch.tensor([prefix]), use_cache=True).past_key_values
+    cache.batch_repeat_interleave(
+        len(prompts) * max(options.get(name, 1) for name in ("num_beams", "num_return_sequences"))
+    )
+    whole = padded(longer)
+    set_seed(0)
+    expected = model.generate(**whole, max_new_tokens=NEW, **options)
+    calls = []
+    hook = model.host.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    set_seed(0)
+    out = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW, **options)
+    hook.remove()
+    assert new_ids(out, ids.shape[1]) == new_ids(expected, whole["input_ids"].shape[1])
+    assert calls[0]["inputs_embeds"].shape[1] == tail["input_ids"].shape[1] + 3
+
+
+def test_a_returned_cache_that_was_emptied_starts_anew(model, prompts, slow):
     ids = torch.tensor([prompts[0]])
-    cache = model.host(ids, use_cache=True).past_key_values
-    longer = torch.cat([ids, torch.tensor([[40, 41]])], dim=1)
-    with pytest.raises(ValueError, match="past_key_values holds a prefix .* num_implicit_tokens=0"):
-        model.generate(longer, past_key_values=cache, max_new_tokens=2)
+    first = model.generate(ids, max_new_tokens=3, return_dict_in_generate=True, cache_implementation="static")
+    first.past_key_values.reset()
+    out = model.generate(ids, past_key_values=first.past_key_values, max_new_tokens=2)
+    assert out[0].tolist() == prompts[0] + slow[0][0][:2]
+
+
+def test_a_conversation_that_began_with_a_prefix_goes_on(model, prompts):
+    prefix, longer = with_prefix(prompts)
+    ids = torch.tensor(longer[:1])
+    plain, cached = None, model.host(torch.tensor([prefix]), use_cache=True).past_key_values
+    answers = []
+    for cache in (plain, cached):
+        first = model.generate(ids, past_key_values=cache, max_new_tokens=4, return_dict_in_generate=True)
+        turn = torch.cat([first.sequences, torch.tensor([[30, 31]])], dim=1)
+        answers.append(model.generate(turn, past_key_values=first.past_key_values, max_new_tokens=NEW).tolist())
+    assert answers[0] == answers[1]
+
+
+def test_a_cache_that_reaches_past_the_implicit_tokens_place_is_refused(model, prompts):
+    ids = torch.tensor([prompts[0]])
+    cache = model.host(ids[:, :4], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="past_key_values holds 4 columns .* go before column 3: .* num_implicit_tok"):
+        model.generate(ids, past_key_values=cache, max_new_tokens=2)
+
+
+def test_a_prefix_is_refused_where_the_loop_reads_ids_again(model, prompts):
+    prefix, longer = with_prefix(prompts)
+    cache = model.host(torch.tensor([prefix]), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="past_key_values .* cannot be used with assisted decoding"):
+        model.generate(torch.tensor(longer[:1]), past_key_values=cache, max_new_tokens=2, prompt_lookup_num_tokens=3)
+
+
+def test_logits_at_prefill_are_those_of_the_last_position(model, prompts):
+    """One copy of the spliced embeddings goes in, and one row of logits comes out."""
+    seen, lookups = [], []
+    hooks = [
+        model.host.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1])),
+        model.get_input_embeddings().register_forward_pre_hook(lambda _, args: lookups.append(args[0].shape[1])),
+    ]
+    inputs = padded(prompts)
+    model.generate(**inputs, max_new_tokens=3)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [1, 1, 1]
+    assert lookups == [inputs["input_ids"].shape[1], 1, 1]
 
 
 # Assistants

@@ -10,7 +10,18 @@ import pytest
 
 FILES = sorted((Path(__file__).parents[1] / "modeling").glob("*.py"))
 # Of the standard library only what computes; os for paths alone, see below.
-STANDARD = {"copy", "dataclasses", "functools", "inspect", "math", "os", "typing", "warnings"}
+STANDARD = {
+    "contextlib",
+    "contextvars",
+    "copy",
+    "dataclasses",
+    "functools",
+    "inspect",
+    "math",
+    "os",
+    "typing",
+    "warnings",
+}
 LIBRARIES = {"torch", "transformers"}
 FORBIDDEN_CALLS = {"open", "eval", "exec", "compile", "__import__", "breakpoint", "input"}
 FORBIDDEN_ATTRIBUTES = {

@@ -1,6 +1,7 @@
 """The README stays true: its commands and snippets run, and its file list is the tree."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -26,6 +27,15 @@ SMALL = {
     "distill": ["--max_train_samples", "4", "--max_eval_samples", "2", "--max_steps", "1", "--use_cpu"],
     "condense": ["--max_train_samples", "20", "--max_eval_samples", "4"],
     "evaluate": ["--max_eval_samples", "3", "--max_new_tokens", "4", "--latency_samples", "1"],
+    "generate": ["--max_new_tokens", "4"],
+    "bench methods": shlex.split(
+        "--methods no_cot semcot --seeds 0 --steps 2 --learning_rates 1e-3 --train_questions 20 --eval_questions 4 "
+        "--latency_samples 1"
+    ),
+    "bench speed": shlex.split(
+        "--methods no_cot semcot_parallel --batch_sizes 1 --prompt_lengths 16 --implicit_tokens 2 --answer_tokens 2 "
+        "--seconds 0.1"
+    ),
 }
 
 
@@ -42,13 +52,19 @@ def test_the_two_commands_stand_at_the_top():
 
 def test_commands_run(folder, shared_data, monkeypatch):
     monkeypatch.chdir(folder)
+    questions = ({"query": f"Ann flips the coin {count} times. Heads?"} for count in range(3))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("semcot")]
-    assert {command[1] for command in commands} >= set(SMALL)
+    assert {name_of(command[1:]) for command in commands} >= set(SMALL)
     for command in commands:
         arguments = [word.replace("../shared/data", str(shared_data)) for word in command[1:]]
         # The check finds the faults that MultiArith is known to have.
         status = 1 if arguments[:2] == ["data", "check"] else 0
-        assert main([*arguments, *SMALL.get(arguments[0], [])]) == status, command
+        assert main([*arguments, *SMALL.get(name_of(arguments), [])]) == status, command
+
+
+def name_of(arguments):
+    return " ".join(arguments[:2]) if arguments[0] == "bench" else arguments[0]
 
 
 def test_snippets_run(folder, monkeypatch, capsys):

@@ -1,10 +1,11 @@
-"""Speed and memory of both stages against a plain loop that takes one sample at a time, at random weights.
+"""Speed and memory of both stages against plain loops that take one sample at a time, at random weights.
 
-    python examples/bench/train_speed.py --sizes small
-    python examples/bench/train_speed.py --sizes small large --dtype bfloat16 --device cuda
+    python examples/bench/train_speed.py --sizes small large --threads 1 2
+    python examples/bench/train_speed.py --sizes llama-2-7b --dtype bfloat16 --device cuda --prefix_cache_gb 16
 
-The plain loop does the same computation at the same shapes: no batches, the whole sequence through host and head, the
-reasoning encoded anew at each step. It steps once per `--batch_size` samples, as the trainers do.
+`plain_loop.py` says what the plain loops do. Figures are given for the first epoch, for later ones, and for the
+paper's number of epochs; ratios against a plain loop that keeps the reasoning's states or embeddings for the run, as
+the authors' does, and against one that keeps nothing.
 """
 
 import argparse
@@ -18,10 +19,9 @@ from pathlib import Path
 
 import datasets
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+from plain_loop import PlainAlignment, PlainDistillation, seconds_a_sample
+from random_models import SIZES, make_model, make_rows, make_tokenizer
+from transformers import TrainerCallback, set_seed
 
 from semcot_hf import (
     SemCoTAlignmentConfig,
@@ -32,73 +32,24 @@ from semcot_hf import (
     build_alignment_encoder,
 )
 from semcot_hf.evaluation.environment import environment
-from semcot_hf.losses import semantic_alignment_loss
 
-# (vocabulary, then hidden size, intermediate size, layers and heads of host and of generator)
-SIZES = {
-    "toy": (500, (32, 64, 2, 4), (16, 32, 1, 2)),
-    "small": (8_000, (256, 704, 8, 4), (192, 512, 4, 4)),
-    "large": (32_000, (768, 3_072, 12, 12), (512, 2_048, 10, 8)),
-    "llama-2-7b": (32_000, (4_096, 11_008, 32, 32), (2_048, 5_504, 24, 16)),
-}
-QUESTION, REASONING, CONDENSED, ANSWER = 100, 100, 12, 3
-# The paper's share of the head's phase in stage 1 and of the projection's in stage 2: 7 + 1 and 7 + 2 epochs.
-HEAD_EPOCHS, EPOCHS = 7, 8
-
-
-def make_tokenizer(vocabulary):
-    """One token a word, so that lengths are exact."""
-    words = ["<pad>", "<s>", "</s>", "Question:", "Answer:", *(f"w{i}" for i in range(vocabulary - 5))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
-    )
-
-
-def make_model(vocabulary, shape, dtype, device):
-    hidden, intermediate, layers, heads = shape
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.device(device):
-        return LlamaForCausalLM._from_config(config, dtype=dtype)
-
-
-def make_rows(count, vocabulary):
-    generator = torch.Generator().manual_seed(0)
-
-    def words(length):
-        return " ".join(f"w{i}" for i in torch.randint(vocabulary - 5, (length,), generator=generator).tolist())
-
-    rows = []
-    for _ in range(count):
-        steps = [words(REASONING // 5) for _ in range(5)]
-        texts = {"query": words(QUESTION), "reasoning": " ".join(steps), "answer": words(ANSWER)}
-        rows.append({**texts, "condensed_reasoning": words(CONDENSED), "steps": steps})
-    return Dataset.from_list(rows)
+# The paper's epochs of either phase: the linear layer and the layers, the projection and the generator.
+STAGE1_EPOCHS, STAGE2_EPOCHS = (7, 1), (7, 2)
 
 
 class Clock(TrainerCallback):
-    """Time of the steps behind the first."""
+    """Seconds of each epoch."""
 
     def __init__(self, now):
-        self.now = now
+        self.now, self.seconds = now, []
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.start = self.now()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
         if args.device.type == "cuda":
             torch.cuda.synchronize()
-        if state.global_step == 1:
-            self.start = self.now()
-        self.seconds = self.now() - self.start
+        self.seconds.append(self.now() - self.start)
 
 
 class Bench:
@@ -127,121 +78,105 @@ class Bench:
             **extra,
         )
 
-    def trainer(self, folder, cached_question=True):
+    def distillation_trainer(self, folder, clock):
+        """Three epochs: two of the projection's phase, one of the generator's."""
         generator = make_model(self.vocabulary, self.generator_shape, self.dtype, self.device)
         model = SemCoTForCausalLM.from_host_generator_pretrained(self.host, generator, num_implicit_tokens=5)
-        encoder = build_alignment_encoder(self.host, self.tokenizer)
         args = self.arguments(
             SemCoTDistillationConfig,
             folder,
-            max_steps=self.options.steps,
-            projection_warmup=0.0,
-            cached_question=cached_question,
+            num_train_epochs=3,
+            projection_warmup=2 / 3,
+            prefix_cache_gb=self.options.prefix_cache_gb,
         )
         return SemCoTDistillationTrainer(
             model=model,
             args=args,
             train_dataset=self.rows,
             processing_class=self.tokenizer,
-            alignment_encoder=encoder,
-            callbacks=[Clock(self.now)],
+            alignment_encoder=build_alignment_encoder(self.host, self.tokenizer),
+            callbacks=[clock],
         )
 
-    def plain_loss(self, trainer, batch, rows=None):
-        """The loss over whole sequences; the reasoning is encoded on the way."""
-        encoder, model = trainer.alignment_encoder, trainer.model
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16):
-            outputs = model(**{key: value for key, value in batch.items() if key != "reasoning_embedding"})
-            if rows is None:
-                target = batch["reasoning_embedding"]
-            else:
-                target = encoder.encode(rows, convert_to_tensor=True, show_progress_bar=False)
-            loss = semantic_alignment_loss(trainer._embed(outputs), target)
-            return trainer.args.alpha * loss + (1 - trainer.args.alpha) * outputs.loss
-
     def distillation(self, folder):
-        """Samples per second of stage 2: ours and the plain loop's, and the seconds of what is done once."""
+        """Seconds a sample of stage 2."""
+        clock, count = Clock(self.now), len(self.rows)
         start = self.now()
-        trainer = self.trainer(folder)
-        once = self.now() - start
+        trainer = self.distillation_trainer(folder, clock)
+        once = (self.now() - start) / count
         trainer.train()
-        clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
-        ours = self.options.batch_size * (self.options.steps - 1) / clock.seconds
-        optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
-        count = self.options.plain_samples
-        columns = trainer.train_dataset.remove_columns(["reasoning", "length"])
+        first, projection, generator = (seconds / count for seconds in clock.seconds)
+        ours = {"once": once, "first": first, "projection": projection, "generator": generator}
+        plain = PlainDistillation(trainer, self.rows["reasoning"], self.options.batch_size)
+        samples = min(self.options.plain_samples, count - 1)
+        slow = {"once": seconds_a_sample(plain.encode, samples, self.now, self.device)}
+        for name, generator_trains in (("projection", False), ("generator", True)):
+            plain.phase(generator_trains)
+            slow[name] = seconds_a_sample(plain.step, samples, self.now, self.device)
+        early, late = STAGE2_EPOCHS
+        return {
+            "ours": {**ours, "run": once + first + (early - 1) * projection + late * generator},
+            "kept": {
+                "first": slow["projection"],
+                "projection": slow["projection"],
+                "generator": slow["generator"],
+                "run": slow["once"] + early * slow["projection"] + late * slow["generator"],
+            },
+            "nothing kept": {
+                "first": slow["once"] + slow["projection"],
+                "projection": slow["once"] + slow["projection"],
+                "generator": slow["once"] + slow["generator"],
+                "run": early * slow["projection"] + late * slow["generator"] + (early + late) * slow["once"],
+            },
+        }
 
-        def step(index):
-            batch = {key: value.to(self.device) for key, value in trainer.data_collator([columns[index]]).items()}
-            self.plain_loss(trainer, batch, [self.rows[index]["reasoning"]]).backward()
-            if (index + 1) % self.options.batch_size == 0:
-                optimizer.step()
-                optimizer.zero_grad()
-
-        plain = self.rate(step, count)
-        return {"ours": ours, "plain": plain, "seconds_once": once}
-
-    def alignment(self, folder):
-        """Samples per second of stage 1 over the paper's 7 + 1 epochs: ours and the plain loop's."""
+    def align(self, folder):
+        """Seconds a sample of stage 1's trainer: first epoch, a later one of each phase, and the whole run."""
+        early, late = STAGE1_EPOCHS
         args = self.arguments(
             SemCoTAlignmentConfig,
             folder,
-            num_train_epochs=EPOCHS,
-            head_warmup=HEAD_EPOCHS / EPOCHS,
+            num_train_epochs=early + late,
+            head_warmup=early / (early + late),
             eval_strategy="no",
         )
-        trainer = SemCoTAlignmentTrainer(
-            model=build_alignment_encoder(self.host, self.tokenizer), args=args, train_dataset=self.rows
-        )
+        clock, encoder = Clock(self.now), build_alignment_encoder(self.host, self.tokenizer)
+        trainer = SemCoTAlignmentTrainer(model=encoder, args=args, train_dataset=self.rows, callbacks=[clock])
         start = self.now()
         trainer.train()
-        ours = EPOCHS * len(self.rows) / (self.now() - start)
-        encoder, seconds = build_alignment_encoder(self.host, self.tokenizer), 0.0
-        layers = [p for p in encoder[0].parameters() if p.requires_grad]
-        for epochs, layers_train in ((HEAD_EPOCHS, False), (EPOCHS - HEAD_EPOCHS, True)):
-            for parameter in layers:
-                parameter.requires_grad_(layers_train)
-            optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=1e-4)
-            seconds += epochs / self.rate(lambda i, o=optimizer: self.align_plainly(encoder, o, i), 0)
-        return {"ours": ours, "plain": EPOCHS / seconds}
+        run, count = (self.now() - start) / len(self.rows), len(self.rows)
+        head = sum(clock.seconds[1:early]) / (early - 1)
+        first, layers = clock.seconds[0], sum(clock.seconds[early:]) / late
+        return trainer, {"first": first / count, "head": head / count, "layers": layers / count, "run": run}
 
-    def align_plainly(self, encoder, optimizer, start):
-        """One batch of InfoNCE whose texts go through the encoder one by one."""
-        vectors = []
-        for column in ("reasoning", "condensed_reasoning"):
-            texts = self.rows[start : start + self.options.batch_size][column]
-            features = [encoder.preprocess([text]) for text in texts]
-            features = [{k: v.to(self.device) for k, v in f.items() if torch.is_tensor(v)} for f in features]
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16):
-                vectors.append(torch.cat([encoder(f)["sentence_embedding"] for f in features]))
-        scores = vectors[0].float() @ vectors[1].float().T / 0.05
-        F.cross_entropy(scores, torch.arange(len(scores), device=self.device)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def rate(self, step, count):
-        """Samples per second of `step`, called for samples 1 to `count`; with 0 for one batch."""
-        indices, samples = (range(1, count + 1), count) if count else ([0], self.options.batch_size)
-        if count:
-            step(0)
+    def alignment(self, folder):
+        """Seconds a sample of stage 1."""
+        _, first_run = self.align(folder)
+        trainer, later_run = self.align(folder)
+        size, (early, late) = self.options.batch_size, STAGE1_EPOCHS
+        batch = [self.rows[:size][name] for name in ("reasoning", "condensed_reasoning")]
+        encoder = build_alignment_encoder(self.host, self.tokenizer).float()
+        plain, slow = PlainAlignment(encoder, batch, trainer.accelerator.autocast), {}
         start = self.now()
-        for index in indices:
-            step(index)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return samples / (self.now() - start)
+        plain.keep_states()
+        once, states = (self.now() - start) / size, plain.states
+        for kind, kept in (("kept", states), ("nothing kept", None)):
+            plain.states, slow[kind] = kept, {}
+            for name, layers_train in (("head", False), ("layers", True)):
+                plain.phase(layers_train)
+                slow[kind][name] = seconds_a_sample(plain.step, 1, self.now, self.device) / size
+            slow[kind]["run"] = early * slow[kind]["head"] + late * slow[kind]["layers"]
+        slow["kept"]["run"] += once
+        return {"ours": first_run, "ours, later run": later_run, **slow}
 
     def peak(self, path, folder):
         """MiB over the weights at the peak of loss and backward pass of one batch, on either path."""
-        trainer = self.trainer(folder)
-        trainer.model.train()
+        trainer = self.distillation_trainer(folder, Clock(self.now))
+        plain = PlainDistillation(trainer, self.rows["reasoning"], self.options.batch_size)
         batch = {key: value.to(self.device) for key, value in next(iter(trainer.get_train_dataloader())).items()}
         start = memory(self.device, reset=True)
-        if path == "fast":
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(trainer.model, batch)
-        else:
-            loss = self.plain_loss(trainer, batch)
+        with trainer.accelerator.autocast():
+            loss = trainer.compute_loss(trainer.model, batch) if path == "fast" else plain.loss(batch)
         loss.backward()
         return (memory(self.device) - start) / 2**20
 
@@ -268,15 +203,39 @@ def peak_in_own_process(path, size, options):
     return float(done.stdout.strip().splitlines()[-1])
 
 
+def table(rows):
+    """The figures as lines of markdown."""
+    lines = ["| size | threads | stage | what | samples/s | plain, kept | plain | ratio, kept | ratio |"]
+    lines.append("|---|---:|---|---|---:|---:|---:|---:|---:|")
+    for row in rows:
+        for stage, ways in ((name, row[name]) for name in ("stage1", "stage2") if name in row):
+            for way in (name for name in ways if name.startswith("ours")):
+                for what in (name for name in ways[way] if name != "once"):
+                    # The plain loops have no first epoch of their own.
+                    slow = "head" if (stage, what) == ("stage1", "first") else what
+                    kept, plain, seconds = ways["kept"][slow], ways["nothing kept"][slow], ways[way][what]
+                    epochs = sum(STAGE1_EPOCHS if stage == "stage1" else STAGE2_EPOCHS) if what == "run" else 1
+                    rates = " | ".join(f"{epochs / value:.2f}" for value in (seconds, kept, plain))
+                    label = f"{'later run: ' if way != 'ours' else ''}{what}"
+                    ratios = f"{kept / seconds:.1f} | {plain / seconds:.1f}"
+                    lines.append(f"| {row['size']} | {row['threads']} | {stage} | {label} | {rates} | {ratios} |")
+        if "memory_mib" in row:
+            fast, full = row["memory_mib"]["fast"], row["memory_mib"]["full"]
+            lines.append(f"\n{row['size']}: peak MiB over the weights {fast:.0f} of {full:.0f}: {fast / full:.2f}\n")
+    return lines
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "large"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument(
         "--parts", nargs="+", choices=("stage1", "stage2", "memory"), default=["stage1", "stage2", "memory"]
     )
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=8, help="steps of the trainer, the first not timed")
-    parser.add_argument("--plain_samples", type=int, default=16, help="samples of the plain loop")
+    parser.add_argument("--steps", type=int, default=3, help="steps an epoch of the trainers")
+    parser.add_argument("--plain_samples", type=int, default=16, help="samples of the plain loop of stage 2")
+    parser.add_argument("--prefix_cache_gb", type=float, default=4.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's seconds, on a busy machine"
@@ -285,33 +244,28 @@ def main(argv=None):
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--peak", choices=("fast", "full"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        # Embeddings of the reasoning are computed here, not found in the user's cache.
-        datasets.config.HF_DATASETS_CACHE = Path(folder)
-        if options.peak:
-            print(Bench(options.sizes[0], options).peak(options.peak, folder))
-            return
-        rows = []
-        for size in options.sizes:
-            bench = Bench(size, options)
-            millions = sum(p.numel() for p in bench.host.parameters()) / 1e6
-            row = {"size": size, "host_millions": round(millions, 1)}
-            if "stage1" in options.parts:
-                row["stage1"] = bench.alignment(folder)
-            if "stage2" in options.parts:
-                row["stage2"] = bench.distillation(folder)
-            if "memory" in options.parts:
-                row["memory_mib"] = {path: peak_in_own_process(path, size, options) for path in ("fast", "full")}
+    datasets.disable_progress_bars()
+    rows = []
+    for size in options.sizes:
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            # What is computed once is computed here, not found in the user's store.
+            with tempfile.TemporaryDirectory() as folder:
+                datasets.config.HF_DATASETS_CACHE = Path(folder)
+                bench = Bench(size, options)
+                if options.peak:
+                    print(bench.peak(options.peak, folder))
+                    return
+                millions = sum(p.numel() for p in bench.host.parameters()) / 1e6
+                row = {"size": size, "host_millions": round(millions, 1), "threads": threads}
+                if "stage1" in options.parts:
+                    row["stage1"] = bench.alignment(folder)
+                if "stage2" in options.parts:
+                    row["stage2"] = bench.distillation(folder)
             rows.append(row)
-    print("| size | stage | plain samples/s | ours | ratio |\n|---|---|---:|---:|---:|")
-    for row in rows:
-        for stage in ("stage1", "stage2"):
-            if stage in row:
-                plain, ours = row[stage]["plain"], row[stage]["ours"]
-                print(f"| {row['size']} | {stage} | {plain:.2f} | {ours:.2f} | {ours / plain:.1f} |")
-        if "memory_mib" in row:
-            fast, full = row["memory_mib"]["fast"], row["memory_mib"]["full"]
-            print(f"| {row['size']} | peak MiB over the weights | {full:.0f} | {fast:.0f} | {fast / full:.2f} |")
+        if "memory" in options.parts:
+            rows[-1]["memory_mib"] = {path: peak_in_own_process(path, size, options) for path in ("fast", "full")}
+    print("\n".join(table(rows)))
     settings = {key: value for key, value in vars(options).items() if key not in ("output", "peak")}
     result = {"environment": environment(torch.device(options.device)), "settings": settings, "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,11 @@ COMMANDS = {
     "align": "stage 1: train the alignment encoder on (reasoning, condensed reasoning) pairs",
     "distill": "stage 2: train the generator and its projection with the host frozen",
     "evaluate": "accuracy with intervals, latency and the controls, of a checkpoint or any causal LM",
+    "generate": "answer the questions of a JSONL file with any model; fast, resumable",
     "condense": "make the reasoning and condensed reasoning that a dataset lacks; resumable",
     "convert": "turn a checkpoint published by SemCoT's authors into one of this package",
     "data": "check a dataset for faults and overlapping splits; write a cleaned copy",
+    "bench": "measure: speed against the limit, or the methods against each other",
 }
 
 

@@ -1,6 +1,5 @@
 """`evaluate`: accuracy, cost and controls of a model on a dataset, with every answer kept, resumable."""
 
-import json
 import random
 import shlex
 import sys
@@ -12,13 +11,14 @@ from pathlib import Path
 import torch
 
 from ..answers import check_answer, extract_answer, infer_answer_type
-from ..prompts import ANSWER_PROMPT
 from .controls import CONTROLS, ControlTokens
 from .environment import environment
 from .generate_answers import (
     NEXT_QUESTION,
     answer_batches,
+    answer_prompt_of,
     answer_questions,
+    check_answer_prompt,
     check_method,
     encode_prompts,
     is_semcot,
@@ -29,7 +29,7 @@ from .generate_answers import (
 from .latency import measure_latency, process_peak_memory
 from .plots import save_plots
 from .progress import progress_bar
-from .records import Predictions, open_run, text_digest, to_json, weights_digest, write_atomically
+from .records import Predictions, config_digest, open_run, text_digest, to_json, weights_digest, write_atomically
 from .report import markdown_report
 from .summary import count_name, summarize
 
@@ -117,9 +117,9 @@ def evaluate(
     chat = uses_chat(tokenizer, chat)
     encode = partial(encode_prompts, tokenizer, few_shot=few_shot, chat=chat)
     if answer_prompt is None:
-        answer_prompt = _answer_prompt_of(model, tokenizer)
+        answer_prompt = answer_prompt_of(model, tokenizer)
     direct = encode(queries, method="no_cot", answer_prompt=answer_prompt)
-    _check_answer_prompt(model, direct[0], answer_prompt)
+    check_answer_prompt(model, direct[0], answer_prompt)
     words = encode(queries, method="cot", answer_prompt=answer_prompt) if "cot" in methods else []
 
     model.eval()
@@ -129,7 +129,7 @@ def evaluate(
     if folder is not None:
         fingerprint = {
             "model": model_name,
-            "config": _config_digest(model),
+            "config": config_digest(model),
             "weights": weights_digest(model),
             "dataset": text_digest(zip(queries, golds, strict=True)),
             "prompts": text_digest([*direct, *encode(queries[:1], method="cot", answer_prompt=answer_prompt)]),
@@ -224,24 +224,6 @@ def _check_arguments(model, queries, methods, controls, token_counts, few_shot):
         raise ValueError("controls need at least 2 questions, dataset has 1: add questions, or pass controls=False.")
     if token_counts and "semcot" not in methods:
         raise ValueError(f"token_counts={tuple(token_counts)} needs the method 'semcot', got methods={methods}.")
-
-
-def _answer_prompt_of(model, tokenizer):
-    return tokenizer.decode(model.config.answer_prompt_ids) if is_semcot(model) else ANSWER_PROMPT
-
-
-def _check_answer_prompt(model, prompt, answer_prompt):
-    wanted = model.config.answer_prompt_ids if is_semcot(model) else []
-    if wanted and prompt[-len(wanted) :] != wanted:
-        raise ValueError(
-            f"answer_prompt={answer_prompt!r} ends a prompt on the ids {prompt[-len(wanted) :]}, but this model was "
-            f"trained with {wanted} (config.answer_prompt_ids): pass the text that gives them."
-        )
-
-
-def _config_digest(model):
-    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-    return text_digest([json.dumps([config, model.generation_config.to_dict()], sort_keys=True, default=str)])
 
 
 def _jobs(model, methods, controls, token_counts, direct, words, batch_size, seed):

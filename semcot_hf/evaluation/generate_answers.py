@@ -1,44 +1,22 @@
 """Batched answers of a SemCoT model or any causal LM: no CoT, explicit CoT, or implicit tokens."""
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from transformers import GenerationConfig
 
 from ..prompts import ANSWER_PROMPT, encode_prompt, prompt_text
+from .answerer import Answer, Answerer, is_semcot
+from .answerer import synchronized_time as synchronized_time
+from .batches import pad_left as pad_left
+from .batches import plan_batches
 
 METHODS = ("no_cot", "cot", "semcot")
-SAMPLING_SETTINGS = (
-    "do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
-)  # fmt: skip
 # Where a base model, prompted without a chat template, goes on to make up the next question.
 NEXT_QUESTION = "\nQuestion:"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated answer.
-
-    Args:
-        output: the new text, special tokens left out.
-        new_tokens: number of generated tokens, the end-of-sequence token included.
-        seconds: wall time of the batch divided by its questions.
-        finished: whether the model ended by itself, before `max_new_tokens`.
-    """
-
-    output: str
-    new_tokens: int
-    seconds: float
-    finished: bool
-
-
-def is_semcot(model) -> bool:
-    """Whether `model` is a SemCoT model, also one whose class came from the Hub."""
-    return model.config.model_type == "semcot"
+# What a tokenizer returns takes many times the memory of the ids.
+_TOKENIZED_AT_ONCE = 1024
 
 
 def methods_of(model) -> tuple[str, ...]:
@@ -69,7 +47,7 @@ def answer_questions(
         queries: the questions.
         method: "no_cot" (the prompt ends on the answer prompt), "cot" (the prompt without it, so that the host
             reasons in words) or, for a SemCoT model, "semcot" (implicit tokens before the answer prompt).
-        batch_size: questions at once; halved for good whenever the GPU's memory is too small.
+        batch_size: questions at once, fewer for good once memory was too small for them.
         max_new_tokens: most tokens of one answer.
         answer_prompt: text behind the generation prompt.
         num_implicit_tokens: k of "semcot"; the model's own when `None`.
@@ -83,7 +61,8 @@ def answer_questions(
         One `Answer` per query, in the order of `queries`.
 
     Raises:
-        ValueError: for a method that the model does not have, or options that do not fit it.
+        ValueError: for a method that the model does not have, or options that do not fit it; when memory is too small
+            for one question.
     """
     check_method(model, method, few_shot=few_shot)
     if implicit_embeddings_for is not None and method != "semcot":
@@ -110,16 +89,21 @@ def answer_questions(
     return answers
 
 
-def encode_prompts(
+def encode_prompts(tokenizer, queries: Iterable[str | Sequence[Mapping]], **options) -> list[list[int]]:
+    """Token ids of each question's prompt, as a list; the arguments are those of `iterate_prompts`."""
+    return list(iterate_prompts(tokenizer, queries, **options))
+
+
+def iterate_prompts(
     tokenizer,
-    queries: Iterable[str],
+    queries: Iterable[str | Sequence[Mapping]],
     *,
     method: str,
     answer_prompt: str = ANSWER_PROMPT,
     few_shot: Sequence[Mapping] = (),
     chat: bool = True,
-) -> list[list[int]]:
-    """Token ids of each question's prompt; see `answer_questions`.
+) -> Iterator[list[int]]:
+    """Yield token ids of each question's prompt; see `answer_questions`. A question may be a list of chat messages.
 
     A tokenizer whose chat template writes the answer prompt itself (a SemCoT checkpoint's) gives the same prompts as
     one whose template does not.
@@ -132,23 +116,14 @@ def encode_prompts(
         reasoning = row["reasoning"] if method == "cot" else ""
         shown.append({"role": "user", "content": row["query"]})
         shown.append({"role": "assistant", "content": f"{reasoning}{answer_prompt} {row['answer']}".strip()})
-    prompts = []
-    for query in queries:
-        text = prompt_text(tokenizer, [*shown, {"role": "user", "content": query}]).removesuffix(answer_prompt)
-        prompts.append(encode_prompt(tokenizer, text if method == "cot" else text + answer_prompt))
-    return prompts
-
-
-def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Divide prompts into batches of like length, the longest first, so that memory runs out early or not at all.
-
-    >>> plan_batches([3, 9, 4, 9, 1], 2)
-    [[1, 3], [2, 0], [4]]
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be 1 or more.")
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    queries = iter(queries)
+    while some := list(islice(queries, _TOKENIZED_AT_ONCE)):
+        texts = []
+        for query in some:
+            asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
+            text = prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt)
+            texts.append(text if method == "cot" else text + answer_prompt)
+        yield from encode_prompt(tokenizer, texts)
 
 
 def answer_batches(
@@ -169,118 +144,17 @@ def answer_batches(
         batches: indices into `prompts`, as `plan_batches` gives them.
         stop: text that ends an answer, for models that do not end by themselves.
     """
-    model.eval()
-    config = _greedy(model, tokenizer, max_new_tokens, stop)
-    limit = None
-    for batch in batches:
-        answers: list[Answer] = []
-        while len(answers) < len(batch):
-            part = batch[len(answers) :][:limit]
-            try:
-                answers += _answer_batch(
-                    model, tokenizer, prompts, part, config, num_implicit_tokens, implicit_embeddings_for, stop
-                )
-                continue
-            except torch.cuda.OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-            # Outside the handler: there the exception still holds the failed batch's tensors.
-            limit = len(part) // 2
-            torch.cuda.empty_cache()
-        yield batch, answers
-
-
-def pad_left(prompts: Sequence[list[int]], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (batch, longest).
-
-    >>> ids, mask = pad_left([[5, 6, 7], [8]])
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-    """
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
-
-
-def _answer_batch(model, tokenizer, prompts, indices, config, num_implicit_tokens, implicit_embeddings_for, stop):
-    device = model.get_input_embeddings().weight.device
-    ids, mask = pad_left([prompts[index] for index in indices], config.pad_token_id)
-    kwargs = {}
-    if is_semcot(model):
-        if implicit_embeddings_for is None:
-            kwargs["num_implicit_tokens"] = num_implicit_tokens
-        else:
-            kwargs["implicit_embeddings"] = implicit_embeddings_for(list(indices)).to(device)
-    if stop is not None:
-        kwargs["tokenizer"] = tokenizer
-    start = synchronized_time(device)
-    with _no_sampling_defaults(model):
-        sequences = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, **kwargs
-        )
-    seconds = (synchronized_time(device) - start) / len(indices)
-    new = sequences[:, ids.shape[1] :].tolist()
-    answers = []
-    for tokens, text in zip(new, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-        used = _used_tokens(tokens, config.eos_token_id or [], config.pad_token_id)
-        finished = used < config.max_new_tokens or tokens[used - 1] in (config.eos_token_id or [])
-        answers.append(Answer(text.partition(stop)[0] if stop else text, used, seconds, finished))
-    return answers
-
-
-def _used_tokens(tokens, ends, pad):
-    """Number of tokens up to the first end-of-sequence token, or without the padding behind a stop string.
-
-    >>> _used_tokens([5, 6, 2, 0], [2], 0), _used_tokens([5, 6, 0, 0], [2], 0), _used_tokens([5, 6, 2, 2], [2], 2)
-    (3, 2, 3)
-    """
-    for count, token in enumerate(tokens, start=1):
-        if token in ends:
-            return count
-    used = len(tokens)
-    while used > 1 and tokens[used - 1] == pad:
-        used -= 1
-    return used
-
-
-def synchronized_time(device: torch.device) -> float:
-    """Seconds of a monotonic clock, once all work queued on a CUDA `device` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-@contextmanager
-def _no_sampling_defaults(model):
-    """Take the model's sampling defaults away: `generate` adds them to any configuration, and warns that it did."""
-    own = model.generation_config
-    model.generation_config = copy.deepcopy(own)
-    for name in SAMPLING_SETTINGS:
-        setattr(model.generation_config, name, None)
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-def _greedy(model, tokenizer, max_new_tokens, stop):
-    """Greedy decoding whatever sampling defaults the host brings; its other settings, such as penalties, hold."""
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = ends[0] if ends else 0
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
+    answerer = Answerer(
+        model,
+        tokenizer,
+        prompts,
         max_new_tokens=max_new_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
-        stop_strings=stop,
-        return_dict_in_generate=False,
+        num_implicit_tokens=num_implicit_tokens,
+        implicit_embeddings_for=implicit_embeddings_for,
+        stop=stop,
     )
+    for batch in batches:
+        yield batch, [answer for _, part in answerer.parts(batch) for answer in part]
 
 
 def check_method(model, method: str, *, few_shot: Sequence[Mapping] = ()) -> None:
@@ -301,3 +175,18 @@ def uses_chat(tokenizer, chat: bool | None) -> bool:
     if chat and not tokenizer.chat_template:
         raise ValueError("chat=True needs a tokenizer with a chat template: pass chat=False, or one that has it.")
     return bool(tokenizer.chat_template) if chat is None else chat
+
+
+def answer_prompt_of(model, tokenizer) -> str:
+    """The answer prompt that a SemCoT model was trained with, or else `ANSWER_PROMPT`."""
+    return tokenizer.decode(model.config.answer_prompt_ids) if is_semcot(model) else ANSWER_PROMPT
+
+
+def check_answer_prompt(model, prompt: Sequence[int], answer_prompt: str) -> None:
+    """Raise a ValueError when `answer_prompt` has given a prompt other last ids than the model was trained with."""
+    wanted = model.config.answer_prompt_ids if is_semcot(model) else []
+    if wanted and prompt[-len(wanted) :] != wanted:
+        raise ValueError(
+            f"answer_prompt={answer_prompt!r} ends a prompt on the ids {prompt[-len(wanted) :]}, but this model was "
+            f"trained with {wanted} (config.answer_prompt_ids): pass the text that gives them."
+        )

@@ -53,6 +53,12 @@ def weights_digest(model) -> str:
     return digest.hexdigest()[:16]
 
 
+def config_digest(model) -> str:
+    """Short hash of a model's configuration and of its generation defaults."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    return text_digest([json.dumps([config, model.generation_config.to_dict()], sort_keys=True, default=str)])
+
+
 def open_run(folder: Path, fingerprint: Mapping, *, overwrite: bool) -> None:
     """Make `folder` the place of the run with this fingerprint, or go on with it there.
 

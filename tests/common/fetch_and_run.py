@@ -51,6 +51,8 @@ def fetch():
 def main(arguments):
     paths = [str(fetch()), os.environ.get("PYTHONPATH", "")]
     settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Without it some tests are skipped as slow that here are not, or that need hardware, which they then tell.
+    settings["RUN_SLOW"] = "1"
     environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # Their tests are not run under this project's pytest settings, which make upstream's own warnings errors.
     options = ["-c", os.devnull, "--rootdir", str(HERE), "--confcutdir", str(HERE), "-p", "no:cacheprovider"]

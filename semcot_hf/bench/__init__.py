@@ -1,0 +1,1 @@
+"""Benchmarks: how fast the methods are, and how they compare."""

@@ -1,0 +1,237 @@
+"""Hosts and generators made from nothing for a task: tiny Llamas that reason in words.
+
+First words, then answers. The generator learns to reason, from few steps to many. The host is the generator with more
+layers, which begin as the identity (block expansion, arXiv 2401.02415), and learns to answer at once beside
+reasoning; answers at once mixed in from the start would keep a model of this size from learning to reason.
+"""
+
+import copy
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from ...answers import check_answer
+from ...evaluation import accuracy_interval, answer_questions
+from ...prompts import ANSWER_PROMPT, prompt_text
+from .tasks import BenchTask
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message.role == 'user' %}{{ '<|user|>' + message.content + '<|end|>' }}"
+    "{%- elif message.role == 'assistant' %}{{ '<|assistant|>' + message.content + '<|end|>' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
+)
+LEARNING_RATES = {"host": 5e-4, "generator": 3e-3}
+BATCH_SIZE = 64
+DISTINCT_QUESTIONS = 60_000
+TOKENIZER_QUESTIONS = 4_000
+
+
+def make_models(task: BenchTask, folder, *, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"):
+    """Make `folder/generator` and `folder/host`, whichever is missing; returns the two paths.
+
+    Each model's accuracy and the time that its training took lie beside it in `figures.json`.
+
+    Args:
+        task: what is learned.
+        folder: of both models.
+        seed: of weights, questions and order.
+        steps_factor: multiplies all numbers of steps (for a quick try).
+        eval_samples: held-out questions judged at the end.
+        device: where it runs.
+    """
+    paths = {name: Path(folder) / name for name in ("generator", "host")}
+    for name, path in paths.items():
+        if not path.exists():
+            options = {"seed": seed, "steps_factor": steps_factor, "eval_samples": eval_samples, "device": device}
+            unfinished = path.with_name(name + ".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make_model(task, name, unfinished, generator=paths["generator"], **options)
+            os.replace(unfinished, path)
+    return paths["host"], paths["generator"]
+
+
+def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"):
+    """Train, judge and save the "generator" or the "host", which grows from the finished `generator`."""
+    began = time.monotonic()
+    set_seed(seed)
+    if name == "host":
+        tokenizer = AutoTokenizer.from_pretrained(generator)
+        model = expand(LlamaForCausalLM.from_pretrained(generator), task.host_layers)
+        lessons = ((task.generate, task.host_steps),)
+    else:
+        tokenizer = train_tokenizer(task)
+        model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
+    direct = task.direct_share if name == "host" else 0.0
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            str(folder) + "-training",
+            per_device_train_batch_size=BATCH_SIZE,
+            num_train_epochs=1,
+            learning_rate=LEARNING_RATES[name],
+            lr_scheduler_type="linear",
+            warmup_steps=100,
+            weight_decay=0.01,
+            adam_beta2=0.98,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            train_sampling_strategy="sequential",
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+            seed=seed,
+        ),
+        train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trained = time.monotonic()
+    shutil.rmtree(str(folder) + "-training", ignore_errors=True)
+    model.eval()
+    # Training switched the cache off; whoever loads the model wants it on.
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    figures = {
+        **judge(model, tokenizer, task, eval_samples),
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_seconds": round(trained - began),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+    }
+    Path(folder, "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def train_tokenizer(task):
+    """Byte-level BPE on the task's own text, so that names and words are single tokens; digits stand alone."""
+    tokenizer = Tokenizer(models.BPE())
+    bytes_of_text = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_of_text])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    rows = task.generate(TOKENIZER_QUESTIONS, 7, "train")
+    texts = (text for row in rows for text in (row["query"], f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}"))
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def fresh_model(tokenizer, num_layers, hidden_size):
+    """A Llama with random weights and 4 heads."""
+    config = LlamaConfig(
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3 // 8 * 8,
+        num_hidden_layers=num_layers,
+        vocab_size=len(tokenizer),
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def expand(model, num_layers):
+    """The same function with more layers: those added on top write nothing into the residual stream at first."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = num_layers
+    larger = LlamaForCausalLM(config)
+    larger.load_state_dict(model.state_dict(), strict=False)
+    for layer in larger.model.layers[model.config.num_hidden_layers :]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return larger
+
+
+def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0):
+    """Tokenized rows in the lessons' order, a batch after the other."""
+    rows = []
+    for stage, (generate, steps) in enumerate(lessons):
+        count = max(1, int(steps * factor)) * BATCH_SIZE
+        pool = _as_many(generate, min(count, DISTINCT_QUESTIONS), seed + stage)
+        generator = torch.Generator().manual_seed(seed + stage)
+        picks = torch.randint(len(pool), (count,), generator=generator).tolist()
+        at_once = (torch.rand(count, generator=generator) < direct_share).tolist()
+        for index, answers_at_once in zip(picks, at_once, strict=True):
+            row = pool[index]
+            completion = f"{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
+            text = completion if answers_at_once else row["reasoning"] + completion
+            rows.append((prompt_text(tokenizer, row["query"]), text))
+    prompts, completions = (
+        tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*rows, strict=True)
+    )
+    return Dataset.from_dict(
+        {
+            "input_ids": [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)],
+            "labels": [[-100] * len(prompt) + answer for prompt, answer in zip(prompts, completions, strict=True)],
+        }
+    )
+
+
+def _as_many(generate, count, seed):
+    """`count` different questions, or half as many again and again where an easy lesson does not have them."""
+    while True:
+        try:
+            return generate(count, seed, "train")
+        except ValueError:
+            if count == 1:
+                raise
+            count //= 2
+
+
+def judge(model, tokenizer, task, count):
+    """Accuracy on `count` held-out questions: explicit reasoning, and the answer at once."""
+    rows = task.generate(count, 1, "test")
+    figures = {}
+    for method in ("cot", "no_cot"):
+        answers = answer_questions(
+            model,
+            tokenizer,
+            [row["query"] for row in rows],
+            method=method,
+            batch_size=100,
+            max_new_tokens=task.max_new_tokens,
+        )
+        right = sum(
+            check_answer(answer.output, row["answer"], task.answer_type)
+            for answer, row in zip(answers, rows, strict=True)
+        )
+        figures[method] = {"accuracy": right / count, "ci95": accuracy_interval(right, count), "n": count}
+    return figures

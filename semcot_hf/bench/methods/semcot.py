@@ -1,0 +1,117 @@
+"""SemCoT as in the paper, its four ablations, and SemCoT at its best, by the package's own two trainers."""
+
+import copy
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
+
+from ...alignment_config import SemCoTAlignmentConfig
+from ...alignment_trainer import SemCoTAlignmentTrainer
+from ...distillation_config import SemCoTDistillationConfig
+from ...distillation_trainer import SemCoTDistillationTrainer
+from ...modeling import SemCoTForCausalLM
+from .training import Setting, Trained, count_trainable, logged_losses, optimization
+
+# The paper's weight of the semantic alignment (GSM8K).
+ALPHA = 0.25
+# Stage 1 in steps, for each step of stage 2.
+ALIGNMENT_SHARE = 0.1
+ALIGNMENT_ROWS = 4_000
+
+
+def train_semcot(setting: Setting) -> Trained:
+    """As in the paper: parallel tokens, alignment and answer loss, projection first."""
+    return _train(setting)
+
+
+def train_without_encoder(setting: Setting) -> Trained:
+    """The paper's ablation without f: cosine of mean-pooled states."""
+    return _train(setting, alignment_view="mean_pooled")
+
+
+def train_without_alignment(setting: Setting) -> Trained:
+    """The paper's ablation without L_reason: alpha 0."""
+    return _train(setting, alpha=0.0)
+
+
+def train_without_warmup(setting: Setting) -> Trained:
+    """The paper's ablation without the phase that trains the projection only."""
+    return _train(setting, projection_warmup=0.0)
+
+
+def train_host_as_generator(setting: Setting) -> Trained:
+    """The paper's ablation without a small generator: the host itself with LoRA r16 alpha32 on q and v."""
+    generator = copy.deepcopy(setting.host)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"])
+    return _train(setting, generator=generator, model_options={"projection": "identity"}, peft_config=lora)
+
+
+def train_semcot_best(setting: Setting) -> Trained:
+    """Sequential tokens, each of which must tell its whole steps to SIM-CoT's decoder."""
+    return _train(
+        setting,
+        alpha=0.1,
+        step_weight=1.0,
+        steps_per_token=setting.steps_per_token,
+        projection_warmup=0.0,
+        model_options={"generator_mode": "sequential"},
+    )
+
+
+def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_config=None, **objectives):
+    rows = Dataset.from_list(list(setting.train_rows))
+    needs_encoder = alpha > 0 and objectives.get("alignment_view") != "mean_pooled"
+    encoder = _encoder(setting, rows) if needs_encoder else None
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        setting.host,
+        generator or setting.generator,
+        num_implicit_tokens=setting.num_implicit_tokens,
+        **(model_options or {}),
+    )
+    args = SemCoTDistillationConfig(
+        str(setting.work_dir / "distillation"),
+        max_steps=setting.steps,
+        per_device_train_batch_size=setting.batch_size,
+        alpha=alpha,
+        **{"projection_warmup": 0.1, **objectives},
+        **optimization(setting),
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        processing_class=setting.tokenizer,
+        alignment_encoder=encoder,
+        peft_config=peft_config,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainable = count_trainable(trainer.model)
+    trainer.train()
+    return Trained(trainer.model, "semcot", trainable, losses=logged_losses(trainer))
+
+
+def _encoder(setting, rows):
+    """Stage 1 on the setting's questions; its folder."""
+    folder = setting.work_dir / "encoder"
+    trainer = SemCoTAlignmentTrainer(
+        model=copy.deepcopy(setting.host),
+        args=SemCoTAlignmentConfig(
+            str(setting.work_dir / "alignment"),
+            max_steps=max(1, int(setting.steps * ALIGNMENT_SHARE)),
+            per_device_train_batch_size=max(2, setting.batch_size),
+            seed=setting.seed,
+            save_strategy="no",
+            eval_strategy="no",
+            use_cpu=setting.device == "cpu",
+            disable_tqdm=True,
+        ),
+        train_dataset=rows.select(range(min(ALIGNMENT_ROWS, len(rows)))),
+        processing_class=setting.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model(str(folder))
+    return str(folder)

@@ -1,0 +1,48 @@
+"""SoftCoT (arXiv 2502.12134): a frozen assistant's states, projected, are soft thoughts for a frozen host."""
+
+import torch
+from torch import nn
+
+from ...modeling import SemCoTForCausalLM
+from .rows import pad_left, pad_right, tokenize_rows
+from .training import Setting, Trained, count_trainable, fit
+
+
+class SoftCoTModel(nn.Module):
+    """CE(reasoning, answer | question, soft thoughts) with nothing trained but the linear projection.
+
+    Args:
+        model: `SemCoTForCausalLM` whose parallel generator is the assistant and whose placeholder is not trained.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        model.projection.requires_grad_(True)
+
+    def forward(self, rows, progress):
+        """The loss of a list of `BenchRow`s."""
+        device, filler = self.model.projection_device(), self.model.config.get_text_config().pad_token_id or 0
+        ids, mask = pad_left([row.prompt for row in rows], filler, device)
+        text, text_mask = pad_right([row.reasoning + row.answer for row in rows], filler, device)
+        return self.model(
+            input_ids=torch.cat([ids, text], dim=1),
+            attention_mask=torch.cat([mask, text_mask], dim=1),
+            completion_mask=torch.cat([torch.zeros_like(mask), text_mask], dim=1),
+            labels=torch.cat([torch.full_like(ids, -100), text.masked_fill(text_mask == 0, -100)], dim=1),
+            logits_to_keep=text.shape[1] + 1,
+            use_cache=False,
+            cached_question=True,
+        ).loss
+
+
+def train_softcot(setting: Setting) -> Trained:
+    """The assistant is SemCoT's generator; the host then reasons in words behind the soft thoughts."""
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        setting.host, setting.generator, num_implicit_tokens=setting.num_implicit_tokens
+    )
+    # The soft thoughts stand at the end of the prompt; reasoning, answer prompt and answer follow in words.
+    model.config.answer_prompt_ids = []
+    module = SoftCoTModel(model)
+    losses = fit(module, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    return Trained(model, "semcot", count_trainable(module), answer_prompt="", losses=losses)

@@ -1,0 +1,105 @@
+"""The bench's tasks: questions of graded difficulty, and the models that are made for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...data.tasks import arithmetic, coin_flip, graph, multiplication
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """A generated task.
+
+    Args:
+        answer_type: of `check_answer`.
+        generate: rows from (number, seed, split), of the bench's difficulty.
+        lessons: what the generator learns to reason on in words, easy to hard: a function like `generate`, and the
+            number of steps of 64 questions.
+        generator_shape: (layers, hidden size) of the generator.
+        host_layers: the host has the generator's width and so many layers.
+        host_steps, direct_share: the host's training, and the share of answers at once in it.
+        num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
+        max_new_tokens: longest explicit reasoning with its answer.
+    """
+
+    answer_type: str
+    generate: Callable[[int, int, str], list[dict]]
+    lessons: tuple[tuple[Callable, int], ...]
+    generator_shape: tuple[int, int]
+    host_layers: int
+    num_implicit_tokens: int
+    steps_per_token: int
+    host_steps: int = 240
+    direct_share: float = 0.25
+    max_new_tokens: int = 160
+
+
+def _coin_flip(fewest, most):
+    return lambda count, seed, split="train": coin_flip.generate(
+        count, seed=seed, split=split, min_people=fewest, max_people=most
+    )
+
+
+def _arithmetic(fewest, most):
+    """Equations only, as GSM8K-Aug has them, with numbers up to 99."""
+
+    def generate(count, seed, split="train"):
+        rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=99)
+        return [
+            {**row, "reasoning": row["condensed_reasoning"], "steps": row["condensed_reasoning"].split()}
+            for row in rows
+        ]
+
+    return generate
+
+
+def _multiplication(count, seed, split="train"):
+    return multiplication.generate(count, seed=seed, split=split, num_digits=4)
+
+
+def _graph(fewest, most):
+    """Chains without branches: with them a model of this size does not learn to reason in words either."""
+    return lambda count, seed, split="train": graph.generate(
+        count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0
+    )
+
+
+TASKS = {
+    "coin_flip": BenchTask(
+        answer_type="yes_no",
+        generate=_coin_flip(3, 10),
+        lessons=((_coin_flip(1, 3), 400), (_coin_flip(2, 6), 400), (_coin_flip(3, 10), 800)),
+        generator_shape=(2, 96),
+        host_layers=10,
+        num_implicit_tokens=4,
+        steps_per_token=3,
+        max_new_tokens=128,
+    ),
+    "arithmetic": BenchTask(
+        answer_type="numeric",
+        generate=_arithmetic(2, 6),
+        lessons=((_arithmetic(1, 2), 400), (_arithmetic(1, 4), 400), (_arithmetic(2, 6), 1200)),
+        generator_shape=(3, 128),
+        host_layers=12,
+        num_implicit_tokens=6,
+        steps_per_token=1,
+    ),
+    "multiplication": BenchTask(
+        answer_type="sequence",
+        generate=_multiplication,
+        lessons=((_multiplication, 2000),),
+        generator_shape=(3, 128),
+        host_layers=12,
+        num_implicit_tokens=4,
+        steps_per_token=1,
+    ),
+    "graph": BenchTask(
+        answer_type="sequence",
+        generate=_graph(2, 6),
+        lessons=((_graph(1, 2), 400), (_graph(1, 4), 400), (_graph(2, 6), 800)),
+        generator_shape=(2, 96),
+        host_layers=10,
+        num_implicit_tokens=6,
+        steps_per_token=1,
+    ),
+}

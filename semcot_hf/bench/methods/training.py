@@ -1,0 +1,141 @@
+"""Training of the peers' methods: one Trainer, whose module computes its own loss from token ids."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+
+@dataclass
+class Setting:
+    """All that a method gets; it is the same for every method of a run.
+
+    Args:
+        host: a fresh copy of the host causal LM.
+        generator: folder or id of the generator that SemCoT and SoftCoT start from.
+        tokenizer: of both.
+        train_rows: training questions in the dataset schema.
+        num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
+        steps, batch_size, learning_rate, seed: of the training.
+        device: where it runs.
+        work_dir: folder for what the training has to write.
+    """
+
+    host: nn.Module
+    generator: str
+    tokenizer: object
+    train_rows: list[dict]
+    num_implicit_tokens: int
+    steps_per_token: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    device: str
+    work_dir: Path
+
+
+@dataclass
+class Trained:
+    """What a method gives back.
+
+    Args:
+        model: answers through `generate`.
+        answered_by: method of `answer_questions`: "no_cot", "cot" or "semcot".
+        trainable_parameters: number of parameters that training changed.
+        answer_prompt: text behind the generation prompt where it is not the usual one.
+        losses: (step, loss) pairs.
+    """
+
+    model: nn.Module
+    answered_by: str
+    trainable_parameters: int
+    answer_prompt: str | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class _ModuleTrainer(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        return model(inputs["rows"], progress)
+
+
+class _ResetOptimizer(TrainerCallback):
+    """Forget the optimizer's moments whenever the module's curriculum enters its next stage."""
+
+    def __init__(self, stage: Callable[[float], int]):
+        self.stage, self.last, self.resets = stage, 0, 0
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        stage = self.stage(state.global_step / max(1, state.max_steps))
+        if stage != self.last:
+            optimizer.state.clear()
+            self.last, self.resets = stage, self.resets + 1
+
+
+def fit(module, rows, setting, stage=None):
+    """Train `module`, whose forward(rows, progress) is the loss of a list of `BenchRow`s.
+
+    Args:
+        module: parameters that require no gradient are left alone.
+        rows: training rows.
+        setting: steps, batch size, learning rate, seed, device.
+        stage: curriculum stage at a progress in [0, 1); the optimizer is reset where it changes.
+
+    Returns:
+        The (step, loss) pairs that were logged.
+    """
+    set_seed(setting.seed)
+    module.to(setting.device)
+    args = TrainingArguments(
+        str(setting.work_dir),
+        max_steps=setting.steps,
+        per_device_train_batch_size=setting.batch_size,
+        **optimization(setting),
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    callbacks = [] if stage is None else [_ResetOptimizer(stage)]
+    trainer = _ModuleTrainer(
+        model=module,
+        args=args,
+        train_dataset=rows,
+        data_collator=lambda batch: {"rows": batch},
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return logged_losses(trainer)
+
+
+def optimization(setting):
+    """The training arguments that every method shares, those of the trainers of SemCoT included."""
+    return {
+        "learning_rate": setting.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": max(1, setting.steps // 10),
+        "weight_decay": 0.01,
+        "adam_beta2": 0.98,
+        "max_grad_norm": 1.0,
+        "logging_steps": max(1, setting.steps // 20),
+        "report_to": "none",
+        "use_cpu": setting.device == "cpu",
+        "seed": setting.seed,
+    }
+
+
+def logged_losses(trainer):
+    """The (step, loss) pairs of a trainer's log."""
+    return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def count_trainable(module) -> int:
+    """Number of parameters that require a gradient.
+
+    >>> count_trainable(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

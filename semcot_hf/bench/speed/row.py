@@ -1,0 +1,125 @@
+"""One row of the benchmark, run in a process of its own, so that its peak of memory is its own."""
+
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ...evaluation.answerer import is_out_of_memory
+from ...evaluation.environment import environment
+from ...evaluation.generate_answers import synchronized_time
+from ...evaluation.statistics import summarize_latency
+from .calls import DECODE_STEPS, method_calls, part_calls
+from .measurement import copy_bandwidth, ratio, take_turns
+from .memory import needed_bytes, peak_bytes
+from .settings import PARTS, Setting
+from .shapes import build_model, parameter_counts, weights_read_per_token
+
+# k at which the two modes of the generator are compared.
+SEQUENTIAL_K = 8
+# Weights up to which checkpoints are written to measure their bytes.
+_LARGEST_CHECKPOINT = 2**30
+
+
+def run_row(setting: Setting) -> dict:
+    """Build the model, measure, and return the row's figures, with the machine under `environment`.
+
+    A row that does not fit the memory returns `not_run`, the reason.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(setting.threads)
+    device = torch.device(setting.device)
+    try:
+        figures = _parts(setting, device) if setting.method == PARTS else _method(setting, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"not_run": f"out of memory: {str(error).splitlines()[0]}"}
+    return {**figures, "environment": environment(device)}
+
+
+def _model(setting, count, device):
+    dtype = getattr(torch, setting.dtype)
+    return build_model(setting.size, num_implicit_tokens=count, dtype=dtype, device=device)
+
+
+def _method(setting, device):
+    if device.type == "cpu":
+        # A first answer of the smallest model loads the code of all libraries, which is not the model's memory.
+        toy = replace(setting, size="toy", batch=1)
+        method_calls(_model(toy, setting.k, device), toy)["method"]()
+    before = peak_bytes(device)
+    model = _model(setting, setting.k, device)
+    calls = method_calls(model, setting)
+    start = synchronized_time(device)
+    calls["method"]()
+    first = synchronized_time(device) - start
+    needed = needed_bytes(setting)
+    peak = peak_bytes(device) - before
+    _warm_up(calls, device, long=first > setting.seconds)
+    times = take_turns(calls, seconds=setting.seconds, device=device)
+    latency = summarize_latency(times["method"])
+    return {
+        "latency_s": latency["median"],
+        "p95_s": latency["p95"],
+        "turns": latency["n"],
+        "answers_per_s": setting.batch / latency["median"],
+        "tokens_per_s": setting.batch * setting.answer / latency["median"],
+        **{f"{name}_s": statistics.median(times[name]) for name in calls if name != "method"},
+        "overhead": ratio(times["method"], times["limit"]),
+        "strict_overhead": ratio(times["method"], times["strict_limit"]),
+        "times_no_cot": ratio(times["method"], times["no_cot"]) if "no_cot" in times else None,
+        "memory": {"peak_bytes": peak, **needed, "ratio": round(peak / sum(needed.values()), 4)},
+    }
+
+
+def _parts(setting, device):
+    model = _model(setting, max(setting.k, SEQUENTIAL_K), device)
+    calls = part_calls(model, setting, SEQUENTIAL_K)
+    _warm_up(calls, device, long=False)
+    times = take_turns(calls, seconds=setting.seconds, device=device)
+    turns = [dict(zip(times, turn, strict=True)) for turn in zip(*times.values(), strict=True)]
+    steps = [(turn["decode"] - turn["prefill_k"]) / DECODE_STEPS for turn in turns]
+    tokens = [turn["generator"] + turn["prefill_k"] - turn["prefill"] for turn in turns]
+    step, bandwidth = statistics.median(steps), copy_bandwidth(device)
+    width = torch.finfo(getattr(torch, setting.dtype)).bits // 8
+    read = width * weights_read_per_token(setting.size)
+    return {
+        "turns": len(turns),
+        "generator_s": statistics.median(times["generator"]),
+        "prefill_s": statistics.median(times["prefill"]),
+        "prefill_with_tokens_s": statistics.median(times["prefill_k"]),
+        "decode_step_s": step,
+        "tokens_in_decode_steps": ratio(tokens, steps),
+        "sequential_over_parallel": ratio(times["sequential"], times["parallel"]),
+        "sequential_k": SEQUENTIAL_K,
+        "weights_bytes_per_token": read,
+        "copy_bytes_per_s": bandwidth,
+        "decode_bandwidth_share": read / step / bandwidth,
+        "parameters": parameter_counts(setting.size),
+        "checkpoint_bytes": _checkpoint_bytes(model, setting),
+    }
+
+
+def _warm_up(calls, device, *, long):
+    """Call each once; on a GPU twice, which compiling and capturing graphs takes; long ones on a CPU not at all."""
+    for _ in range(2 if device.type == "cuda" else 0 if long else 1):
+        for call in calls.values():
+            call()
+
+
+def _checkpoint_bytes(model, setting):
+    """Bytes on disk of the attached checkpoint and of the whole one; `None` where they are too many to write."""
+    if needed_bytes(setting)["weights_bytes"] > _LARGEST_CHECKPOINT:
+        return None
+    sizes = {}
+    for name, include_host in (("attached", False), ("whole", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            model.config.host_name_or_path = "the/host"
+            model.save_pretrained(folder, include_host=include_host)
+            sizes[name] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return sizes

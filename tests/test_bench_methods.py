@@ -1,0 +1,285 @@
+"""The bench's methods: each held to its definition, and each learns a toy task."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from semcot_hf.bench.methods import coconut, codi, icot, simcot
+from semcot_hf.bench.methods.catalogue import METHODS, chosen
+from semcot_hf.bench.methods.finetuning import TextModel
+from semcot_hf.bench.methods.hosts import fresh_model
+from semcot_hf.bench.methods.latents import LatentModel
+from semcot_hf.bench.methods.pause import PauseModel
+from semcot_hf.bench.methods.rows import BenchRow, pad_left, tokenize_rows
+from semcot_hf.bench.methods.training import Setting, fit
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.demo import HOST_PATH
+from semcot_hf.evaluation import answer_questions
+from semcot_hf.prompts import ANSWER_PROMPT, answer_prompt_ids, prompt_text
+
+WORDS = {"Ann": "heads", "Bob": "tails", "Cal": "keeps", "Dan": "flips"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(HOST_PATH)
+
+
+def tiny(tokenizer, seed=0):
+    """Random weights, wide enough for every input token to matter."""
+    torch.manual_seed(seed)
+    model = fresh_model(tokenizer, 2, 32).eval()
+    for weight in model.parameters():
+        weight.data.mul_(8 if weight.dim() > 1 else 1)
+    return model
+
+
+def coin_rows(count=6):
+    return coin_flip.generate(count, seed=3, min_people=2, max_people=4)
+
+
+def prompts_of(tokenizer, rows):
+    made = [tokenizer(prompt_text(tokenizer, row["query"]) + ANSWER_PROMPT)["input_ids"] for row in rows]
+    return pad_left(made, tokenizer.pad_token_id)
+
+
+def test_rows_are_the_tokens_of_the_whole_text(tokenizer):
+    for row, made in zip(coin_rows(), tokenize_rows(tokenizer, coin_rows()), strict=True):
+        assert tokenizer.decode(made.prompt) == prompt_text(tokenizer, row["query"])
+        assert made.reasoning == tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]
+        assert [tokenizer.decode(step).strip() for step in made.steps] == row["steps"]
+        assert tokenizer.decode(made.answer) == f"{ANSWER_PROMPT} {row['answer']}<|end|>"
+
+
+# Latents
+
+
+@torch.no_grad()
+def think_slowly(model, ids, mask, count):
+    """Coconut's recurrence without a cache: the whole input again for each latent."""
+    embeds = model.get_input_embeddings()(ids)
+    latents = []
+    for _ in range(count):
+        where = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        states = model.host.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=where).last_hidden_state
+        latents.append(model.feed(states[:, -1]))
+        embeds = torch.cat([embeds, latents[-1][:, None]], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return torch.stack(latents, dim=1)
+
+
+def test_latents_are_fed_back_as_without_a_cache_and_padding_changes_nothing(tokenizer):
+    model = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 4).eval()
+    ids, mask = prompts_of(tokenizer, coin_rows())
+    tail = len(model.config.answer_prompt_ids)
+    slow = think_slowly(model, ids[:, :-tail], mask[:, :-tail], 4)
+    torch.testing.assert_close(model.implicit_embeddings(ids, mask), slow, atol=1e-5, rtol=1e-4)
+    alone = torch.cat([model.implicit_embeddings(row[kept.bool()][None]) for row, kept in zip(ids, mask, strict=True)])
+    torch.testing.assert_close(alone, slow, atol=1e-5, rtol=1e-4)
+
+
+def test_coconuts_first_latent_is_the_last_hidden_state_of_the_question(tokenizer):
+    host = tiny(tokenizer)
+    model = coconut.CoconutModel(host, answer_prompt_ids(tokenizer))
+    ids, _ = prompts_of(tokenizer, coin_rows(1))
+    states = host(ids[:, : -len(model.config.answer_prompt_ids)], output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(model.implicit_embeddings(ids)[:, 0], states[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_generation_reads_the_latents_before_the_answer_prompt(tokenizer):
+    host = tiny(tokenizer)
+    model = LatentModel(host, answer_prompt_ids(tokenizer), 3).eval()
+    ids, mask = prompts_of(tokenizer, coin_rows())
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    made = model.generate(ids, mask, **options)
+    latents = model.implicit_embeddings(ids, mask)
+    assert torch.equal(model.generate(ids, mask, implicit_embeddings=latents, **options), made)
+    alone = host.generate(ids, attention_mask=mask, **options)
+    assert torch.equal(model.generate(ids, mask, num_implicit_tokens=0, **options), alone)
+    for row in range(len(ids)):
+        own = ids[row][mask[row].bool()][None]
+        tail = len(model.config.answer_prompt_ids)
+        words = host.get_input_embeddings()(own)
+        inputs = torch.cat([words[:, :-tail], latents[row : row + 1], words[:, -tail:]], dim=1)
+        assert torch.equal(host.generate(inputs_embeds=inputs, **options)[0], made[row, ids.shape[1] :])
+    other = model.generate(ids, mask, implicit_embeddings=torch.randn_like(latents) * 3, **options)
+    assert not torch.equal(other, made)
+
+
+def test_latent_loss_equals_the_loss_without_a_cache(tokenizer):
+    model = LatentModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 2)
+    rows = tokenize_rows(tokenizer, coin_rows(4))
+    loss, latents, _ = model.latent_loss([row.prompt for row in rows], [row.answer for row in rows], 2)
+    terms = []
+    for index, row in enumerate(rows):
+        words = model.get_input_embeddings()(torch.tensor([row.prompt + row.answer]))
+        cut = len(row.prompt)
+        inputs = torch.cat([words[:, :cut], latents[index : index + 1], words[:, cut:]], dim=1)
+        logits = model.host(inputs_embeds=inputs).logits[0, cut + 1 : -1]
+        terms += torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer), reduction="none").tolist()
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+    loss.backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+# Definitions
+
+
+def test_fine_tuning_supervises_what_follows_the_question_only(tokenizer):
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    host = tiny(tokenizer)
+    loss = TextModel(host, lambda row, _: row.reasoning + row.answer)(rows, 0.0)
+    terms = []
+    for row in rows:
+        text = row.reasoning + row.answer
+        logits = host(torch.tensor([row.prompt + text])).logits[0, len(row.prompt) - 1 : -1]
+        terms += torch.nn.functional.cross_entropy(logits, torch.tensor(text), reduction="none").tolist()
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+def test_icot_removes_from_the_left_until_only_the_answer_is_left():
+    row = BenchRow(prompt=[1], steps=[list(range(10)), list(range(10, 20))], answer=[99])
+    assert icot.remaining(row, 0, 0) == [*range(20), 99]
+    assert icot.remaining(row, 1, 2) == [*range(10, 20), 99]
+    assert icot.remaining(row, 3, 0) == [99]
+    offsets = [icot.removal_offset(value / 10_000) for value in range(10_000)]
+    assert sum(offset == 0 for offset in offsets) / 10_000 == pytest.approx(1 - 2.718281828**-4, abs=1e-3)
+
+
+def test_coconut_replaces_steps_by_latents_stage_by_stage(tokenizer):
+    model = coconut.CoconutModel(tiny(tokenizer), answer_prompt_ids(tokenizer))
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    counts = []
+    for progress in (0.0, 0.2, 0.3, 0.45, 0.9):
+        _, latents = model.losses(rows, progress)
+        counts.append(0 if latents is None else latents.shape[1])
+    assert counts == [0, 2, 4, 6, 6] and model.config.num_implicit_tokens == 6
+    assert coconut.remaining(rows[0], 4) == rows[0].answer
+
+
+def test_codi_distils_the_state_before_the_answer_and_teaches_only_the_student(tokenizer):
+    model = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 2, hidden_weight=0.0)
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    plain, _ = model.losses(rows, 0.0)
+    model.hidden_weight = 1.0
+    assert model.losses(rows, 0.0)[0] > plain
+    reasoning = [row.reasoning + row.answer for row in rows]
+    _, _, output = model.latent_loss([row.prompt for row in rows], reasoning, 0)
+    before = len(model.config.answer_prompt_ids) - 1
+    states = codi._states(output, reasoning, [len(row.reasoning) + before for row in rows])
+    for index, row in enumerate(rows):
+        ids = torch.tensor([row.prompt + row.reasoning + row.answer[: before + 1]])
+        alone = torch.stack(model.host(ids, output_hidden_states=True).hidden_states[1:])[:, 0, -1]
+        torch.testing.assert_close(states[:, index], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_simcot_adds_a_decoder_that_tells_each_latents_step(tokenizer):
+    base = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), simcot.NUM_LATENTS)
+    model = simcot.StepSupervised(base, tiny(tokenizer, 1), tokenizer.eos_token_id)
+    rows = tokenize_rows(tokenizer, coin_rows(2))
+    ids, mask = simcot.step_tensors(rows, simcot.NUM_LATENTS, tokenizer.eos_token_id, 0)
+    told = [tokenizer.decode(step[kept.bool()]).strip() for step, kept in zip(ids[0], mask[0], strict=True)]
+    assert told[: len(rows[0].steps)] == [f"{step}<|end|>" for step in coin_rows(2)[0]["steps"]]
+    assert model(rows, 0.0) > base(rows, 0.0)
+    model(rows, 0.0).backward()
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+def test_pause_is_one_learned_embedding_k_times(tokenizer):
+    model = PauseModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 3)
+    ids, mask = prompts_of(tokenizer, coin_rows(2))
+    assert torch.equal(model.implicit_embeddings(ids, mask), model.pause.detach().expand(2, 3, -1))
+    model(tokenize_rows(tokenizer, coin_rows(2)), 0.0).backward()
+    assert model.pause.grad.abs().sum() > 0
+
+
+def test_wide_hosts_are_trained_by_adapters_in_codi(tokenizer):
+    wide = fresh_model(tokenizer, 1, 256)
+    trained = {name for name, weight in codi.add_lora(wide).named_parameters() if weight.requires_grad}
+    assert trained and all("lora" in name for name in trained)
+    assert all(weight.requires_grad for weight in codi.add_lora(tiny(tokenizer)).parameters())
+
+
+def test_methods_are_chosen_by_name():
+    assert chosen(["all"]) == list(METHODS)
+    with pytest.raises(ValueError, match="methods=\\['cott'\\]: choose among"):
+        chosen(["cott"])
+
+
+# Each learns
+
+
+def toy_rows():
+    """Which word belongs to a name: told in words by the host, but not at once."""
+    rows = []
+    for name, word in WORDS.items():
+        for other in WORDS:
+            steps = [f"{name} {word}.", f"Is {word}."]
+            rows.append(
+                {
+                    "query": f"Is {other} heads up? {name} is?",
+                    "reasoning": " ".join(steps),
+                    "condensed_reasoning": f"{name} {word} {other}",
+                    "answer": word,
+                    "steps": steps,
+                }
+            )
+    return rows
+
+
+def toy_setting(tokenizer, host, folder, work, steps, rate):
+    return Setting(
+        host=host,
+        generator=str(folder),
+        tokenizer=tokenizer,
+        train_rows=toy_rows(),
+        num_implicit_tokens=2,
+        steps_per_token=1,
+        steps=steps,
+        batch_size=16,
+        learning_rate=rate,
+        seed=0,
+        device="cpu",
+        work_dir=work,
+    )
+
+
+@pytest.fixture(scope="module")
+def toy_host(tokenizer, tmp_path_factory):
+    """Folder of a host that has learned to reason in words."""
+    folder = tmp_path_factory.mktemp("toy") / "host"
+    torch.manual_seed(0)
+    host = fresh_model(tokenizer, 2, 48)
+    setting = toy_setting(tokenizer, host, folder, folder.parent / "work", 120, 5e-3)
+    fit(TextModel(host, lambda row, _: row.reasoning + row.answer), tokenize_rows(tokenizer, toy_rows()), setting)
+    host.config.use_cache = True
+    host.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
+    host = AutoModelForCausalLM.from_pretrained(toy_host)
+    before = copy.deepcopy(host.state_dict())
+    rows = toy_rows()
+    questions = [row["query"] for row in rows]
+
+    def share_right(model, **options):
+        answers = answer_questions(model, tokenizer, questions, max_new_tokens=24, **options)
+        said = [answer.output.rpartition("Answer:")[2].strip() for answer in answers]
+        return sum(text == row["answer"] for text, row in zip(said, rows, strict=True)) / len(rows)
+
+    at_once = share_right(host, method="no_cot")
+    # Adapters have less to turn than whole weights.
+    steps = 150 if name == "semcot_host_generator" else 60
+    trained = METHODS[name].train(toy_setting(tokenizer, host, toy_host, tmp_path, steps, 5e-3))
+    options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
+    right = share_right(trained.model, method=trained.answered_by, **options)
+    assert right >= 0.9 > at_once, f"{name}: {at_once} before, {right} after"
+    assert trained.trainable_parameters > 0 and len(trained.losses) > 1
+    if METHODS[name].frozen_host:
+        after = trained.model.host.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())

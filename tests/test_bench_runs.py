@@ -1,0 +1,205 @@
+"""The bench of methods as a whole: runs that are kept, the search, the report, the command."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from semcot_hf.bench.methods import hosts, runs
+from semcot_hf.bench.methods.bench import BenchSettings, run_bench
+from semcot_hf.bench.methods.runs import Questions, RunSettings, run_method
+from semcot_hf.bench.methods.summary import paired_p_value, summarize_task
+from semcot_hf.bench.methods.tasks import TASKS
+from semcot_hf.data.splits import normalise_question
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+
+SMALL = {
+    "steps": 2,
+    "batch_size": 4,
+    "train_questions": 40,
+    "validation_questions": 6,
+    "eval_questions": 8,
+    "latency_samples": 2,
+}
+
+
+def settings(**changes):
+    options = {
+        "task": "coin_flip",
+        "method": "no_cot",
+        "seed": 0,
+        "host": str(HOST_PATH),
+        "generator": str(GENERATOR_PATH),
+        "num_implicit_tokens": 2,
+        "steps_per_token": 3,
+        "learning_rates": (1e-3,),
+        "search_share": 0.5,
+        "device": "cpu",
+    }
+    return RunSettings(**{**options, **SMALL, **changes})
+
+
+def questions():
+    splits = (coin_flip.generate(count, seed=1, split=split) for count, split in ((40, "train"), (6, "validation")))
+    return Questions(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
+
+
+def test_a_finished_run_is_kept_and_one_of_other_settings_is_made_again(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    made = run_method(settings(), questions(), folder)
+    assert made["training"]["seen_questions"] == 8 and made["training"]["trainable_parameters"] > 1_000_000
+    assert made["report"]["rows"][0]["n"] == 8 and made["latency"]["ratio"] > 0
+    assert not (folder / "work").exists()
+    trainings = []
+    monkeypatch.setattr(runs, "_train", lambda *args: trainings.append(args) or 1 / 0)
+    assert run_method(settings(), questions(), folder) == made and not trainings
+    with pytest.raises(ZeroDivisionError):
+        run_method(settings(steps=3), questions(), folder)
+    assert not (folder / "run.json").exists()
+
+
+def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(tmp_path, monkeypatch):
+    accuracies = {3e-4: 0.5, 1e-3: 0.75, 2e-3: 0.75}
+    asked = []
+
+    def train(settings, questions, rate, steps, work):
+        asked.append((rate, steps))
+        return rate, 1.0
+
+    def accuracy(trained, settings, questions, rows):
+        assert rows == questions.validation
+        return accuracies[trained]
+
+    monkeypatch.setattr(runs, "_train", train)
+    monkeypatch.setattr(runs, "_accuracy", accuracy)
+    given = settings(learning_rates=tuple(accuracies), steps=10)
+    best, found = runs._search(given, questions(), tmp_path / "search.json", tmp_path)
+    assert best == 1e-3 and asked == [(3e-4, 5), (1e-3, 5), (2e-3, 5)]
+    again, _ = runs._search(
+        settings(learning_rates=tuple(accuracies), steps=10, seed=2), questions(), tmp_path / "search.json", tmp_path
+    )
+    assert again == best and len(asked) == 3
+
+
+def test_the_paired_test_agrees_with_the_binomial_one_on_one_seed():
+    a, b = np.zeros((1, 40)), np.zeros((1, 40))
+    a[0, :9], b[0, 9:10] = 1, 1
+    assert paired_p_value(a, b, resamples=99_999) == pytest.approx(2 * (1 + 10) / 2**10, abs=2e-3)
+    assert paired_p_value(a, b) == paired_p_value(b, a)
+    repeated = np.repeat(a, 3, axis=0), np.repeat(b, 3, axis=0)
+    assert paired_p_value(*repeated) == paired_p_value(a, b)
+
+
+def fake_run(folder, method, accuracy, ratio, seed=0, n=200):
+    verdicts = [index < accuracy * n for index in range(n)]
+    name = {"no_cot": "no_cot", "cot": "cot"}.get(method, "semcot")
+    others = ["no_cot", "other_question", "mean", "noise"] if name == "semcot" else []
+    (folder / "evaluation").mkdir(parents=True)
+    for file, share in [(name, accuracy), *((other, 0.5) for other in others)]:
+        lines = [json.dumps({"index": index, "correct": index < share * n}) for index in range(n)]
+        (folder / "evaluation" / f"predictions-{file}.jsonl").write_text("\n".join(lines) + "\n")
+    row = {"accuracy": sum(verdicts) / n, "n": n, "new_tokens_per_query": 2.0, "implicit_tokens": 4, "by_steps": []}
+    run = {
+        "settings": {"task": "coin_flip", "method": method, "seed": seed},
+        "training": {"seconds": 1.0, "trainable_parameters": 5, "seen_questions": 8, "learning_rate": 1e-3},
+        "latency": {"ratio": ratio, "seconds": 0.1},
+        "report": {
+            "rows": [{"method": name, **row}],
+            "controls": [{"control": other, "accuracy": 0.5} for other in ("none", *others[1:])],
+        },
+    }
+    return run, folder
+
+
+def test_the_goal_is_told_condition_by_condition(tmp_path):
+    made = [
+        fake_run(tmp_path / "cot", "cot", 1.0, 9.0),
+        fake_run(tmp_path / "codi", "codi", 0.9, 2.0),
+        fake_run(tmp_path / "pause", "pause", 0.99, 1.1),
+        fake_run(tmp_path / "best", "semcot_best", 0.99, 1.2),
+    ]
+    summary = summarize_task(made)
+    met = {goal["condition"].split(":")[0].split(" (")[0]: goal["met"] for goal in summary["goal"]}
+    assert met["at least 99 % of explicit CoT's accuracy"] and met["ahead of CODI"] and not met["ahead of Pause"]
+    assert met["at most 1.3 times no CoT's latency"] and met["control noise at the level without tokens"]
+    assert [row["method"] for row in summary["rows"]] == ["cot", "pause", "codi", "semcot_best"]
+    slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_best", 0.9, 1.4)]
+    assert not any(goal["met"] for goal in summarize_task(slow)["goal"] if "control" not in goal["condition"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_have_separate_splits_and_lessons_up_to_their_difficulty(task):
+    own = TASKS[task]
+    texts = {
+        split: {normalise_question(row["query"]) for row in own.generate(60, 0, split)} for split in ("train", "test")
+    }
+    assert len(texts["train"]) == len(texts["test"]) == 60 and not texts["train"] & texts["test"]
+    steps = [max(len(row["steps"]) for row in lesson(60, 0)) for lesson, _ in own.lessons]
+    assert steps == sorted(steps) and steps[-1] == max(len(row["steps"]) for row in own.generate(60, 0, "train"))
+
+
+def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    host, generator = hosts.make_models(TASKS["graph"], tmp_path, steps_factor=0.001, eval_samples=2)
+    made = os.stat(host / "figures.json").st_mtime_ns
+    assert json.loads((host / "figures.json").read_text())["cot"]["n"] == 2
+    assert hosts.make_models(TASKS["graph"], tmp_path)[0] == host
+    assert os.stat(host / "figures.json").st_mtime_ns == made
+    small = AutoModelForCausalLM.from_pretrained(generator)
+    ids = torch.arange(20, 40)[None]
+    torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
+    assert small.num_parameters() <= AutoModelForCausalLM.from_pretrained(host).num_parameters() / 3
+
+
+def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
+    flags = [f"--{name}={value}" for name, value in SMALL.items()]
+    command = [sys.executable, "-m", "semcot_hf.cli.main", "bench", "methods", "--methods", "pause", "no_cot"]
+    command += ["--seeds", "0", "--learning_rates", "1e-3", "--output_dir", str(tmp_path / "out"), *flags]
+    first = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "[2/2] coin_flip/pause/seed0" in first.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["command"].startswith("semcot bench methods --methods pause no_cot")
+    assert [row["method"] for row in report["tasks"][0]["rows"]] == ["no_cot", "pause"]
+    assert (tmp_path / "out" / "pareto-coin_flip.png").stat().st_size > 10_000
+    assert "| Pause |" in (tmp_path / "out" / "report.md").read_text()
+    kept = os.stat(tmp_path / "out/coin_flip/pause/seed0/run.json").st_mtime_ns
+    again = run_bench(
+        BenchSettings(str(tmp_path / "out"), methods=["pause", "no_cot"], seeds=[0], learning_rates=[1e-3], **SMALL)
+    )
+    assert os.stat(tmp_path / "out/coin_flip/pause/seed0/run.json").st_mtime_ns == kept
+    assert again["tasks"] == report["tasks"]
+
+
+def test_any_host_and_dataset_can_be_benched(tmp_path):
+    rows = coin_flip.generate(60, seed=2)
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({key: row[key] for key in ("query", "reasoning", "answer")}) for row in rows))
+    report = run_bench(
+        BenchSettings(
+            str(tmp_path / "out"),
+            task=[str(data)],
+            methods=["semcot_no_alignment"],
+            host=str(HOST_PATH),
+            generator=str(GENERATOR_PATH),
+            seeds=[0],
+            learning_rates=[1e-3],
+            **{**SMALL, "latency_samples": 0},
+        )
+    )
+    assert report["tasks"][0]["rows"][0]["n"] >= 2
+
+
+def test_what_cannot_be_benched_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="task=\\['gsm8k'\\]: choose among coin_flip"):
+        run_bench(BenchSettings(str(tmp_path), task=["gsm8k"]))
+    with pytest.raises(ValueError, match="host and generator go together"):
+        run_bench(BenchSettings(str(tmp_path), host="somewhere"))
+    with pytest.raises(ValueError, match="holds no finished run"):
+        run_bench(BenchSettings(str(tmp_path), report_only=True))
