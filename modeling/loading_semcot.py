@@ -61,7 +61,7 @@ class SemCoTLoadingMixin:
             )
         host, commit = _named_host(host, host_kwargs or {})
         if not isinstance(generator, PreTrainedModel):
-            generator = AutoModel.from_pretrained(generator, **(generator_kwargs or {}))
+            generator = _load_generator(generator, generator_kwargs or {})
         backbone = generator.base_model
         config = SemCoTConfig(
             host_config=host.config,
@@ -245,6 +245,14 @@ def _named_host(host, kwargs):
     commit = extract_commit_hash(cached_file(host, "config.json", **hub), None)
     revision = {} if commit is None else {"revision": commit}
     return AutoModelForCausalLM.from_pretrained(host, **{**kwargs, **revision}), commit
+
+
+def _load_generator(name, kwargs):
+    """A causal LM is loaded with its head, which would else be reported as left over, and has its backbone taken."""
+    hub = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in kwargs}
+    config, _ = PreTrainedConfig.get_config_dict(name, **hub)
+    causal = (config.get("architectures") or [""])[0].endswith("ForCausalLM")
+    return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs)
 
 
 def _load_whole(load, name, *args):

@@ -74,7 +74,10 @@ class SemCoTAlignmentConfig(SentenceTransformerTrainingArguments):
         default=None,
         metadata={"help": "Arguments for the host's from_pretrained, where the model is given by id or path."},
     )
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of the layers."})
+    learning_rate: float = field(
+        default=1e-5,
+        metadata={"help": "The initial learning rate of the layers, or of their adapters (usual for those: 1e-4)."},
+    )
     num_train_epochs: float = field(
         default=8.0, metadata={"help": "Epochs of both phases together (the paper: 7 + 1)."}
     )

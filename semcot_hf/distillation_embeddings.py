@@ -5,7 +5,8 @@ import hashlib
 import torch
 from datasets import IterableDataset, concatenate_datasets
 
-from .encoder import backbone_of, default_layers
+from .decoder_layers import backbone_of
+from .encoder import default_layers
 from .store import fingerprint, store_folder
 
 COLUMN = "reasoning_embedding"

@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .encoder import backbone_of
+from .decoder_layers import backbone_of
 from .modeling.splicing_semcot import positions_from_mask
 
 

@@ -7,25 +7,19 @@ from collections import defaultdict
 import torch
 from accelerate import PartialState
 from datasets import IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 from trl.trainer.base_trainer import _BaseTrainer
 
+from .adapters import load_adapters, merged_state, save_adapters, unexplained_keys
 from .answers import check_answer, infer_answer_type
+from .checkpoints import last_complete_checkpoint
 from .distillation_config import SemCoTDistillationConfig
 from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .distillation_model import group_projection, prepare_model, without_step_decoder
+from .distillation_objectives import embed_tokens, explicit_reasoning, frozen_encoder
 from .distillation_questions import StoredQuestions, question_ids
-from .distillation_saving import (
-    add_adapters,
-    full_precision,
-    last_complete_checkpoint,
-    load_adapters,
-    merged_state,
-    save_adapters,
-    unexplained_keys,
-    without_step_decoder,
-)
-from .encoder import alignment_layers, encode_hidden_states, load_alignment_encoder, no_loading_bars
+from .encoder import no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
@@ -83,9 +77,9 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         processing_class = with_answer_prompt(processing_class, args.answer_prompt)
         if args.include_host is not None:
             model.config.includes_host = args.include_host
-        _prepare_model(model, args, peft_config)
+        prepare_model(model, args, peft_config)
         self._settings = _row_settings(model, args)
-        self.alignment_encoder = _alignment_encoder(alignment_encoder, args)
+        self.alignment_encoder = frozen_encoder(alignment_encoder, args)
         self._embedder = None
         if args.alpha > 0:
             self._embedder = (
@@ -157,7 +151,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             super().create_optimizer(model)
-            _group_projection(self.optimizer, self.model if model is None else model, self.args)
+            group_projection(self.optimizer, self.model if model is None else model, self.args)
         return self.optimizer
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
@@ -191,7 +185,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if outputs.step_loss is not None:
             parts["step_loss"] = (args.step_weight, outputs.step_loss)
         if teacher_ids is not None:
-            teacher = self._teacher(teacher_ids, teacher_mask, width)
+            host = self.accelerator.unwrap_model(self.model).host
+            teacher = explicit_reasoning(host, teacher_ids, teacher_mask, width, args.hidden_weight > 0)
             if args.kl_weight > 0:
                 labels = inputs["labels"][:, -width - 1 :]
                 parts["kl_loss"] = (args.kl_weight, distribution_loss(outputs.logits, teacher.logits, labels))
@@ -249,34 +244,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         return self.state.global_step < self.args.projection_warmup * self.state.max_steps
 
     def _embed(self, outputs):
-        """f of the implicit tokens, through the encoder's input or at the layer its text states are taken from."""
-        tokens = outputs.implicit_embeddings
-        if self.alignment_encoder is None:
-            return tokens.float().mean(dim=1)
-        mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        dtype = next(self.alignment_encoder.parameters()).dtype
-        if self.args.alignment_view == "embedding":
-            features = {"inputs_embeds": tokens.to(dtype), "attention_mask": mask}
-            return self.alignment_encoder(features)["sentence_embedding"]
-        layer, _ = alignment_layers(self.alignment_encoder)
-        columns = outputs.implicit_columns[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        states = outputs.hidden_states[layer]
-        states = states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
-        return encode_hidden_states(self.alignment_encoder, states.to(dtype), mask)
-
-    @torch.no_grad()
-    def _teacher(self, input_ids, attention_mask, width):
-        """The frozen host behind its explicit chain of thought, at the same answer tokens."""
-        host = self.accelerator.unwrap_model(self.model).host
-        positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
-        return host(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            logits_to_keep=width + 1,
-            output_hidden_states=self.args.hidden_weight > 0,
-            use_cache=False,
-        )
+        return embed_tokens(outputs, self.alignment_encoder, self.args.alignment_view)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -400,39 +368,6 @@ def _columns(dataset):
     return dataset.column_names or ()
 
 
-def _prepare_model(model, args, peft_config):
-    """Attach the step decoder and the adapters, and set what is trained, in float32."""
-    if args.step_weight > 0 and model.step_decoder is None:
-        source = model.config.generator_name_or_path if args.step_decoder == "generator" else args.step_decoder
-        if args.step_decoder == "generator" and model.config.separate_generator_tokenizer:
-            raise ValueError(
-                "step_decoder='generator' reads the host's tokens, but this generator has its own tokenizer: pass "
-                "step_decoder with the id or path of a causal LM that shares the host's."
-            )
-        if source is None:
-            raise ValueError(
-                "step_decoder='generator' needs config.generator_name_or_path, which this model does not record: pass "
-                "step_decoder with the id or path of a causal LM."
-            )
-        model.add_step_decoder(AutoModelForCausalLM.from_pretrained(source, dtype=model.generator.dtype))
-    model.requires_grad_(False)
-    if peft_config is None:
-        model.generator.requires_grad_(True)
-        # Of the generator's embedding rows only <thought>, a parameter of its own, is trained (SemCoT, section 3.2).
-        model.generator.get_input_embeddings().requires_grad_(False)
-    else:
-        add_adapters(model.generator, peft_config)
-    for module in (model.projection, model.step_decoder, model.step_projection):
-        if module is not None:
-            module.requires_grad_(True)
-    # With an offset of -1 the last <thought> is read by nobody, so a single one has no gradient.
-    model.thought_embedding.requires_grad_(model.config.num_implicit_tokens + model.config.state_offset > 0)
-    if args.step_weight == 0 and model.step_decoder is not None:
-        model.step_decoder.requires_grad_(False)
-        model.step_projection.requires_grad_(False)
-    full_precision(model, adapted=peft_config is not None)
-
-
 def _row_settings(model, args):
     limits = (args.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight")
@@ -444,45 +379,3 @@ def _row_settings(model, args):
         needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
         teacher=args.kl_weight > 0 or args.hidden_weight > 0,
     )
-
-
-def _alignment_encoder(encoder, args):
-    if args.alpha == 0:
-        return None
-    if args.alignment_view == "mean_pooled":
-        if encoder is not None:
-            raise ValueError(
-                "alignment_view='mean_pooled' compares without an encoder: leave alignment_encoder out, or choose "
-                "alignment_view='embedding' or 'hidden_state'."
-            )
-        return None
-    if encoder is None:
-        raise ValueError(
-            f"alpha={args.alpha} needs alignment_encoder, which stage 1 makes: pass it, set alpha=0 for no alignment, "
-            "or alignment_view='mean_pooled' for one without an encoder."
-        )
-    return load_alignment_encoder(encoder).requires_grad_(False).eval()
-
-
-def _group_projection(optimizer, model, args):
-    """Give projection and <thought> parameter groups of their own where they have their own rate or decay."""
-    rate, decay = args.projection_learning_rate, args.projection_weight_decay
-    if rate is None and decay is None:
-        return
-    own = {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if "projection" in name.split(".") or "thought_embedding" in name.split(".")
-    }
-    # Trainer makes two groups: the first one decays, the second (biases, norms) does not.
-    for index, group in enumerate(list(optimizer.param_groups)):
-        taken = [parameter for parameter in group["params"] if id(parameter) in own]
-        if not taken:
-            continue
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
-        options = {key: value for key, value in group.items() if key != "params"}
-        if rate is not None:
-            options["lr"] = rate
-        if decay is not None and index == 0:
-            options["weight_decay"] = decay
-        optimizer.add_param_group({"params": taken, **options})

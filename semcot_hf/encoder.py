@@ -12,6 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from .decoder_layers import backbone_of, layer_list, layers_view, only_layers, run_from, states_before
+
 POOLINGS = ("mean", "max", "lasttoken", "weightedmean")
 
 # Field of the backbone's config that keeps what the encoder's folder must tell: it travels in config.json.
@@ -59,7 +61,7 @@ def build_alignment_encoder(
             that has neither a padding nor an end token, or a host whose layers cannot be found.
     """
     backbone = backbone_of(host)
-    _, layers = _layer_list(backbone)
+    _, layers = layer_list(backbone)
     first_layer, last_layer = _check_range(first_layer, last_layer, len(layers))
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")
@@ -67,7 +69,7 @@ def build_alignment_encoder(
         raise ValueError(f"embedding_dim={embedding_dim} must be at least 1 (the paper: 768).")
     tokenizer = _plain_tokenizer(tokenizer)
     with tempfile.TemporaryDirectory() as folder, no_loading_bars():
-        view = _layers_view(backbone, 0, last_layer + 1)
+        view = layers_view(backbone, 0, last_layer + 1)
         view.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         # Weights by hand: of several processes, save_pretrained writes them on the first one only.
@@ -125,7 +127,7 @@ def alignment_layers(encoder: SentenceTransformer) -> tuple[int, int]:
             "encoder is a sentence transformer that was not cut out of a host: pass one made by "
             "build_alignment_encoder or saved by SemCoTAlignmentTrainer."
         )
-    return field["first_layer"], len(_layer_list(backbone)[1]) - 1
+    return field["first_layer"], len(layer_list(backbone)[1]) - 1
 
 
 def encode_hidden_states(
@@ -173,7 +175,7 @@ def encode_hidden_states(
 
 def token_states(encoder, states, attention_mask):
     """What pooling reads: (batch, tokens, d_host), from `states` at the encoder's first layer."""
-    return _run_from(encoder[0].model, alignment_layers(encoder)[0], states, attention_mask)
+    return run_from(encoder[0].model, alignment_layers(encoder)[0], states, attention_mask)
 
 
 def takes_hidden_states(encoder):
@@ -184,23 +186,12 @@ def takes_hidden_states(encoder):
 
 def frozen_part(encoder):
     """The host's embedding and layers below the encoder's first, which share their parameters with the encoder."""
-    return _layers_view(encoder[0].model, 0, alignment_layers(encoder)[0])
+    return layers_view(encoder[0].model, 0, alignment_layers(encoder)[0])
 
 
-@torch.no_grad()
 def frozen_states(encoder, input_ids, attention_mask):
     """The host's `hidden_states[first_layer]` of tokenized texts, (batch, tokens, d_host); no later layer is run."""
-    first_layer, _ = alignment_layers(encoder)
-    view = _layers_view(encoder[0].model, 0, first_layer + 1)
-    _, layers = _layer_list(view)
-    layers[-1] = _StopsHere(layers[-1])
-    was_training = view.training
-    try:
-        view.eval()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    except _Stopped as stopped:
-        return stopped.states
-    finally:
-        view.train(was_training)
+    return states_before(encoder[0].model, alignment_layers(encoder)[0], input_ids, attention_mask)
 
 
 @contextlib.contextmanager
@@ -215,105 +206,14 @@ def no_loading_bars():
             logging.enable_progress_bar()
 
 
-def backbone_of(model):
-    """The stack without LM head inside `model`: `LlamaModel` of `LlamaForCausalLM`, the host's of a SemCoT model."""
-    while model.base_model is not model:
-        model = model.base_model
-    return model
-
-
-class _EntersHere(nn.Module):
-    """A decoder layer that reads given states, whatever its model made of its input before (positions, scaling)."""
-
-    def __init__(self, layer, states):
-        super().__init__()
-        self.layer = layer
-        self.states = states
-        # transformers models look a layer's kind of attention up on the layer.
-        if hasattr(layer, "attention_type"):
-            self.attention_type = layer.attention_type
-
-    def forward(self, hidden_states, *args, **kwargs):
-        return self.layer(self.states.to(hidden_states.dtype), *args, **kwargs)
-
-
-class _Stopped(Exception):
-    """Carries the states that reached a layer out of the model's forward."""
-
-    def __init__(self, states):
-        super().__init__()
-        self.states = states
-
-
-class _StopsHere(nn.Module):
-    """Stands for a decoder layer and ends the forward there."""
-
-    def __init__(self, layer):
-        super().__init__()
-        if hasattr(layer, "attention_type"):
-            self.attention_type = layer.attention_type
-
-    def forward(self, hidden_states, *args, **kwargs):
-        raise _Stopped(hidden_states)
-
-
-def _run_from(backbone, first_layer, states, attention_mask):
-    view = _layers_view(backbone, first_layer, None, states=states)
-    return view(inputs_embeds=states, attention_mask=attention_mask, use_cache=False).last_hidden_state
-
-
 @torch.no_grad()
 def _takes_hidden_states(backbone, first_layer):
     """Whether the layers from `first_layer` on, given their hidden states alone, end where the whole stack does."""
     ids = (torch.arange(6, device=backbone.device) % backbone.config.vocab_size).unsqueeze(0)
     whole = backbone.eval()(input_ids=ids, output_hidden_states=True, use_cache=False)
-    entered = _run_from(backbone, first_layer, whole.hidden_states[first_layer], torch.ones_like(ids))
+    entered = run_from(backbone, first_layer, whole.hidden_states[first_layer], torch.ones_like(ids))
     difference = (entered - whole.last_hidden_state).abs().max()
     return bool(difference <= 1e-2 * whole.last_hidden_state.abs().max())
-
-
-def _layers_view(backbone, start, stop, states=None):
-    """Shallow copy of `backbone` that has its layers [start:stop] alone, sharing all parameters with it."""
-    name, layers = _layer_list(backbone)
-    kept = list(layers)[start:stop]
-    if states is not None:
-        kept[0] = _EntersHere(kept[0], states)
-    config = _sliced_config(backbone.config, len(layers), slice(start, stop))
-    view = parent = _shallow_copy(backbone, config)
-    *path, leaf = name.split(".")
-    for part in path:
-        parent._modules[part] = parent = _shallow_copy(parent._modules[part], config)
-    parent._modules[leaf] = nn.ModuleList(kept)
-    parent._modules[leaf].training = layers.training
-    return view
-
-
-def _shallow_copy(module, config):
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    twin.config = config
-    return twin
-
-
-def _sliced_config(config, num_layers, kept):
-    config = copy.deepcopy(config)
-    for key, value in list(vars(config).items()):
-        if "layer" in key and isinstance(value, list | tuple) and len(value) == num_layers:
-            setattr(config, key, value[kept])
-    config.num_hidden_layers = len(range(num_layers)[kept])
-    return config
-
-
-def _layer_list(backbone):
-    """Name and `ModuleList` of the decoder layers."""
-    count = backbone.config.num_hidden_layers
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise ValueError(
-        f"host: {type(backbone).__name__} has no list of its {count} layers, from which an encoder could be cut. "
-        "Use a decoder-only language model of transformers."
-    )
 
 
 def _check_range(first, last, count):
@@ -351,4 +251,9 @@ def _set_trainable(encoder):
 
 def trained_layers(encoder: SentenceTransformer) -> nn.ModuleList:
     """The layers first to last of an alignment encoder, which training may change."""
-    return _layer_list(encoder[0].model)[1][alignment_layers(encoder)[0] :]
+    return layer_list(encoder[0].model)[1][alignment_layers(encoder)[0] :]
+
+
+def trained_part(encoder: SentenceTransformer):
+    """The backbone with its layers first to last alone, under their own numbers: what adapters may be put into."""
+    return only_layers(encoder[0].model, alignment_layers(encoder)[0])

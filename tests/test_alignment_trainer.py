@@ -13,14 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from semcot_hf.alignment_config import SemCoTAlignmentConfig
+from semcot_hf.alignment_data import reasoning_pairs
 from semcot_hf.alignment_states import HeadFeatures, TrainingTexts
-from semcot_hf.alignment_trainer import (
-    PairRetrievalEvaluator,
-    SemCoTAlignmentTrainer,
-    info_nce,
-    reasoning_pairs,
-    retrieval_scores,
-)
+from semcot_hf.alignment_trainer import PairRetrievalEvaluator, SemCoTAlignmentTrainer, info_nce, retrieval_scores
 from semcot_hf.data.schema import FEATURES
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.encoder import alignment_layers, build_alignment_encoder
@@ -487,7 +482,7 @@ def warnings_of(caplog):
 @pytest.fixture
 def heard(caplog, monkeypatch):
     """The package's warnings; transformers' loggers do not propagate on their own."""
-    monkeypatch.setattr(logging.getLogger("semcot_hf.alignment_trainer"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("semcot_hf.alignment_data"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("semcot_hf"), "propagate", True)
     return caplog
 

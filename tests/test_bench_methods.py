@@ -237,6 +237,8 @@ def toy_setting(tokenizer, host, folder, work, steps, rate):
         train_rows=toy_rows(),
         num_implicit_tokens=2,
         steps_per_token=1,
+        best_mode="sequential",
+        best_step_weight=1.0,
         steps=steps,
         batch_size=16,
         learning_rate=rate,

@@ -36,6 +36,8 @@ def settings(**changes):
         "generator": str(GENERATOR_PATH),
         "num_implicit_tokens": 2,
         "steps_per_token": 3,
+        "best_mode": "sequential",
+        "best_step_weight": 1.0,
         "learning_rates": (1e-3,),
         "search_share": 0.5,
         "device": "cpu",

@@ -13,7 +13,7 @@ import torch
 from distillation_models import make_model, train
 from peft import LoraConfig
 
-from semcot_hf.distillation_saving import last_complete_checkpoint
+from semcot_hf.checkpoints import last_complete_checkpoint
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")

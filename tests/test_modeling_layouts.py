@@ -1,6 +1,8 @@
 """Both checkpoint layouts: what is written, what is loaded, with which options, and what is refused."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -43,6 +45,23 @@ def same(first, second):
     ours, theirs = first.state_dict(), second.state_dict()
     assert ours.keys() == theirs.keys()
     return all(torch.equal(value, theirs[name]) and value.dtype == theirs[name].dtype for name, value in ours.items())
+
+
+LOAD_PARTS = """
+import sys
+from semcot_hf import SemCoTForCausalLM
+model = SemCoTForCausalLM.from_host_generator_pretrained(*sys.argv[1:])
+print(type(model.generator).__name__)
+"""
+
+
+def test_a_generator_by_path_is_loaded_without_a_word(folders):
+    """In a process of its own, where nothing keeps transformers' report of the LM head's weights back."""
+    command = [sys.executable, "-c", LOAD_PARTS, str(folders / "host"), str(folders / "generator")]
+    assert any(name.startswith("lm_head.") for name in stored(folders / "generator"))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
+    assert done.stdout == "Qwen2Model\n"
+    assert "UNEXPECTED" not in done.stderr and "lm_head" not in done.stderr
 
 
 # What is written

@@ -55,6 +55,13 @@ class BenchSettings:
     steps_per_token: int | None = field(
         default=None, metadata={"help": "Reasoning steps that one token stands for; the task's own when left out."}
     )
+    best_mode: str | None = field(
+        default=None,
+        metadata={"help": "Generator of SemCoT's best: parallel or sequential; the task's own if left out."},
+    )
+    best_step_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the step decoder in SemCoT's best; the task's own when left out."}
+    )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to questions of a --host's dataset."})
     models_dir: str | None = field(
         default=None, metadata={"help": "Folder of models made for the tasks; output_dir/models when left out."}
@@ -158,15 +165,21 @@ def _questions(settings, task):
 
 def _run_settings(settings, task, method, seed, host, generator):
     own = TASKS.get(task)
-    tokens, per_token = settings.num_implicit_tokens, settings.steps_per_token
+
+    def choice(name, default):
+        given = getattr(settings, name)
+        return given if given is not None else getattr(own, name, default)
+
     return RunSettings(
         task=task,
         method=method,
         seed=seed,
         host=host,
         generator=generator,
-        num_implicit_tokens=tokens or (own.num_implicit_tokens if own else 5),
-        steps_per_token=per_token or (own.steps_per_token if own else 1),
+        num_implicit_tokens=choice("num_implicit_tokens", 5),
+        steps_per_token=choice("steps_per_token", 1),
+        best_mode=choice("best_mode", "sequential"),
+        best_step_weight=choice("best_step_weight", 1.0),
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rates=tuple(settings.learning_rates),

@@ -41,7 +41,7 @@ class RunSettings:
     Args:
         task, method, seed: which run.
         host, generator: folders or ids.
-        num_implicit_tokens, steps_per_token: see `Setting`.
+        num_implicit_tokens, steps_per_token, best_mode, best_step_weight: see `Setting`.
         steps, batch_size: the budget, steps * batch_size seen questions.
         learning_rates: candidates of the search; with one there is no search.
         search_share: share of the steps that each candidate is trained for.
@@ -57,6 +57,8 @@ class RunSettings:
     generator: str
     num_implicit_tokens: int
     steps_per_token: int
+    best_mode: str
+    best_step_weight: float
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -118,6 +120,8 @@ def _train(settings, questions, rate, steps, work):
         train_rows=questions.train,
         num_implicit_tokens=settings.num_implicit_tokens,
         steps_per_token=settings.steps_per_token,
+        best_mode=settings.best_mode,
+        best_step_weight=settings.best_step_weight,
         steps=steps,
         batch_size=settings.batch_size,
         learning_rate=rate,

@@ -48,14 +48,14 @@ def train_host_as_generator(setting: Setting) -> Trained:
 
 
 def train_semcot_best(setting: Setting) -> Trained:
-    """Sequential tokens, each of which must tell its whole steps to SIM-CoT's decoder."""
+    """As the task's validation questions want it: sequential tokens, each told whole to SIM-CoT's decoder, or not."""
     return _train(
         setting,
         alpha=0.1,
-        step_weight=1.0,
+        step_weight=setting.best_step_weight,
         steps_per_token=setting.steps_per_token,
         projection_warmup=0.0,
-        model_options={"generator_mode": "sequential"},
+        model_options={"generator_mode": setting.best_mode},
     )
 
 

@@ -19,6 +19,7 @@ class BenchTask:
         host_layers: the host has the generator's width and so many layers.
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
+        best_mode, best_step_weight: see `Setting`; chosen on validation questions (`examples/bench/NOTES.md`).
         max_new_tokens: longest explicit reasoning with its answer.
     """
 
@@ -29,6 +30,8 @@ class BenchTask:
     host_layers: int
     num_implicit_tokens: int
     steps_per_token: int
+    best_mode: str = "sequential"
+    best_step_weight: float = 1.0
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
@@ -73,6 +76,8 @@ TASKS = {
         host_layers=10,
         num_implicit_tokens=4,
         steps_per_token=3,
+        best_mode="parallel",
+        best_step_weight=0.0,
         max_new_tokens=128,
     ),
     "arithmetic": BenchTask(

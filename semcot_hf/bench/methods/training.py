@@ -18,6 +18,7 @@ class Setting:
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
         num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
+        best_mode, best_step_weight: how SemCoT at its best makes its tokens, and the weight of its step decoder.
         steps, batch_size, learning_rate, seed: of the training.
         device: where it runs.
         work_dir: folder for what the training has to write.
@@ -29,6 +30,8 @@ class Setting:
     train_rows: list[dict]
     num_implicit_tokens: int
     steps_per_token: int
+    best_mode: str
+    best_step_weight: float
     steps: int
     batch_size: int
     learning_rate: float

@@ -22,8 +22,9 @@ _SWEPT = ("batch", "prompt", "k")
 
 
 def plot_speed(report: dict) -> bytes:
-    """The plot as PNG: a row of axes for each size, on its first way to be run."""
+    """The plot as PNG: a row of axes for each size that was swept, on its first way to be run."""
     sizes = list(dict.fromkeys(row["setting"]["size"] for row in report["rows"]))
+    sizes = [size for size in sizes if any(_is_swept(report, size, factor) for factor in _SWEPT)] or sizes[:1]
     figure = Figure(figsize=(11, 0.8 + 2.9 * len(sizes)), dpi=130, layout="constrained")
     grid = figure.subplots(len(sizes), len(_SWEPT), squeeze=False)
     for size, line in zip(sizes, grid, strict=True):
@@ -31,6 +32,7 @@ def plot_speed(report: dict) -> bytes:
         for factor, axes in zip(_SWEPT, line, strict=True):
             _sweep(axes, rows, factor)
             axes.set_xlabel(FACTORS[factor])
+            axes.set_visible(_is_swept(report, size, factor) or len(rows) == 1)
         line[0].set_ylabel("milliseconds for a batch")
         line[0].set_title(_title(report, rows[0]), loc="left", fontsize="medium")
     handles = {}
@@ -41,6 +43,15 @@ def plot_speed(report: dict) -> bytes:
     image = io.BytesIO()
     FigureCanvasAgg(figure).print_png(image)
     return image.getvalue()
+
+
+def _is_swept(report, size, factor):
+    """Whether one method of `size` was run at two values of `factor` at least."""
+    values = {}
+    for row in report["rows"]:
+        if row["setting"]["size"] == size:
+            values.setdefault(row["setting"]["method"], set()).add(row["setting"][factor])
+    return any(len(found) > 1 for found in values.values())
 
 
 def _sweep(axes, rows, factor):

@@ -1,0 +1,103 @@
+"""Adapters (LoRA and the like) in a model that is trained: put in, merged into what is saved, kept for resuming."""
+
+import contextlib
+import copy
+import os
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+
+ADAPTERS_NAME = "adapters.safetensors"
+
+
+def add_adapters(model, peft_config, besides):
+    """Put adapters into `model`, a transformers model; of it only they are trained.
+
+    Args:
+        besides: what is trained beside the adapters in any case, in words.
+
+    Raises:
+        ValueError: for `modules_to_save` or `bias`, which train more than adapters, for a model that has adapters
+            already, and for a configuration that fits no module of the model.
+    """
+    for name, plain in (("modules_to_save", None), ("bias", "none")):
+        value = getattr(peft_config, name, None)
+        if value and value != plain:
+            raise ValueError(
+                f"peft_config.{name}={value!r}: leave it out. Beside the adapters {besides} is trained in any case, "
+                "and all else stays frozen."
+            )
+    if _adapted_layers(model):
+        raise ValueError(
+            "peft_config: the model has adapters already. Leave peft_config out, or pass the model that was saved, "
+            "with its adapters merged."
+        )
+    try:
+        model.add_adapter(copy.deepcopy(peft_config))
+    except ValueError as error:
+        targets = getattr(peft_config, "target_modules", None)
+        raise ValueError(
+            f"peft_config with target_modules={targets!r} cannot be put into {type(model).__name__}: {error} Name "
+            "linear modules of the layers that are trained, or target_modules='all-linear'."
+        ) from error
+
+
+def merged_state(model, state_dict=None):
+    """State dict of `model` with its adapters merged into the layers they stand on; `model` stays as it is."""
+    state = dict(model.state_dict() if state_dict is None else state_dict)
+    for name, layer in _adapted_layers(model):
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state.update({f"{name}.{key}": value for key, value in _merged(layer).state_dict().items()})
+    return state
+
+
+@contextlib.contextmanager
+def merged_adapters(model):
+    """While it lasts, merged copies stand in place of the layers that have adapters, and `model` is a plain one."""
+    places = [(model.get_submodule(name.rpartition(".")[0]), name, layer) for name, layer in _adapted_layers(model)]
+    try:
+        for parent, name, layer in places:
+            setattr(parent, name.rpartition(".")[2], _merged(layer))
+        yield
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name.rpartition(".")[2], layer)
+
+
+def _merged(layer):
+    merged = copy.deepcopy(layer)
+    merged.merge()
+    return merged.get_base_layer()
+
+
+def save_adapters(model, folder):
+    """Write the adapters beside a checkpoint's merged weights, from which they could not be told apart again."""
+    state = {
+        f"{name}.{key}": value.contiguous()
+        for name, layer in _adapted_layers(model)
+        for key, value in layer.state_dict().items()
+        if not key.startswith("base_layer.")
+    }
+    if state:
+        save_file(state, os.path.join(folder, ADAPTERS_NAME))
+
+
+def load_adapters(model, folder):
+    """Read back what `save_adapters` wrote; the layers they stand on never change."""
+    path = os.path.join(folder, ADAPTERS_NAME)
+    if os.path.isfile(path):
+        model.load_state_dict(load_file(path), strict=False)
+
+
+def unexplained_keys(model, load_result):
+    """The missing and unexpected keys of a loaded checkpoint that neither a host apart nor adapters account for."""
+    adapted = tuple(f"{name}." for name, _ in _adapted_layers(model))
+    explained = ("host.", *adapted)
+    return type(load_result)(
+        [key for key in load_result.missing_keys if not key.startswith(explained)],
+        [key for key in load_result.unexpected_keys if not adapted or not key.startswith(adapted)],
+    )
+
+
+def _adapted_layers(model):
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
