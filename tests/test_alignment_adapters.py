@@ -105,8 +105,8 @@ def test_the_best_checkpoint_is_the_one_that_is_kept(tokenizer, rows, tmp_path):
     ("family", "adapters"), [("opt", LoraConfig(target_modules="all-linear")), ("llama", IA3Config())]
 )
 def test_any_adapter_goes_into_the_encoders_layers_only(tiny_lm, tokenizer, family, adapters):
-    """OPT has linear modules outside of its layers; IA3 finds its modules by itself."""
-    changes = {"ffn_dim": 48, "word_embed_proj_dim": 16} if family == "opt" else {}
+    """OPT has its layers deeper than others have them; IA3 finds its modules by itself."""
+    changes = {"ffn_dim": 48, "word_embed_proj_dim": 32} if family == "opt" else {}
     host = tiny_lm(family, num_hidden_layers=4, **changes)
     encoder = build_alignment_encoder(host, tokenizer, first_layer=1, last_layer=2, embedding_dim=8)
     add_adapters(trained_part(encoder), adapters, "the linear layer")
