@@ -1,5 +1,6 @@
 """Making, loading and saving SemCoT models: the attached layout (host by reference) and the whole one."""
 
+import copy
 import os
 
 import torch
@@ -64,7 +65,7 @@ class SemCoTLoadingMixin:
             generator = _load_generator(generator, generator_kwargs or {})
         backbone = generator.base_model
         config = SemCoTConfig(
-            host_config=host.config,
+            host_config=_unquantized(host.config),
             generator_config=backbone.config,
             num_implicit_tokens=num_implicit_tokens,
             host_name_or_path=host.config.name_or_path or None,
@@ -125,7 +126,7 @@ class SemCoTLoadingMixin:
         words = generator_config.get_text_config().vocab_size
         generator_config.get_text_config().vocab_size = words + 1
         config = SemCoTConfig(
-            host_config=host.config,
+            host_config=_unquantized(host.config),
             generator_config=generator_config,
             num_implicit_tokens=num_implicit_tokens,
             state_offset=-1,
@@ -212,6 +213,11 @@ class SemCoTLoadingMixin:
                 "include_host=False needs config.host_name_or_path, by which a loader finds the host: set it, or "
                 "pass include_host=True."
             )
+        if include_host and getattr(self.host, "is_quantized", False):
+            raise ValueError(
+                "include_host=True cannot save a quantized host: save with include_host=False, which names the host "
+                "by config.host_name_or_path, or attach it unquantized first."
+            )
         if os.path.isfile(save_directory):
             raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
         layout = self.config.includes_host
@@ -245,6 +251,15 @@ def _named_host(host, kwargs):
     commit = extract_commit_hash(cached_file(host, "config.json", **hub), None)
     revision = {} if commit is None else {"revision": commit}
     return AutoModelForCausalLM.from_pretrained(host, **{**kwargs, **revision}), commit
+
+
+def _unquantized(config):
+    """The host's configuration as its repository has it: else a loader takes our own weights for quantized ones."""
+    if not hasattr(config, "quantization_config"):
+        return config
+    config = copy.deepcopy(config)
+    del config.quantization_config
+    return config
 
 
 def _load_generator(name, kwargs):

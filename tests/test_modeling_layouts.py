@@ -238,6 +238,22 @@ def test_hub_and_quantization_arguments_reach_the_host(folders, monkeypatch):
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed and would quantize")
+def test_a_quantized_host_leaves_no_trace_in_an_attached_checkpoint(folders, tmp_path):
+    """Else loading takes the generator's plain weights for quantized ones; bitsandbytes itself is not needed here."""
+    host = AutoModelForCausalLM.from_pretrained(folders / "host")
+    host.config.quantization_config, host.is_quantized = BitsAndBytesConfig(load_in_4bit=True), True
+    model = SemCoTForCausalLM.from_host_generator_pretrained(host, folders / "generator", num_implicit_tokens=2)
+    assert not hasattr(model.config.host_config, "quantization_config")
+    with pytest.raises(ValueError, match="include_host=True cannot save a quantized host"):
+        model.save_pretrained(tmp_path / "whole", include_host=True)
+    assert not (tmp_path / "whole").exists()
+    model.save_pretrained(tmp_path / "attached")
+    assert "quantization" not in (tmp_path / "attached" / "config.json").read_text()
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "attached")
+    ids = torch.arange(5, 12)[None]
+    torch.testing.assert_close(loaded.implicit_embeddings(ids), model.implicit_embeddings(ids))
+
+
 def test_shared_quantization_reaches_the_generator(folders):
     quantization = BitsAndBytesConfig(load_in_4bit=True)
     with pytest.raises((ImportError, RuntimeError), match="bitsandbytes|accelerator|GPU"):
