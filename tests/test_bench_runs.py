@@ -50,7 +50,7 @@ def questions():
     return Questions(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
 
 
-def test_a_finished_run_is_kept_and_one_of_other_settings_is_made_again(tmp_path, monkeypatch):
+def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     made = run_method(settings(), questions(), folder)
     assert made["training"]["seen_questions"] == 8 and made["training"]["trainable_parameters"] > 1_000_000
@@ -59,9 +59,9 @@ def test_a_finished_run_is_kept_and_one_of_other_settings_is_made_again(tmp_path
     trainings = []
     monkeypatch.setattr(runs, "_train", lambda *args: trainings.append(args) or 1 / 0)
     assert run_method(settings(), questions(), folder) == made and not trainings
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ValueError, match="finished run of other settings .*'steps': 2"):
         run_method(settings(steps=3), questions(), folder)
-    assert not (folder / "run.json").exists()
+    assert run_method(settings(), questions(), folder) == made
 
 
 def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(tmp_path, monkeypatch):

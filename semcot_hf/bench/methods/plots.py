@@ -15,7 +15,6 @@ def plot_pareto(task) -> Figure:
     figure, axes = _axes(f"{task['task']}: accuracy against time per question, {task['rows'][0]['n']} questions")
     rows = sorted(task["rows"], key=lambda row: row["latency_ratio"])
     heights = spread([100 * row["accuracy"] for row in rows], 3.4)
-    edge = max(row["latency_ratio"] for row in rows) * 1.25
     for row, height in zip(rows, heights, strict=True):
         x, y = row["latency_ratio"], 100 * row["accuracy"]
         low, high = (100 * bound for bound in row["ci95"])
@@ -24,8 +23,8 @@ def plot_pareto(task) -> Figure:
         axes.annotate(
             row["title"],
             (x, y),
-            xytext=(edge, height),
-            textcoords="data",
+            xytext=(1.02, height),
+            textcoords=("axes fraction", "data"),
             fontsize="small",
             va="center",
             color=colour,
@@ -58,8 +57,8 @@ def plot_by_difficulty(task) -> Figure:
         axes.annotate(
             row["title"],
             (x, y),
-            xytext=(x + 0.35, height),
-            textcoords="data",
+            xytext=(1.02, height),
+            textcoords=("axes fraction", "data"),
             fontsize="small",
             va="center",
             color=colour,

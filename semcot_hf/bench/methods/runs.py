@@ -80,13 +80,22 @@ def run_method(settings: RunSettings, questions: Questions, folder) -> dict:
     The figures are those of `evaluate`'s report with `training`: seconds, seen questions, trainable parameters,
     learning rate, losses; and `latency`: seconds per question against the untouched host's answer at once, measured
     in turn.
+
+    Raises:
+        ValueError: when the folder holds a finished run of other settings, which stays untouched.
     """
     folder = Path(folder)
     path = folder / "run.json"
     if path.exists():
-        known = json.loads(path.read_text())
-        if known["settings"] == json.loads(to_json(asdict(settings))):
+        known, wanted = json.loads(path.read_text()), json.loads(to_json(asdict(settings)))
+        if known["settings"] == wanted:
             return known
+        differing = {
+            name: known["settings"].get(name) for name in wanted if known["settings"].get(name) != wanted[name]
+        }
+        raise ValueError(
+            f"{folder} holds a finished run of other settings ({differing}): choose another output_dir, or delete it."
+        )
     work = folder / "work"
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True)
