@@ -29,25 +29,25 @@ class Method:
         title: what reports call it.
         train: makes the trained model of a `Setting`.
         frozen_host: whether the host's weights stay as they were.
-        implicit: whether it answers without reasoning in words, so that it is a peer of SemCoT's.
+        peer: whether it is a method of others that answers without reasoning in words, as SemCoT does.
     """
 
     title: str
     train: Callable[[Setting], Trained]
     frozen_host: bool = False
-    implicit: bool = True
+    peer: bool = False
 
 
 METHODS = {
-    "no_cot": Method("no CoT (fine-tuned)", train_no_cot, implicit=False),
-    "cot": Method("explicit CoT (fine-tuned)", train_cot, implicit=False),
-    "pause": Method("Pause", train_pause),
-    "icot": Method("ICoT-SI", train_icot),
-    "coconut": Method("Coconut", train_coconut),
-    "codi": Method("CODI", train_codi),
-    "softcot": Method("SoftCoT", train_softcot, frozen_host=True, implicit=False),
-    "simcot_coconut": Method("SIM-CoT on Coconut", train_simcot_coconut),
-    "simcot_codi": Method("SIM-CoT on CODI", train_simcot_codi),
+    "no_cot": Method("no CoT (fine-tuned)", train_no_cot),
+    "cot": Method("explicit CoT (fine-tuned)", train_cot),
+    "pause": Method("Pause", train_pause, peer=True),
+    "icot": Method("ICoT-SI", train_icot, peer=True),
+    "coconut": Method("Coconut", train_coconut, peer=True),
+    "codi": Method("CODI", train_codi, peer=True),
+    "softcot": Method("SoftCoT", train_softcot, frozen_host=True),
+    "simcot_coconut": Method("SIM-CoT on Coconut", train_simcot_coconut, peer=True),
+    "simcot_codi": Method("SIM-CoT on CODI", train_simcot_codi, peer=True),
     "semcot": Method("SemCoT (paper)", train_semcot, frozen_host=True),
     "semcot_no_encoder": Method("SemCoT without encoder", train_without_encoder, frozen_host=True),
     "semcot_no_alignment": Method("SemCoT without alignment loss", train_without_alignment, frozen_host=True),

@@ -4,7 +4,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ...evaluation.plots import GREY, spread
-from .catalogue import METHODS
 from .summary import BEST
 
 GREEN, BLUE, ORANGE = "#009E73", "#0072B2", "#D55E00"
@@ -84,7 +83,7 @@ def pareto_front(points):
 
 def colour_of(method):
     """Orange and blue for the two ends, green for SemCoT at its best, grey for all others."""
-    return {"no_cot": ORANGE, "cot": BLUE, BEST: GREEN}.get(method, GREY if METHODS[method].implicit else BLUE)
+    return {"no_cot": ORANGE, "cot": BLUE, BEST: GREEN}.get(method, GREY)
 
 
 def _axes(title):

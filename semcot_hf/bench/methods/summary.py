@@ -125,7 +125,7 @@ def _goal(task, rows, by_method, verdicts):
         text = f"at least {100 * share:.0f} % of explicit CoT's accuracy: {_ratio(best, known['cot'])}"
         conditions.append((text, best["accuracy"] >= share * known["cot"]["accuracy"]))
     for row in rows:
-        if METHODS[row["method"]].implicit and row["method"] != BEST:
+        if METHODS[row["method"]].peer:
             ahead = best["accuracy"] > row["accuracy"] and row["p_against_best"] < SIGNIFICANCE
             conditions.append((f"ahead of {row['title']} (p = {row['p_against_best']:.4f})", ahead))
     if best["latency_ratio"] is not None:
