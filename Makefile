@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-# Every method of the bench for about a minute; the figures mean nothing, the report shows what the full run gives.
+# Every method of the bench for 30 steps; the figures mean nothing, the report shows what the full run gives.
 bench-smoke: $(VENV)/.installed
 	$(BIN)/semcot bench methods --task coin_flip --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
 		--train_questions 2000 --eval_questions 100 --latency_samples 10 --output_dir runs/bench-smoke

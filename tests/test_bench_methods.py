@@ -12,11 +12,12 @@ from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.hosts import fresh_model
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
-from semcot_hf.bench.methods.rows import BenchRow, pad_left, tokenize_rows
+from semcot_hf.bench.methods.rows import BenchRow, tokenize_rows
 from semcot_hf.bench.methods.training import Setting, fit
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
+from semcot_hf.evaluation.batches import pad_left
 from semcot_hf.prompts import ANSWER_PROMPT, answer_prompt_ids, prompt_text
 
 WORDS = {"Ann": "heads", "Bob": "tails", "Cal": "keeps", "Dan": "flips"}

@@ -17,6 +17,7 @@ from .catalogue import METHODS, chosen
 from .hosts import make_models
 from .report import folder_name, write_report
 from .runs import Questions, RunSettings, run_method
+from .summary import own_row
 from .tasks import TASKS
 
 # Of questions, apart from the seeds of runs, so that every run of a task sees the same ones.
@@ -105,18 +106,13 @@ def run_bench(settings: BenchSettings) -> dict:
         done += fresh
         left = (time.monotonic() - began) / done * (len(plan) - index - 1) if done else 0
         console.print(
-            f"[{index + 1}/{len(plan)}] {run_settings.name}: {100 * answered(run)['accuracy']:.1f} % "
+            f"[{index + 1}/{len(plan)}] {run_settings.name}: {100 * own_row(run)['accuracy']:.1f} % "
             f"({time.monotonic() - started:.0f} s; about {left / 60:.0f} min left)",
             highlight=False,
         )
     if not runs:
         raise ValueError(f"output_dir={settings.output_dir!r} holds no finished run of these tasks and methods.")
     return write_report(runs, output, command=shlex.join(["semcot", "bench", "methods", *_arguments()]))
-
-
-def answered(run):
-    """The row of a run's report that is the method's own."""
-    return run["report"]["rows"][-1]
 
 
 def _arguments():

@@ -7,16 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from .rows import pad_left, pad_right
-
-
-def positions(mask):
-    """Position ids (batch, length) that count real tokens only.
-
-    >>> positions(torch.tensor([[0, 1, 1]])).tolist()
-    [[0, 0, 1]]
-    """
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+from ...evaluation.batches import pad_left
+from ...modeling.splicing_semcot import positions_from_mask
+from .rows import pad_right
 
 
 def continuation_loss(host, embeds, mask, ids, labels_mask, cache=None):
@@ -39,7 +32,7 @@ def continuation_loss(host, embeds, mask, ids, labels_mask, cache=None):
     output = host(
         inputs_embeds=inputs,
         attention_mask=full,
-        position_ids=positions(full)[:, -length:],
+        position_ids=positions_from_mask(full)[:, -length:],
         past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=ids.shape[1] + 1,
@@ -101,14 +94,14 @@ class LatentModel(nn.Module):
             last one is read together with what follows it. `None` where nothing was.
         """
         cache, latents = DynamicCache(config=self.host.config), []
-        inputs, where = {"input_ids": ids}, positions(mask)
+        inputs, where = {"input_ids": ids}, positions_from_mask(mask)
         for _ in range(count):
             state = self.host.base_model(
                 **inputs, attention_mask=mask, position_ids=where, past_key_values=cache, use_cache=True
             ).last_hidden_state[:, -1]
             latents.append(self.feed(state))
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-            inputs, where = {"inputs_embeds": latents[-1][:, None]}, positions(mask)[:, -1:]
+            inputs, where = {"inputs_embeds": latents[-1][:, None]}, positions_from_mask(mask)[:, -1:]
         return torch.stack(latents, dim=1), cache
 
     def latent_loss(self, prompts, continuations, count):
@@ -118,7 +111,7 @@ class LatentModel(nn.Module):
             prompts, continuations: lists of id lists.
             count: k; with 0 the continuation follows the question.
         """
-        ids, mask = pad_left(prompts, self.pad_token_id, self.device)
+        ids, mask = (part.to(self.device) for part in pad_left(prompts, self.pad_token_id))
         text, text_mask = pad_right(continuations, self.pad_token_id, self.device)
         embeds, latents, cache = self.get_input_embeddings()(ids), None, None
         if count:

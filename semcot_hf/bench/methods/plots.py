@@ -3,10 +3,8 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ...evaluation.plots import GREY, spread
+from ...evaluation.plots import COLOURS, GREY, spread
 from .summary import BEST
-
-GREEN, BLUE, ORANGE = "#009E73", "#0072B2", "#D55E00"
 
 
 def plot_pareto(task) -> Figure:
@@ -83,7 +81,7 @@ def pareto_front(points):
 
 def colour_of(method):
     """Orange and blue for the two ends, green for SemCoT at its best, grey for all others."""
-    return {"no_cot": ORANGE, "cot": BLUE, BEST: GREEN}.get(method, GREY)
+    return {**COLOURS, "semcot": GREY, BEST: COLOURS["semcot"]}.get(method, GREY)
 
 
 def _axes(title):

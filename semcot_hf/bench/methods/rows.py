@@ -66,19 +66,6 @@ def _cut(tokenizer, steps):
     return parts
 
 
-def pad_left(sequences, filler, device=None):
-    """Ids and mask, both (batch, longest), padded on the left.
-
-    >>> ids, mask = pad_left([[5, 6, 7], [8]], 0)
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-    """
-    width = max(map(len, sequences))
-    ids = [[filler] * (width - len(sequence)) + sequence for sequence in sequences]
-    mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def pad_right(sequences, filler, device=None):
     """Ids and mask, both (batch, longest), padded on the right.
 

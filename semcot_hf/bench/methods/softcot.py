@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from ...evaluation.batches import pad_left
 from ...modeling import SemCoTForCausalLM
-from .rows import pad_left, pad_right, tokenize_rows
+from .rows import pad_right, tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 
@@ -23,7 +24,7 @@ class SoftCoTModel(nn.Module):
     def forward(self, rows, progress):
         """The loss of a list of `BenchRow`s."""
         device, filler = self.model.projection_device(), self.model.config.get_text_config().pad_token_id or 0
-        ids, mask = pad_left([row.prompt for row in rows], filler, device)
+        ids, mask = (part.to(device) for part in pad_left([row.prompt for row in rows], filler))
         text, text_mask = pad_right([row.reasoning + row.answer for row in rows], filler, device)
         return self.model(
             input_ids=torch.cat([ids, text], dim=1),

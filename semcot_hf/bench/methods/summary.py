@@ -63,13 +63,18 @@ def _verdicts(found, name_of):
     return np.array(seeds, dtype=float)
 
 
+def own_row(run):
+    """The row of a run's report that is the method's own, behind the one without latents."""
+    return run["report"]["rows"][-1]
+
+
 def _answered(run):
-    return run["report"]["rows"][-1]["method"]
+    return own_row(run)["method"]
 
 
 def _row(name, found, verdicts, by_method):
     runs = [run for run, _ in found]
-    own = [run["report"]["rows"][-1] for run in runs]
+    own = [own_row(run) for run in runs]
     mean = summarize_seeds([row["accuracy"] for row in own])
     n = own[0]["n"]
     trainings = [run["training"] for run in runs]
