@@ -43,6 +43,14 @@ class SemCoTDistillationConfig(_BaseConfig):
     steps_per_token: int = field(
         default=1, metadata={"help": "Reasoning steps told by one implicit token; surplus steps join the last token."}
     )
+    curriculum: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of all steps over which the reasoning moves from words into the tokens, as in Coconut and "
+            "ICoT: at first the words of all but the first token's steps stand, as labels, between the tokens and "
+            "the answer prompt, then those of all but the first two tokens', and so on (0: never any words)."
+        },
+    )
     step_decoder: str = field(
         default="generator",
         metadata={"help": "Step decoder to start from: 'generator' (a copy of the generator's LM), an id or a path."},
@@ -112,6 +120,8 @@ class SemCoTDistillationConfig(_BaseConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
         if not 0 <= self.projection_warmup < 1:
             raise ValueError(f"projection_warmup={self.projection_warmup}: must be at least 0 and less than 1.")
+        if not 0 <= self.curriculum < 1:
+            raise ValueError(f"curriculum={self.curriculum}: must be at least 0 and less than 1.")
         if self.prefix_cache_gb < 0:
             raise ValueError(f"prefix_cache_gb={self.prefix_cache_gb}: must be 0 or more (in GiB).")
         if self.steps_per_token < 1:

@@ -26,6 +26,7 @@ class RowSettings:
         max_length: most tokens of prompt, implicit tokens and answer; `None` for no limit.
         needs_reasoning: the objectives (names of config fields) that need a row's reasoning.
         teacher: whether the explicit chain of thought must fit too.
+        words: whether rows carry the reasoning's words for each stage of the curriculum.
     """
 
     answer_prompt_size: int
@@ -34,6 +35,7 @@ class RowSettings:
     max_length: int | None = None
     needs_reasoning: tuple[str, ...] = ()
     teacher: bool = False
+    words: bool = False
 
 
 def schema_row(example, name):
@@ -94,6 +96,12 @@ def _checked_row(example, name, tokenizer, settings):
         + settings.num_implicit_tokens
         + answer,
         "prompt, reasoning and answer": len(ids["teacher_ids"]) + answer if settings.teacher else 0,
+        f"prompt, {settings.num_implicit_tokens} implicit tokens, words of the curriculum and answer": len(
+            ids["prompt_ids"]
+        )
+        + settings.num_implicit_tokens
+        + max(map(len, ids["word_ids"]), default=0)
+        + answer,
     }
     for parts, length in lengths.items():
         if settings.max_length is not None and length > settings.max_length:
@@ -125,19 +133,23 @@ def tokenize_row(row, tokenizer, settings):
 
     Returns:
         dict of `prompt_ids`; `completion_ids`, the answer with end of sequence; `step_ids`, a list of ids for each
-        implicit token; `teacher_ids`, the explicit chain of thought in place of the implicit tokens.
+        implicit token; `word_ids`, the words that are left when the first 1, 2, ... k - 1 tokens have taken theirs, if
+        the curriculum wants them; `teacher_ids`, the explicit chain of thought in place of the implicit tokens.
     """
     text = prompt_text(tokenizer, row["query"])
     prompt = encode_prompt(tokenizer, text)
     cut = len(prompt) - settings.answer_prompt_size
     end = [tokenizer.eos_token_id]
+    groups = group_steps(row["steps"], settings.num_implicit_tokens, settings.steps_per_token)
+    left = [" ".join(filter(None, groups[stage:])) for stage in range(1, len(groups))] if settings.words else []
     return {
         "prompt_ids": prompt,
         "completion_ids": _continuation(tokenizer, text, prompt, " " + row["answer"]) + end,
         "step_ids": [
             tokenizer(step, add_special_tokens=False)["input_ids"] + end if step else []
-            for step in group_steps(row["steps"], settings.num_implicit_tokens, settings.steps_per_token)
+            for step in groups
         ],
+        "word_ids": [tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in left],
         "teacher_ids": prompt[:cut]
         + tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]
         + prompt[cut:],
@@ -173,16 +185,18 @@ class DistillationCollator:
     """Pads rows of `tokenize_row` to a batch.
 
     `input_ids` (batch, prompt + answer) is padded on the left before the prompts and on the right behind the answers,
-    so that all answers start in one column; `teacher_ids` likewise. `step_input_ids` is (batch, k, longest step).
+    so that all answers start in one column; `teacher_ids` likewise. `step_input_ids` is (batch, k, longest step),
+    `word_input_ids` (batch, k - 1, most words).
 
     Args:
         pad_token_id: the filler.
-        with_steps, with_teacher: whether to make those tensors.
+        with_steps, with_teacher, with_words: whether to make those tensors.
     """
 
     pad_token_id: int
     with_steps: bool = False
     with_teacher: bool = False
+    with_words: bool = False
 
     def __call__(self, rows):
         completions = [row["completion_ids"] for row in rows]
@@ -192,16 +206,23 @@ class DistillationCollator:
             teacher = self._sequences([row["teacher_ids"] for row in rows], completions)
             batch["teacher_input_ids"] = teacher["input_ids"]
             batch["teacher_attention_mask"] = teacher["attention_mask"]
-        if self.with_steps:
-            width = max(1, max(len(step) for row in rows for step in row["step_ids"]))
-            ids = [[_right(step, width, self.pad_token_id) for step in row["step_ids"]] for row in rows]
-            mask = [[_right([1] * len(step), width, 0) for step in row["step_ids"]] for row in rows]
-            batch["step_input_ids"], batch["step_attention_mask"] = torch.tensor(ids), torch.tensor(mask)
+        for name, wanted in (("step", self.with_steps), ("word", self.with_words)):
+            if wanted:
+                batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"] = self._parts(
+                    [row[f"{name}_ids"] for row in rows]
+                )
         if "reasoning_embedding" in rows[0]:
             batch["reasoning_embedding"] = torch.tensor(
                 np.asarray([row["reasoning_embedding"] for row in rows]), dtype=torch.float32
             )
         return batch
+
+    def _parts(self, rows):
+        """Ids and mask (batch, parts, longest part), padded on the right, of rows with equally many parts."""
+        width = max(1, max(len(part) for parts in rows for part in parts))
+        ids = [[_right(part, width, self.pad_token_id) for part in parts] for parts in rows]
+        mask = [[_right([1] * len(part), width, 0) for part in parts] for parts in rows]
+        return torch.tensor(ids), torch.tensor(mask)
 
     def _sequences(self, prompts, completions):
         left, right = max(map(len, prompts)), max(map(len, completions))

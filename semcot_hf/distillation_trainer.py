@@ -14,6 +14,7 @@ from .adapters import load_adapters, merged_state, save_adapters, unexplained_ke
 from .answers import check_answer, infer_answer_type
 from .checkpoints import last_complete_checkpoint
 from .distillation_config import SemCoTDistillationConfig
+from .distillation_curriculum import curriculum_stage, with_words
 from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
 from .distillation_model import group_projection, prepare_model, without_step_decoder
@@ -110,6 +111,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 processing_class.pad_token_id,
                 with_steps=args.step_weight > 0,
                 with_teacher=args.kl_weight > 0 or args.hidden_weight > 0,
+                with_words=args.curriculum > 0,
             )
         super().__init__(
             model=model,
@@ -133,7 +135,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["prompt_ids", "completion_ids", "step_ids", "teacher_ids", "length", COLUMN]
+        own = ("prompt_ids", "completion_ids", "step_ids", "word_ids", "teacher_ids")
+        self._signature_columns = [*own, "length", COLUMN]
 
     def _tokenize(self, dataset, name):
         """The dataset as token ids, with the reasoning's embeddings; one process does the work, the others read it."""
@@ -167,9 +170,17 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         teacher_ids = inputs.pop("teacher_input_ids", None)
         teacher_mask = inputs.pop("teacher_attention_mask", None)
         target = inputs.pop(COLUMN, None)
-        width = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
+        width = answer = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
         by_state = target is not None and args.alignment_view == "hidden_state"
-        stored, tokens = self._read_questions(inputs)
+        stored = tokens = None
+        words, words_mask = inputs.pop("word_input_ids", None), inputs.pop("word_attention_mask", None)
+        stage = self._curriculum_stage()
+        if stage < self._settings.num_implicit_tokens:
+            words, words_mask = words[:, stage - 1], words_mask[:, stage - 1]
+            inputs.update(with_words(inputs, words, words_mask, self._settings.answer_prompt_size))
+            width = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
+        else:
+            stored, tokens = self._read_questions(inputs)
         with known_questions(stored):
             outputs = model(
                 **inputs,
@@ -186,12 +197,13 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             parts["step_loss"] = (args.step_weight, outputs.step_loss)
         if teacher_ids is not None:
             host = self.accelerator.unwrap_model(self.model).host
-            teacher = explicit_reasoning(host, teacher_ids, teacher_mask, width, args.hidden_weight > 0)
+            teacher = explicit_reasoning(host, teacher_ids, teacher_mask, answer, args.hidden_weight > 0)
+            before = -answer - 1
             if args.kl_weight > 0:
-                labels = inputs["labels"][:, -width - 1 :]
-                parts["kl_loss"] = (args.kl_weight, distribution_loss(outputs.logits, teacher.logits, labels))
+                labels = inputs["labels"][:, before:]
+                logits = outputs.logits[:, before:]
+                parts["kl_loss"] = (args.kl_weight, distribution_loss(logits, teacher.logits, labels))
             if args.hidden_weight > 0:
-                before = -width - 1
                 student = torch.stack([layer[:, before] for layer in outputs.hidden_states[1:]])
                 states = torch.stack([layer[:, before] for layer in teacher.hidden_states[1:]])
                 parts["hidden_loss"] = (args.hidden_weight, hidden_state_loss(student, states))
@@ -238,6 +250,13 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 self._stored_questions.drop_generator()
             prompts = question_ids(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
             return self._stored_questions.host_cache(prompts), self._stored_questions.implicit_embeddings(prompts)
+
+    def _curriculum_stage(self):
+        """Implicit tokens whose words are left out in this step; all of them in evaluation."""
+        args, count = self.args, self._settings.num_implicit_tokens
+        if args.curriculum == 0 or not self.model.training:
+            return count
+        return curriculum_stage(self.state.global_step / self.state.max_steps, args.curriculum, count)
 
     def _in_warmup(self):
         """Whether this step trains the projection and <thought> (and the step decoder) only."""
@@ -370,7 +389,12 @@ def _columns(dataset):
 
 def _row_settings(model, args):
     limits = (args.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None))
-    objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight")
+    objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight", "curriculum")
+    if args.curriculum > 0 and model.config.num_implicit_tokens < 2:
+        raise ValueError(
+            f"curriculum={args.curriculum} needs 2 implicit tokens or more, as the words of the first are never shown: "
+            f"num_implicit_tokens is {model.config.num_implicit_tokens}. Set curriculum=0."
+        )
     return RowSettings(
         answer_prompt_size=len(model.config.answer_prompt_ids),
         num_implicit_tokens=model.config.num_implicit_tokens,
@@ -378,4 +402,5 @@ def _row_settings(model, args):
         max_length=min((limit for limit in limits if limit is not None), default=None),
         needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
         teacher=args.kl_weight > 0 or args.hidden_weight > 0,
+        words=args.curriculum > 0,
     )

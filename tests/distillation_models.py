@@ -50,7 +50,8 @@ def train(folder, output_dir, resume=None, kill_at=None, peft_config=None, field
         kill_at: step whose checkpoint is cut off by SIGKILL while it is written.
         fields: of the model; options: of the configuration.
     """
-    options = {"alpha": 0.25, "alignment_view": "mean_pooled", "step_weight": 1.0, "projection_warmup": 0.5, **options}
+    objectives = {"alpha": 0.25, "alignment_view": "mean_pooled", "step_weight": 1.0, "curriculum": 0.25}
+    options = {**objectives, "projection_warmup": 0.5, **options}
     rows = Dataset.from_list(coin_flip.generate(40, seed=0, min_people=1, max_people=3))
     trainer = SemCoTDistillationTrainer(
         model=make_model(Path(folder), **(fields or {})),
