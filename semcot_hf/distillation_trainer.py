@@ -392,7 +392,7 @@ def _row_settings(model, args):
     objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight", "curriculum")
     if args.curriculum > 0 and model.config.num_implicit_tokens < 2:
         raise ValueError(
-            f"curriculum={args.curriculum} needs 2 implicit tokens or more, as the words of the first are never shown: "
+            f"curriculum={args.curriculum} needs 2 implicit tokens or more (the words of the first are never shown): "
             f"num_implicit_tokens is {model.config.num_implicit_tokens}. Set curriculum=0."
         )
     return RowSettings(
