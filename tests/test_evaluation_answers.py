@@ -1,5 +1,6 @@
 """Tests of batched answers, controls and latency on tiny models."""
 
+import json
 import logging
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from evaluation_models import answering_host, coin_flip_tokenizer, tiny_semcot_over
 
 from semcot_hf.data.tasks import coin_flip
-from semcot_hf.evaluation import ControlTokens, answer_questions, measure_latency
+from semcot_hf.evaluation import ControlTokens, answer_questions, evaluate, measure_latency
 from semcot_hf.evaluation.controls import derangement, noise_like
 from semcot_hf.evaluation.generate_answers import encode_prompts
 from semcot_hf.prompts import with_answer_prompt
@@ -85,6 +86,35 @@ def test_few_shot_prompts(tokenizer):
     }
     assert texts["no_cot"] == "Question: A?\nAnswer: yes\nQuestion: C?\nAnswer:"
     assert texts["cot"] == "<|user|>A?<|end|><|assistant|>Since B.\nAnswer: yes<|end|><|user|>C?<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize("method", ["no_cot", "cot"])
+def test_few_shot_examples_are_read_once_by_answers_and_evaluation(host, tokenizer, tmp_path, method):
+    rows = coin_flip.generate(9, seed=4, split="test")
+    shown = coin_flip.generate(2, seed=4, split="train")
+    options = {"max_new_tokens": 8, "few_shot": shown, "chat": False}
+    one_by_one = [outputs(host, tokenizer, [query], method=method, **options)[0] for query in QUERIES]
+    columns = []
+
+    def count(module, args, kwargs):
+        given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        if given.shape[1] > 1:
+            columns.append(given.shape[:2])
+
+    hook = host.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        assert outputs(host, tokenizer, QUERIES, method=method, batch_size=4, **options) == one_by_one
+        evaluate(
+            host, tokenizer, rows, task="yes_no", methods=(method,), batch_size=4, latency_samples=0, progress=False,
+            output_dir=tmp_path / "run", **options,
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    written = [json.loads(line) for line in (tmp_path / "run" / f"predictions-{method}.jsonl").open()]
+    assert [row["output"] for row in sorted(written, key=lambda row: row["index"])] == one_by_one
+    prefix = max(width for batch, width in columns if batch == 1)
+    assert sum(1 for batch, width in columns if (batch, width) == (1, prefix)) == 2
+    assert prefix > 60 and all(width < prefix for batch, width in columns if batch > 1)
 
 
 def test_greedy_and_silent_with_a_host_that_samples_by_default(host, tokenizer, caplog, monkeypatch):

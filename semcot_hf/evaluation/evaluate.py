@@ -161,6 +161,7 @@ def evaluate(
                 num_implicit_tokens=job.count,
                 implicit_embeddings_for=job.embeddings,
                 stop=None if chat else NEXT_QUESTION,
+                shared_prefix=bool(few_shot),
             ):
                 run.append(
                     [

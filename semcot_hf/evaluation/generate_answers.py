@@ -53,7 +53,8 @@ def answer_questions(
         num_implicit_tokens: k of "semcot"; the model's own when `None`.
         implicit_embeddings_for: for "semcot", gives the embeddings (len(indices), k, host hidden size) of the
             queries at `indices`, instead of the model's own.
-        few_shot: rows with query, reasoning and answer to show before each question (plain causal LMs).
+        few_shot: rows with query, reasoning and answer to show before each question (plain causal LMs); the host
+            reads them once for all questions.
         chat: whether to use the tokenizer's chat template; where it has one when `None`.
         progress: called with the number of questions that each batch has answered.
 
@@ -81,6 +82,7 @@ def answer_questions(
         implicit_embeddings_for=implicit_embeddings_for,
         max_new_tokens=max_new_tokens,
         stop=None if chat else NEXT_QUESTION,
+        shared_prefix=bool(few_shot),
     ):
         for index, answer in zip(indices, batch, strict=True):
             answers[index] = answer
@@ -136,6 +138,7 @@ def answer_batches(
     num_implicit_tokens: int | None = None,
     implicit_embeddings_for: Callable[[list[int]], torch.Tensor] | None = None,
     stop: str | None = None,
+    shared_prefix: bool = False,
 ) -> Iterator[tuple[list[int], list[Answer]]]:
     """Yield (indices, answers) batch by batch; the arguments are those of `answer_questions`.
 
@@ -143,6 +146,7 @@ def answer_batches(
         prompts: token ids.
         batches: indices into `prompts`, as `plan_batches` gives them.
         stop: text that ends an answer, for models that do not end by themselves.
+        shared_prefix: whether what all prompts begin with is run through the host once for all.
     """
     answerer = Answerer(
         model,
@@ -152,6 +156,7 @@ def answer_batches(
         num_implicit_tokens=num_implicit_tokens,
         implicit_embeddings_for=implicit_embeddings_for,
         stop=stop,
+        shared_prefix=shared_prefix,
     )
     for batch in batches:
         yield batch, [answer for _, part in answerer.parts(batch) for answer in part]

@@ -61,10 +61,19 @@ def _multiplication(count, seed, split="train"):
 
 
 def _graph(fewest, most):
-    """Chains without branches: with them a model of this size does not learn to reason in words either."""
-    return lambda count, seed, split="train": graph.generate(
-        count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0
-    )
+    """Chains without branches: with them a model of this size does not learn to reason in words either.
+
+    The reasoning starts with a word before the name, whose token would else be another one than in the question.
+    """
+
+    def generate(count, seed, split="train"):
+        rows = graph.generate(count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0)
+        return [
+            {**row, "reasoning": f"Now {row['reasoning']}", "steps": [f"Now {row['steps'][0]}", *row["steps"][1:]]}
+            for row in rows
+        ]
+
+    return generate
 
 
 TASKS = {
