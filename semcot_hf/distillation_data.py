@@ -145,10 +145,7 @@ def tokenize_row(row, tokenizer, settings):
     return {
         "prompt_ids": prompt,
         "completion_ids": _continuation(tokenizer, text, prompt, " " + row["answer"]) + end,
-        "step_ids": [
-            tokenizer(step, add_special_tokens=False)["input_ids"] + end if step else []
-            for step in groups
-        ],
+        "step_ids": [tokenizer(step, add_special_tokens=False)["input_ids"] + end if step else [] for step in groups],
         "word_ids": [tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in left],
         "teacher_ids": prompt[:cut]
         + tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]

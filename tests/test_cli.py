@@ -79,3 +79,25 @@ def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
         more = ["--few_shot", "1"] if name == "a" else ["--compare_with", str(tmp_path / "a")]
         assert main(["evaluate", *folders, *options, *more]) == 0
     assert '"p' in capsys.readouterr().out
+
+
+def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path):
+    from safetensors.torch import load_file
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModelForCausalLM
+
+    from semcot_hf import SemCoTForCausalLM
+    from semcot_hf.demo import GENERATOR_PATH
+
+    flags = ["--dataset", "coin_flip", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "2"]
+    flags += ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--report_to", "none"]
+    flags += ["--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true"]
+    encoder, model = str(tmp_path / "encoder"), str(tmp_path / "model")
+    assert main(["align", *flags, "--output_dir", encoder]) == 0
+    assert SentenceTransformer(encoder).encode(["Heads."]).shape[0] == 1
+    assert main(["distill", *flags, "--alignment_encoder", encoder, "--output_dir", model]) == 0
+    assert not any("lora" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
+    before = AutoModelForCausalLM.from_pretrained(GENERATOR_PATH).model.state_dict()
+    after = SemCoTForCausalLM.from_pretrained(model).generator.state_dict()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {name for name in before if "q_proj" in name or "v_proj" in name}

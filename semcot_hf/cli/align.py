@@ -2,15 +2,21 @@
 
 from ..alignment_config import SemCoTAlignmentConfig
 from ..alignment_trainer import SemCoTAlignmentTrainer
-from .arguments import DataArguments, ModelArguments, load_splits, parse, resume_point
+from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
 def run(argv):
     """Train the encoder on the dataset's (reasoning, condensed reasoning) pairs and save it in `--output_dir`."""
-    data, models, args = parse("semcot align", (DataArguments, ModelArguments, SemCoTAlignmentConfig), argv)
+    data, models, peft, args = parse(
+        "semcot align", (DataArguments, ModelArguments, PeftArguments, SemCoTAlignmentConfig), argv
+    )
     splits = load_splits(data)
     trainer = SemCoTAlignmentTrainer(
-        model=models.host, args=args, train_dataset=splits["train"], eval_dataset=splits.get("validation")
+        model=models.host,
+        args=args,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("validation"),
+        peft_config=peft.peft_config,
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)

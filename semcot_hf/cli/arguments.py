@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from trl import TrlParser
+from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data import load_reasoning_dataset
 from ..demo import GENERATOR_PATH, HOST_PATH
@@ -26,6 +26,30 @@ class ModelArguments:
 
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host causal LM (frozen)."})
     generator: str = field(default=str(GENERATOR_PATH), metadata={"help": "Id or path of the generator."})
+
+
+@dataclass
+class PeftArguments:
+    """Adapters instead of whole layers, with TRL's flags."""
+
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters, merged into what is saved."})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get adapters, or all-linear; PEFT's choice when left out."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r)."})
+    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed adapters."})
+
+    @property
+    def peft_config(self):
+        """The `LoraConfig`, or `None` without `use_peft`.
+
+        >>> PeftArguments().peft_config is None, PeftArguments(use_peft=True, lora_r=4).peft_config.r
+        (True, 4)
+        """
+        return get_peft_config(ModelConfig(**vars(self)))
 
 
 def parse(prog, dataclasses, argv):

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from ..distillation_config import SemCoTDistillationConfig
 from ..distillation_trainer import SemCoTDistillationTrainer
 from ..modeling import SemCoTForCausalLM
-from .arguments import DataArguments, ModelArguments, load_splits, parse, resume_point
+from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
 @dataclass
@@ -25,8 +25,10 @@ class GeneratorArguments:
 
 def run(argv):
     """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
-    data, models, generator, args = parse(
-        "semcot distill", (DataArguments, ModelArguments, GeneratorArguments, SemCoTDistillationConfig), argv
+    data, models, generator, peft, args = parse(
+        "semcot distill",
+        (DataArguments, ModelArguments, GeneratorArguments, PeftArguments, SemCoTDistillationConfig),
+        argv,
     )
     splits = load_splits(data)
     model = SemCoTForCausalLM.from_host_generator_pretrained(
@@ -42,6 +44,7 @@ def run(argv):
         eval_dataset=splits.get("validation"),
         processing_class=AutoTokenizer.from_pretrained(models.host),
         alignment_encoder=generator.alignment_encoder,
+        peft_config=peft.peft_config,
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
