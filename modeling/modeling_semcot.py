@@ -95,7 +95,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         """Set the host causal LM and freeze it.
 
         Raises:
-            ValueError: when its hidden size or vocabulary is not the one this model was made for.
+            ValueError: when its hidden size or vocabulary is not the one this model was made for, or its word
+                embeddings are of another size than its layers.
         """
         wanted, got = self.config.host_config.get_text_config(), host.config.get_text_config()
         for name in ("hidden_size", "vocab_size"):
@@ -105,6 +106,12 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                     f"{name}={getattr(wanted, name)}: pass the host it was trained with "
                     f"({self.config.host_name_or_path or 'its id is not recorded'})."
                 )
+        width = getattr(host.get_input_embeddings(), "embedding_dim", got.hidden_size)
+        if width != got.hidden_size:
+            raise ValueError(
+                f"host has word embeddings of size {width} and layers of size {got.hidden_size}: a host whose word "
+                "embeddings are projected (as OPT-350m's are) is not supported; take one where the two are alike."
+            )
         self.host = host.requires_grad_(False).eval()
 
     @torch.no_grad()

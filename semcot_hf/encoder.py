@@ -58,10 +58,18 @@ def build_alignment_encoder(
 
     Raises:
         ValueError: for a layer range that the host does not have, an unknown pooling, a size below one, a tokenizer
-            that has neither a padding nor an end token, or a host whose layers cannot be found.
+            that has neither a padding nor an end token, or a host whose layers cannot be found or whose word
+            embeddings are of another size than its layers.
     """
     backbone = backbone_of(host)
     _, layers = layer_list(backbone)
+    size = backbone.config.get_text_config().hidden_size
+    width = getattr(backbone.get_input_embeddings(), "embedding_dim", size)
+    if width != size:
+        raise ValueError(
+            f"host has word embeddings of size {width} and layers of size {size}: a host whose word embeddings are "
+            "projected (as OPT-350m's are) is not supported; take one where the two are alike."
+        )
     first_layer, last_layer = _check_range(first_layer, last_layer, len(layers))
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")

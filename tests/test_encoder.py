@@ -223,3 +223,12 @@ def test_other_sentence_transformers_are_refused(encoder):
     del encoder[0].model.config.semcot_alignment
     with pytest.raises(ValueError, match="was not cut out of a host: pass one made by build_alignment_encoder"):
         load_alignment_encoder(encoder)
+
+
+def test_a_host_with_projected_word_embeddings_is_refused(tiny_lm, tiny_semcot, tiny_tokenizer):
+    host = tiny_lm("opt", word_embed_proj_dim=16)
+    message = "word embeddings of size 16 and layers of size 32"
+    with pytest.raises(ValueError, match=message):
+        build_alignment_encoder(host, tiny_tokenizer)
+    with pytest.raises(ValueError, match=message):
+        tiny_semcot(host)
