@@ -263,6 +263,22 @@ def toy_host(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("steps", [3, 41])
+def test_operations_are_those_of_all_steps(tokenizer, toy_host, tmp_path, steps):
+    class Product(torch.nn.Module):
+        """A forward and a backward product of (16, 8) by (8, 4)."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 4, bias=False)
+
+        def forward(self, rows, progress):
+            return self.layer(torch.ones(len(rows), 8)).sum()
+
+    setting = toy_setting(tokenizer, None, toy_host, tmp_path, steps, 1e-3)
+    assert fit(Product(), list(range(64)), setting)["operations"] == steps * 2 * (2 * 16 * 8 * 4)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     host = AutoModelForCausalLM.from_pretrained(toy_host)
@@ -282,7 +298,7 @@ def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
     right = share_right(trained.model, method=trained.answered_by, **options)
     assert right >= 0.9 > at_once, f"{name}: {at_once} before, {right} after"
-    assert trained.trainable_parameters > 0 and len(trained.losses) > 1
+    assert trained.trainable_parameters > 0 and len(trained.losses) > 1 and trained.operations > 1e6
     if METHODS[name].frozen_host:
         after = trained.model.host.state_dict()
         assert all(torch.equal(after[key], value) for key, value in before.items())

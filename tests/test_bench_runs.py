@@ -54,6 +54,7 @@ def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkey
     folder = tmp_path / "run"
     made = run_method(settings(), questions(), folder)
     assert made["training"]["seen_questions"] == 8 and made["training"]["trainable_parameters"] > 1_000_000
+    assert made["training"]["operations"] > 2 * 3 * 1_000_000 * 8
     assert made["report"]["rows"][0]["n"] == 8 and made["latency"]["ratio"] > 0
     assert not (folder / "work").exists()
     trainings = []

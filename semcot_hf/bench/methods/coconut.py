@@ -63,5 +63,5 @@ class CoconutModel(LatentModel):
 def train_coconut(setting: Setting) -> Trained:
     """The whole host is trained; the optimizer is reset at each stage."""
     model = CoconutModel(setting.host, answer_prompt_ids(setting.tokenizer))
-    losses = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, model.stage)
-    return Trained(model, "semcot", count_trainable(model), losses=losses)
+    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, model.stage)
+    return Trained(model, "semcot", count_trainable(model), **history)

@@ -76,5 +76,5 @@ def add_lora(host):
 def train_codi(setting: Setting) -> Trained:
     """Host (or its adapters) and projection are trained."""
     model = CodiModel(add_lora(setting.host), answer_prompt_ids(setting.tokenizer))
-    losses = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
-    return Trained(model, "semcot", count_trainable(model), losses=losses)
+    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    return Trained(model, "semcot", count_trainable(model), **history)

@@ -29,8 +29,8 @@ class TextModel(nn.Module):
 def train_on_text(setting: Setting, continuation, answered_by, stage=None) -> Trained:
     """Fine-tune the host on `continuation`; see `TextModel` and `fit`."""
     model = TextModel(setting.host, continuation)
-    losses = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
-    return Trained(setting.host, answered_by, count_trainable(model), losses=losses)
+    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
+    return Trained(setting.host, answered_by, count_trainable(model), **history)
 
 
 def train_no_cot(setting: Setting) -> Trained:

@@ -29,5 +29,5 @@ class PauseModel(LatentModel):
 def train_pause(setting: Setting) -> Trained:
     """Host and pause embedding are trained."""
     model = PauseModel(setting.host, answer_prompt_ids(setting.tokenizer), setting.num_implicit_tokens)
-    losses = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
-    return Trained(model, "semcot", count_trainable(model), losses=losses)
+    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    return Trained(model, "semcot", count_trainable(model), **history)

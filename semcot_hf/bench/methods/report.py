@@ -75,15 +75,15 @@ def folder_name(task):
 def _table(rows):
     yield (
         "| method | accuracy [95 %] | sd over seeds | controls: other, mean, noise, none | latency / no CoT "
-        "| new tokens | implicit tokens | trained parameters | training s | seen questions "
+        "| new tokens | implicit tokens | trained parameters | training s | training TFLOP | seen questions "
         "| learning rate | p against best |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         low, high = (100 * bound for bound in row["ci95"])
         spread = f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})"
         controls = [row["controls"].get(name) for name in ("other_question", "mean", "noise", "none")]
-        p_value = row["p_against_best"]
+        p_value, operations = row["p_against_best"], row["training_operations"]
         cells = [
             row["title"],
             f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}]",
@@ -94,6 +94,7 @@ def _table(rows):
             str(row["implicit_tokens"]),
             f"{row['trainable_parameters']:,}",
             f"{row['training_seconds']:.0f}",
+            "" if operations is None else f"{operations / 1e12:.1f}",
             f"{row['seen_questions']:,}",
             f"{row['learning_rate']:g}",
             "" if p_value is None else f"{p_value:.4f}",

@@ -77,9 +77,9 @@ class RunSettings:
 def run_method(settings: RunSettings, questions: Questions, folder) -> dict:
     """Train and evaluate, or take the finished run over from `folder`; returns its figures.
 
-    The figures are those of `evaluate`'s report with `training`: seconds, seen questions, trainable parameters,
-    learning rate, losses; and `latency`: seconds per question against the untouched host's answer at once, measured
-    in turn.
+    The figures are those of `evaluate`'s report with `training`: seconds, seen questions, operations, trainable
+    parameters, learning rate, losses; and `latency`: seconds per question against the untouched host's answer at
+    once, measured in turn.
 
     Raises:
         ValueError: when the folder holds a finished run of other settings, which stays untouched.
@@ -107,6 +107,7 @@ def run_method(settings: RunSettings, questions: Questions, folder) -> dict:
         "training": {
             "seconds": round(seconds, 1),
             "seen_questions": settings.steps * settings.batch_size,
+            "operations": trained.operations,
             "trainable_parameters": trained.trainable_parameters,
             "learning_rate": rate,
             "search": search,

@@ -11,7 +11,7 @@ from ...alignment_trainer import SemCoTAlignmentTrainer
 from ...distillation_config import SemCoTDistillationConfig
 from ...distillation_trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
-from .training import Setting, Trained, count_trainable, logged_losses, optimization
+from .training import OperationCounter, Setting, Trained, count_trainable, logged_losses, optimization
 
 # The paper's weight of the semantic alignment (GSM8K).
 ALPHA = 0.25
@@ -62,7 +62,8 @@ def train_semcot_best(setting: Setting) -> Trained:
 def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_config=None, **objectives):
     rows = Dataset.from_list(list(setting.train_rows))
     needs_encoder = alpha > 0 and objectives.get("alignment_view") != "mean_pooled"
-    encoder = _encoder(setting, rows) if needs_encoder else None
+    encoder, operations = _encoder(setting, rows) if needs_encoder else (None, 0.0)
+    counter = OperationCounter()
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         setting.host,
         generator or setting.generator,
@@ -86,16 +87,18 @@ def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_con
         processing_class=setting.tokenizer,
         alignment_encoder=encoder,
         peft_config=peft_config,
+        callbacks=[counter],
     )
     trainer.remove_callback(PrinterCallback)
     trainable = count_trainable(trainer.model)
     trainer.train()
-    return Trained(trainer.model, "semcot", trainable, losses=logged_losses(trainer))
+    operations += counter.total
+    return Trained(trainer.model, "semcot", trainable, losses=logged_losses(trainer), operations=operations)
 
 
 def _encoder(setting, rows):
-    """Stage 1 on the setting's questions; its folder."""
-    folder = setting.work_dir / "encoder"
+    """Stage 1 on the setting's questions; its folder and its operations."""
+    folder, counter = setting.work_dir / "encoder", OperationCounter()
     trainer = SemCoTAlignmentTrainer(
         model=copy.deepcopy(setting.host),
         args=SemCoTAlignmentConfig(
@@ -110,8 +113,9 @@ def _encoder(setting, rows):
         ),
         train_dataset=rows.select(range(min(ALIGNMENT_ROWS, len(rows)))),
         processing_class=setting.tokenizer,
+        callbacks=[counter],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(folder))
-    return str(folder)
+    return str(folder), counter.total

@@ -80,5 +80,5 @@ def train_simcot_codi(setting: Setting) -> Trained:
 
 def _train(setting, base, decoder, stage):
     model = StepSupervised(base, decoder, setting.tokenizer.eos_token_id)
-    losses = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
-    return Trained(base, "semcot", count_trainable(model), losses=losses)
+    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
+    return Trained(base, "semcot", count_trainable(model), **history)

@@ -45,5 +45,5 @@ def train_softcot(setting: Setting) -> Trained:
     # The soft thoughts stand at the end of the prompt; reasoning, answer prompt and answer follow in words.
     model.config.answer_prompt_ids = []
     module = SoftCoTModel(model)
-    losses = fit(module, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
-    return Trained(model, "semcot", count_trainable(module), answer_prompt="", losses=losses)
+    history = fit(module, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    return Trained(model, "semcot", count_trainable(module), answer_prompt="", **history)

@@ -96,6 +96,7 @@ def _row(name, found, verdicts, by_method):
         "trainable_parameters": trainings[0]["trainable_parameters"],
         "training_seconds": float(np.mean([training["seconds"] for training in trainings])),
         "seen_questions": trainings[0]["seen_questions"],
+        "training_operations": trainings[0].get("operations"),
         "learning_rate": trainings[0]["learning_rate"],
         "by_steps": _by_steps(own),
         "controls": _controls(found),

@@ -13,6 +13,7 @@ class BenchTask:
     Args:
         answer_type: of `check_answer`.
         generate: rows from (number, seed, split), of the bench's difficulty.
+        host_rows: what the host and the tokenizer are made on: a function like `generate`, which it is by default.
         lessons: what the generator learns to reason on in words, easy to hard: a function like `generate`, and the
             number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
@@ -35,6 +36,7 @@ class BenchTask:
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
+    host_rows: Callable[[int, int, str], list[dict]] | None = None
 
 
 def _coin_flip(fewest, most):
@@ -43,11 +45,11 @@ def _coin_flip(fewest, most):
     )
 
 
-def _arithmetic(fewest, most):
-    """Equations only, as GSM8K-Aug has them, with numbers up to 99."""
+def _arithmetic(fewest, most, largest=99):
+    """Equations only, as GSM8K-Aug has them, with numbers up to `largest`."""
 
     def generate(count, seed, split="train"):
-        rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=99)
+        rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=largest)
         return [
             {**row, "reasoning": row["condensed_reasoning"], "steps": row["condensed_reasoning"].split()}
             for row in rows
@@ -91,7 +93,9 @@ TASKS = {
     ),
     "arithmetic": BenchTask(
         answer_type="numeric",
-        generate=_arithmetic(2, 6),
+        # With numbers up to 99, all methods that were tried stay at chance for budgets of this size (NOTES.md).
+        generate=_arithmetic(2, 6, largest=20),
+        host_rows=_arithmetic(2, 6),
         lessons=((_arithmetic(1, 2), 400), (_arithmetic(1, 4), 400), (_arithmetic(2, 6), 1200)),
         generator_shape=(3, 128),
         host_layers=12,
@@ -110,7 +114,7 @@ TASKS = {
     "graph": BenchTask(
         answer_type="sequence",
         generate=_graph(2, 6),
-        lessons=((_graph(1, 2), 400), (_graph(1, 4), 400), (_graph(2, 6), 800)),
+        lessons=((_graph(1, 2), 400), (_graph(1, 4), 600), (_graph(2, 6), 2200)),
         generator_shape=(2, 96),
         host_layers=10,
         num_implicit_tokens=6,

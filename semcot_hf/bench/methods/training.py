@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 
@@ -50,6 +52,7 @@ class Trained:
         trainable_parameters: number of parameters that training changed.
         answer_prompt: text behind the generation prompt where it is not the usual one.
         losses: (step, loss) pairs.
+        operations: floating point operations of the training's steps.
     """
 
     model: nn.Module
@@ -57,6 +60,7 @@ class Trained:
     trainable_parameters: int
     answer_prompt: str | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
+    operations: float | None = None
 
 
 class _ModuleTrainer(Trainer):
@@ -78,6 +82,44 @@ class _ResetOptimizer(TrainerCallback):
             self.last, self.resets = stage, self.resets + 1
 
 
+class OperationCounter(TrainerCallback):
+    """Floating point operations of a training's steps, forward and backward, counted on every so-manieth step.
+
+    Matrix products and attention count, a multiplication and an addition each as one, as torch counts them; what a
+    trainer computes once before its first step does not.
+
+    Args:
+        samples: steps that are counted, spread evenly, so that a curriculum's stages weigh as they last.
+    """
+
+    def __init__(self, samples=20):
+        self.samples, self.counted, self.mode = samples, [], None
+        # Attention on CPU, which torch has no formula for.
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        self._formulas = {
+            attention: lambda *shapes, out_shape=None, **options: sdpa_flop_count(*shapes[:3]),
+            backward: lambda *shapes, out_shape=None, **options: sdpa_backward_flop_count(*shapes[:4]),
+        }
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % max(1, state.max_steps // self.samples) == 0:
+            self.mode = FlopCounterMode(display=False, custom_mapping=self._formulas)
+            self.mode.__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps = state.max_steps
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+            self.counted.append(self.mode.get_total_flops())
+            self.mode = None
+
+    @property
+    def total(self) -> float:
+        """Operations of all steps: the counted ones' mean, times the number of steps."""
+        return sum(self.counted) / len(self.counted) * self.steps
+
+
 def fit(module, rows, setting, stage=None):
     """Train `module`, whose forward(rows, progress) is the loss of a list of `BenchRow`s.
 
@@ -88,7 +130,7 @@ def fit(module, rows, setting, stage=None):
         stage: curriculum stage at a progress in [0, 1); the optimizer is reset where it changes.
 
     Returns:
-        The (step, loss) pairs that were logged.
+        `losses` and `operations` of `Trained`.
     """
     set_seed(setting.seed)
     module.to(setting.device)
@@ -101,7 +143,8 @@ def fit(module, rows, setting, stage=None):
         save_strategy="no",
         disable_tqdm=True,
     )
-    callbacks = [] if stage is None else [_ResetOptimizer(stage)]
+    counter = OperationCounter()
+    callbacks = [counter] if stage is None else [counter, _ResetOptimizer(stage)]
     trainer = _ModuleTrainer(
         model=module,
         args=args,
@@ -111,7 +154,7 @@ def fit(module, rows, setting, stage=None):
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return logged_losses(trainer)
+    return {"losses": logged_losses(trainer), "operations": counter.total}
 
 
 def optimization(setting):
