@@ -1,7 +1,9 @@
 """The bench's tasks: questions of graded difficulty, and the models that are made for them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ...data.tasks import arithmetic, coin_flip, graph, multiplication
 
@@ -63,19 +65,35 @@ def _multiplication(count, seed, split="train"):
 
 
 def _graph(fewest, most):
-    """Chains without branches: with them a model of this size does not learn to reason in words either.
+    """Chains of rules without people ("Is every P a Q or an R?") and without branches.
 
-    The reasoning starts with a word before the name, whose token would else be another one than in the question.
+    With either, a model of this size does not learn to reason in words (NOTES.md).
     """
 
     def generate(count, seed, split="train"):
         rows = graph.generate(count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0)
-        return [
-            {**row, "reasoning": f"Now {row['reasoning']}", "steps": [f"Now {row['steps'][0]}", *row["steps"][1:]]}
-            for row in rows
-        ]
+        return [_without_people(row) for row in rows]
 
     return generate
+
+
+def _without_people(row):
+    """A row of `graph` that asks about the concept that its person starts from.
+
+    >>> row = graph.generate(1, seed=3, min_depth=2, max_depth=2, num_distractors=0)[0]
+    >>> row["query"]  # doctest: +NORMALIZE_WHITESPACE
+    'Every kernmix is a julgus. Val is a rasttar. Every rasttar is a quonpod. Every quonpod is a fimmix. Every quonmix
+    is a kernmix. Nia is a quonmix. Is Val a fimmix or a julgus?'
+    >>> told = _without_people(row)
+    >>> told["query"].partition(" Is ")[2], told["steps"]
+    ('every rasttar a fimmix or a julgus?', ['Every rasttar is a quonpod.', 'Every quonpod is a fimmix.'])
+    """
+    chain = row["condensed_reasoning"].rstrip(".").split(", ")
+    rules = re.findall(r"Every \w+ is a \w+\.", row["query"])
+    choices = row["query"].rpartition(" Is ")[2].partition(" ")[2]
+    steps = [f"Every {lower} is a {upper}." for lower, upper in pairwise(chain)]
+    query = f"{' '.join(rules)} Is every {chain[0]} {choices}"
+    return {**row, "query": query, "steps": steps, "reasoning": " ".join(steps)}
 
 
 TASKS = {
@@ -114,7 +132,7 @@ TASKS = {
     "graph": BenchTask(
         answer_type="sequence",
         generate=_graph(2, 6),
-        lessons=((_graph(1, 2), 400), (_graph(1, 4), 600), (_graph(2, 6), 2200)),
+        lessons=((_graph(1, 2), 400), (_graph(1, 4), 400), (_graph(2, 6), 800)),
         generator_shape=(2, 96),
         host_layers=10,
         num_implicit_tokens=6,
