@@ -4,7 +4,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 GENERATOR_MODES = ("parallel", "sequential")
-PROJECTIONS = ("linear", "identity")
+PROJECTIONS = ("linear", "identity", "vocabulary")
 
 
 class SemCoTConfig(PreTrainedConfig):
@@ -23,7 +23,10 @@ class SemCoTConfig(PreTrainedConfig):
         feedback_scale: factor on a state that is fed back in sequential mode, so that it is as large as the
             generator's word embeddings.
         projection: "linear" maps generator states to the host's hidden size; "identity" hands them over as they are
-            (equal sizes needed).
+            (equal sizes needed); "vocabulary" makes each token a mixture of the host's word embeddings, by the
+            generator's own distribution over the words (its LM head, trained further), and feeds the same mixture of
+            the generator's word embeddings back in sequential mode. It needs one tokenizer for both, and with a
+            generator that reasons in one word a step, its tokens are soft words from the start.
         answer_prompt_ids: token ids that end a prompt and belong behind the implicit tokens, such as those of
             "\\nAnswer:". The tokens go before them, or at the prompt's end where a prompt does not end on them.
         separate_generator_tokenizer: whether the generator reads queries in its own tokenizer's ids; the checkpoint
@@ -101,6 +104,11 @@ class SemCoTConfig(PreTrainedConfig):
             raise ValueError("state_offset=-1 belongs to generator_mode='parallel': set state_offset=0.")
         if self.projection not in PROJECTIONS:
             raise ValueError(f"projection={self.projection!r}: must be one of {PROJECTIONS}.")
+        if self.projection == "vocabulary" and self.separate_generator_tokenizer:
+            raise ValueError(
+                "projection='vocabulary' mixes the words of one vocabulary, but separate_generator_tokenizer is set: "
+                "use projection='linear'."
+            )
         if self.projection == "identity" and self.host_config is not None and self.generator_config is not None:
             host_size = self.host_config.get_text_config().hidden_size
             generator_size = self.generator_config.get_text_config().hidden_size

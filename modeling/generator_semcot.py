@@ -32,11 +32,11 @@ def parallel_states(generator, thought_embedding, input_ids, attention_mask, cou
     return states[:, start : start + count]
 
 
-def sequential_states(generator, thought_embedding, input_ids, attention_mask, count, feedback_scale=1.0):
+def sequential_states(generator, thought_embedding, input_ids, attention_mask, count, feedback):
     """Generator states of `count` implicit tokens, each fed back as the next input embedding (Coconut's recurrence).
 
-    The query and one <thought> give the first state; every further state is one cached step, whose input is the last
-    state times `feedback_scale`. The other arguments and the result are those of `parallel_states`.
+    The query and one <thought> give the first state; every further state is one cached step, whose input is
+    `feedback` of the last state (batch, 1, size). The other arguments and the result are those of `parallel_states`.
     """
     query = generator.get_input_embeddings()(input_ids)
     thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
@@ -59,7 +59,7 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
             use_cache=True,
         ).last_hidden_state[:, -1:]
         states.append(state)
-        embeds = state * feedback_scale
+        embeds = feedback(state)
     return torch.cat(states, dim=1)
 
 

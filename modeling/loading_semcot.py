@@ -80,6 +80,9 @@ class SemCoTLoadingMixin:
         model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         model.projection.to(embeddings)
         model.match_scales()
+        if config.projection == "vocabulary":
+            head = generator.get_output_embeddings()
+            model.projection.weight.data = (embeddings if head is None else head.weight).detach().clone()
         for name, tokenizer in zip(TOKENIZERS, tokenizers, strict=True):
             if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer)

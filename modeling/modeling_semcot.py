@@ -73,6 +73,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         width = config.generator_config.get_text_config().hidden_size
         if config.projection == "identity":
             self.projection = nn.Identity()
+        elif config.projection == "vocabulary":
+            self.projection = nn.Linear(width, config.generator_config.get_text_config().vocab_size, bias=False)
         else:
             self.projection = nn.Linear(width, config.host_config.get_text_config().hidden_size)
         self.thought_embedding = nn.Parameter(torch.empty(width))
@@ -89,7 +91,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             nn.init.normal_(self.thought_embedding, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear) and module in (self.projection, self.step_projection):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def attach_host(self, host):
         """Set the host causal LM and freeze it.
@@ -225,11 +228,32 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                 "must share a tokenizer."
             )
         if self.config.generator_mode == "sequential":
-            make, option = sequential_states, self.config.feedback_scale
+            make, option = sequential_states, self.feedback
         else:
             make, option = parallel_states, self.config.state_offset
         states = make(self.generator, self.thought_embedding, ids, mask, count, option)
-        return self.projection(states.to(self.thought_embedding.dtype)).to(host_words.dtype)
+        return self.tokens_of(states)
+
+    def feedback(self, states):
+        """What a sequential generator reads after `states` (batch, 1, size): those, scaled, or its mixture of words."""
+        if self.config.projection == "vocabulary":
+            return self._mixture(states, self.generator.get_input_embeddings()).to(states.dtype)
+        return states * self.config.feedback_scale
+
+    def tokens_of(self, states):
+        """Implicit tokens (batch, k, host hidden size) of generator states (batch, k, size), in the host's dtype."""
+        words = self.get_input_embeddings()
+        if self.config.projection == "vocabulary":
+            return self._mixture(states, words).to(words.weight.dtype)
+        return self.projection(states.to(self.thought_embedding.dtype)).to(words.weight.dtype)
+
+    def _mixture(self, states, words):
+        """Mean of the word embeddings that each state expects next, by the distribution of the trained LM head."""
+        logits = self.projection(states.to(self.thought_embedding.dtype))
+        known = min(logits.shape[-1], words.weight.shape[0])
+        shares = logits[..., :known].softmax(dim=-1, dtype=torch.float32).to(words.weight)
+        # Some families scale their word embeddings as they look them up.
+        return shares @ words.weight[:known] * getattr(words, "embed_scale", 1.0)
 
     def _pad_id(self):
         pad = self.config.get_text_config().pad_token_id

@@ -204,6 +204,5 @@ def tokens_behind(model, cache, attention_mask):
             use_cache=True,
         ).last_hidden_state
         states.append(state)
-        step, length = state * config.feedback_scale, end
-    tokens = model.projection(torch.cat(states, dim=1).to(thought.dtype))
-    return tokens.to(model.get_input_embeddings().weight.dtype)
+        step, length = model.feedback(state), end
+    return model.tokens_of(torch.cat(states, dim=1))
