@@ -235,7 +235,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
         return self.tokens_of(states)
 
     def feedback(self, states):
-        """What a sequential generator reads after `states` (batch, 1, size): those, scaled, or its mixture of words."""
+        """What a sequential generator reads after `states` (batch, 1, size): those, scaled, or a mixture of words."""
         if self.config.projection == "vocabulary":
             return self._mixture(states, self.generator.get_input_embeddings()).to(states.dtype)
         return states * self.config.feedback_scale
