@@ -36,6 +36,7 @@ class SemCoTLoadingMixin:
         generator_kwargs=None,
         host_tokenizer=None,
         generator_tokenizer=None,
+        thought_token_id=None,
         **config_kwargs,
     ):
         """Put a SemCoT model together from two pretrained models.
@@ -47,13 +48,15 @@ class SemCoTLoadingMixin:
             host_kwargs, generator_kwargs: arguments for their `from_pretrained` (dtype, device_map, revision ...).
             host_tokenizer, generator_tokenizer: ids, paths or tokenizers, both of them, where the two models do not
                 share one; queries are then re-tokenized for the generator.
+            thought_token_id: the generator's token whose embedding <thought> starts from, such as the word that its
+                reasoning begins with; the mean of all embeddings when `None`.
             config_kwargs: further fields of `SemCoTConfig`, such as `generator_mode="sequential"`.
 
         Returns:
             `SemCoTForCausalLM` whose projection and <thought> embedding are fresh.
 
         Raises:
-            ValueError: when one tokenizer is given without the other.
+            ValueError: when one tokenizer is given without the other, or a token id that the generator does not know.
         """
         tokenizers = [host_tokenizer, generator_tokenizer]
         if (host_tokenizer is None) != (generator_tokenizer is None):
@@ -77,7 +80,12 @@ class SemCoTLoadingMixin:
         model = cls(config, host=host, generator=backbone)
         model.generation_config = host.generation_config
         embeddings = backbone.get_input_embeddings().weight
-        model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
+        if thought_token_id is None:
+            model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
+        elif 0 <= thought_token_id < embeddings.shape[0]:
+            model.thought_embedding.data = embeddings[thought_token_id].detach().clone()
+        else:
+            raise ValueError(f"thought_token_id={thought_token_id}: the generator knows {embeddings.shape[0]} tokens.")
         model.projection.to(embeddings)
         model.match_scales()
         if config.projection == "vocabulary":

@@ -118,3 +118,10 @@ def test_words_are_learned_from_reasoning_of_one_word_a_step(parts, tiny_tokeniz
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_thought_starts_as_the_token_that_is_named(tiny_semcot):
+    model = tiny_semcot(thought_token_id=5)
+    assert torch.equal(model.thought_embedding, model.generator.get_input_embeddings().weight[5])
+    with pytest.raises(ValueError, match="thought_token_id=-1: the generator knows"):
+        tiny_semcot(thought_token_id=-1)

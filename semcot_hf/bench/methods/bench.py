@@ -60,8 +60,16 @@ class BenchSettings:
         default=None,
         metadata={"help": "Generator of SemCoT's best: parallel or sequential; the task's own if left out."},
     )
+    best_projection: str | None = field(
+        default=None,
+        metadata={"help": "Projection of SemCoT's best: linear, identity or vocabulary; the task's own if left out."},
+    )
     best_step_weight: float | None = field(
         default=None, metadata={"help": "Weight of the step decoder in SemCoT's best; the task's own when left out."}
+    )
+    best_thought: str | None = field(
+        default=None,
+        metadata={"help": "Word that <thought> of SemCoT's best starts from; the task's own by default."},
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to questions of a --host's dataset."})
     models_dir: str | None = field(
@@ -175,7 +183,9 @@ def _run_settings(settings, task, method, seed, host, generator):
         num_implicit_tokens=choice("num_implicit_tokens", 5),
         steps_per_token=choice("steps_per_token", 1),
         best_mode=choice("best_mode", "sequential"),
+        best_projection=choice("best_projection", "linear"),
         best_step_weight=choice("best_step_weight", 1.0),
+        best_thought=choice("best_thought", None),
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rates=tuple(settings.learning_rates),

@@ -41,7 +41,8 @@ class RunSettings:
     Args:
         task, method, seed: which run.
         host, generator: folders or ids.
-        num_implicit_tokens, steps_per_token, best_mode, best_step_weight: see `Setting`.
+        num_implicit_tokens, steps_per_token, best_mode, best_projection, best_step_weight,
+            best_thought: see `Setting`.
         steps, batch_size: the budget, steps * batch_size seen questions.
         learning_rates: candidates of the search; with one there is no search.
         search_share: share of the steps that each candidate is trained for.
@@ -58,7 +59,9 @@ class RunSettings:
     num_implicit_tokens: int
     steps_per_token: int
     best_mode: str
+    best_projection: str
     best_step_weight: float
+    best_thought: str | None
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -131,7 +134,9 @@ def _train(settings, questions, rate, steps, work):
         num_implicit_tokens=settings.num_implicit_tokens,
         steps_per_token=settings.steps_per_token,
         best_mode=settings.best_mode,
+        best_projection=settings.best_projection,
         best_step_weight=settings.best_step_weight,
+        best_thought=settings.best_thought,
         steps=steps,
         batch_size=settings.batch_size,
         learning_rate=rate,

@@ -48,14 +48,18 @@ def train_host_as_generator(setting: Setting) -> Trained:
 
 
 def train_semcot_best(setting: Setting) -> Trained:
-    """As the task's validation questions want it: sequential tokens, each told whole to SIM-CoT's decoder, or not."""
+    """As the task's validation questions want it: see the fields `best_...` of `Setting`."""
+    options = {"generator_mode": setting.best_mode, "projection": setting.best_projection}
+    if setting.best_thought is not None:
+        ids = setting.tokenizer(setting.best_thought, add_special_tokens=False)["input_ids"]
+        options["thought_token_id"] = ids[-1]
     return _train(
         setting,
         alpha=0.1,
         step_weight=setting.best_step_weight,
         steps_per_token=setting.steps_per_token,
         projection_warmup=0.0,
-        model_options={"generator_mode": setting.best_mode},
+        model_options=options,
     )
 
 

@@ -22,7 +22,8 @@ class BenchTask:
         host_layers: the host has the generator's width and so many layers.
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
-        best_mode, best_step_weight: see `Setting`; chosen on validation questions (`examples/bench/NOTES.md`).
+        best_mode, best_projection, best_step_weight, best_thought: see `Setting`; chosen on validation questions
+            (`examples/bench/NOTES.md`).
         max_new_tokens: longest explicit reasoning with its answer.
     """
 
@@ -34,7 +35,9 @@ class BenchTask:
     num_implicit_tokens: int
     steps_per_token: int
     best_mode: str = "sequential"
+    best_projection: str = "linear"
     best_step_weight: float = 1.0
+    best_thought: str | None = None
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
@@ -77,6 +80,29 @@ def _graph(fewest, most):
     return generate
 
 
+def _graph_words(fewest, most):
+    """The same questions, reasoned about in one word a step: the concepts of the chain, the last one repeated.
+
+    For a generator that has learned so, a soft word is an implicit token (`projection="vocabulary"`).
+    """
+    generate = _graph(fewest, most)
+
+    def generate_words(count, seed, split="train"):
+        rows = generate(count, seed, split)
+        chains = [row["condensed_reasoning"].rstrip(".").split(", ") for row in rows]
+        padded = [(chain + chain[-1:] * GRAPH_WORDS)[:GRAPH_WORDS] for chain in chains]
+        return [{**row, "reasoning": f"Every {' '.join(words)}."} for row, words in zip(rows, padded, strict=True)]
+
+    return generate_words
+
+
+def _with_people(fewest, most):
+    """Chains as in `_graph` with people, whose rules a model of this size learns to follow the sooner."""
+    return lambda count, seed, split="train": graph.generate(
+        count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0
+    )
+
+
 def _without_people(row):
     """A row of `graph` that asks about the concept that its person starts from.
 
@@ -95,6 +121,9 @@ def _without_people(row):
     query = f"{' '.join(rules)} Is every {chain[0]} {choices}"
     return {**row, "query": query, "steps": steps, "reasoning": " ".join(steps)}
 
+
+# The most concepts of a chain of 6 rules.
+GRAPH_WORDS = 7
 
 TASKS = {
     "coin_flip": BenchTask(
@@ -132,10 +161,22 @@ TASKS = {
     "graph": BenchTask(
         answer_type="sequence",
         generate=_graph(2, 6),
-        lessons=((_graph(1, 2), 400), (_graph(1, 4), 400), (_graph(2, 6), 800)),
+        lessons=(
+            (_with_people(1, 2), 400),
+            (_with_people(1, 4), 600),
+            (_with_people(2, 6), 2200),
+            (_graph(1, 4), 100),
+            (_graph(2, 6), 600),
+            (_graph_words(1, 3), 150),
+            (_graph_words(2, 6), 600),
+        ),
         generator_shape=(2, 96),
         host_layers=10,
-        num_implicit_tokens=6,
+        num_implicit_tokens=GRAPH_WORDS,
         steps_per_token=1,
+        best_projection="vocabulary",
+        best_step_weight=0.0,
+        best_thought="Every",
+        host_rows=_graph(2, 6),
     ),
 }

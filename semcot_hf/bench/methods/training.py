@@ -20,7 +20,9 @@ class Setting:
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
         num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
-        best_mode, best_step_weight: how SemCoT at its best makes its tokens, and the weight of its step decoder.
+        best_mode, best_projection, best_step_weight: how SemCoT at its best makes its tokens, and the weight of its
+            step decoder.
+        best_thought: word whose last token's embedding its <thought> starts from; the mean of all when `None`.
         steps, batch_size, learning_rate, seed: of the training.
         device: where it runs.
         work_dir: folder for what the training has to write.
@@ -33,7 +35,9 @@ class Setting:
     num_implicit_tokens: int
     steps_per_token: int
     best_mode: str
+    best_projection: str
     best_step_weight: float
+    best_thought: str | None
     steps: int
     batch_size: int
     learning_rate: float
