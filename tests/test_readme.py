@@ -57,7 +57,10 @@ def test_commands_run(folder, shared_data, monkeypatch):
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("semcot")]
     assert {name_of(command[1:]) for command in commands} >= set(SMALL)
     for command in commands:
-        arguments = [word.replace("../shared/data", str(shared_data)) for word in command[1:]]
+        arguments = [
+            word.replace("../shared/data", str(shared_data)).replace("examples/", f"{ROOT}/examples/")
+            for word in command[1:]
+        ]
         # The check finds the faults that MultiArith is known to have.
         status = 1 if arguments[:2] == ["data", "check"] else 0
         assert main([*arguments, *SMALL.get(name_of(arguments), [])]) == status, command
