@@ -109,12 +109,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
                     f"{name}={getattr(wanted, name)}: pass the host it was trained with "
                     f"({self.config.host_name_or_path or 'its id is not recorded'})."
                 )
-        width = getattr(host.get_input_embeddings(), "embedding_dim", got.hidden_size)
-        if width != got.hidden_size:
-            raise ValueError(
-                f"host has word embeddings of size {width} and layers of size {got.hidden_size}: a host whose word "
-                "embeddings are projected (as OPT-350m's are) is not supported; take one where the two are alike."
-            )
+        check_word_size(host)
         self.host = host.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -414,6 +409,17 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
 
 # Each `generate` asks for it four times, and building it from so many parameters takes as long as a small layer.
 SemCoTForCausalLM.forward.__signature__ = signature(SemCoTForCausalLM.forward)
+
+
+def check_word_size(host):
+    """Raise ValueError for a host, or its backbone, whose word embeddings are of another size than its layers."""
+    size = host.config.get_text_config().hidden_size
+    width = getattr(host.get_input_embeddings(), "embedding_dim", size)
+    if width != size:
+        raise ValueError(
+            f"host has word embeddings of size {width} and layers of size {size}: a host whose word embeddings are "
+            "projected (as OPT-350m's are) is not supported; take one where the two are alike."
+        )
 
 
 def _completion_of(labels, attention_mask):

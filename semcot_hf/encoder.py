@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .decoder_layers import backbone_of, layer_list, layers_view, only_layers, run_from, states_before
+from .modeling.modeling_semcot import check_word_size
 
 POOLINGS = ("mean", "max", "lasttoken", "weightedmean")
 
@@ -63,13 +64,7 @@ def build_alignment_encoder(
     """
     backbone = backbone_of(host)
     _, layers = layer_list(backbone)
-    size = backbone.config.get_text_config().hidden_size
-    width = getattr(backbone.get_input_embeddings(), "embedding_dim", size)
-    if width != size:
-        raise ValueError(
-            f"host has word embeddings of size {width} and layers of size {size}: a host whose word embeddings are "
-            "projected (as OPT-350m's are) is not supported; take one where the two are alike."
-        )
+    check_word_size(backbone)
     first_layer, last_layer = _check_range(first_layer, last_layer, len(layers))
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")

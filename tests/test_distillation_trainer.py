@@ -198,6 +198,7 @@ def test_bad_input_is_named(parts, tiny_tokenizer, tmp_path, options, dataset, m
         ({"alpha": 1.5}, "alpha=1.5: must lie within 0 and 1"),
         ({"step_weight": -1.0}, "step_weight=-1.0: must be 0 or more"),
         ({"projection_warmup": 1.0}, "projection_warmup=1.0"),
+        ({"curriculum": 1.0}, "curriculum=1.0: must be at least 0 and less than 1"),
         ({"steps_per_token": 0}, "steps_per_token=0"),
         ({"alignment_view": "both"}, "alignment_view='both'"),
     ],

@@ -74,8 +74,7 @@ def _graph(fewest, most):
     """
 
     def generate(count, seed, split="train"):
-        rows = graph.generate(count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0)
-        return [_without_people(row) for row in rows]
+        return [_without_people(row) for row in _with_people(fewest, most)(count, seed, split)]
 
     return generate
 
