@@ -1,6 +1,7 @@
 """The bench's methods: each held to its definition, and each learns a toy task."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -242,6 +243,7 @@ def toy_setting(tokenizer, host, folder, work, steps, rate):
         best_projection="linear",
         best_step_weight=1.0,
         best_thought=None,
+        best_words=0.0,
         steps=steps,
         batch_size=16,
         learning_rate=rate,
@@ -304,3 +306,29 @@ def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     if METHODS[name].frozen_host:
         after = trained.model.host.state_dict()
         assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tmp_path):
+    rows = [{**row, "words": f"{row['steps'][0].split()[0]} {row['answer']} {row['answer']}."} for row in toy_rows()]
+    setting = replace(
+        toy_setting(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 20, 5e-3),
+        train_rows=rows,
+        best_projection="vocabulary",
+        best_step_weight=0.0,
+        best_words=3.0,
+    )
+    before = copy.deepcopy(setting.host.state_dict())
+    trained = METHODS["semcot_best"].train(setting)
+    # Steps of words, of the alignment, of the distillation; 16 questions each.
+    assert trained.seen_questions == (60 + 1 + 4) * 16
+    assert [step for step, _ in trained.losses][-1] == 64 and trained.losses[-5][1] < trained.losses[0][1] / 4
+    assert trained.model.generator.config.use_cache
+    after = trained.model.host.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    reader = AutoModelForCausalLM.from_pretrained(toy_host)
+    reader.model.load_state_dict(trained.model.generator.state_dict())
+    written = answer_questions(reader, tokenizer, [row["query"] for row in rows], method="cot", max_new_tokens=12)
+    told = [answer.output.partition("\n")[0] == row["words"] for answer, row in zip(written, rows, strict=True)]
+    assert sum(told) >= 0.9 * len(rows)
+    with pytest.raises(ValueError, match="best_words=3.0: 16 of 16 training rows have no 'words'"):
+        METHODS["semcot_best"].train(replace(setting, train_rows=toy_rows()))

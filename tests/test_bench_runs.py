@@ -40,6 +40,7 @@ def settings(**changes):
         "best_projection": "linear",
         "best_step_weight": 1.0,
         "best_thought": None,
+        "best_words": 0.0,
         "learning_rates": (1e-3,),
         "search_share": 0.5,
         "device": "cpu",
@@ -145,6 +146,23 @@ def test_tasks_have_separate_splits_and_lessons_up_to_their_difficulty(task):
     assert len(texts["train"]) == len(texts["test"]) == 60 and not texts["train"] & texts["test"]
     steps = [max(len(row["steps"]) for row in lesson(60, 0)) for lesson, _ in own.lessons]
     assert steps[0] == min(steps) and steps[-1] == max(len(row["steps"]) for row in own.generate(60, 0, "train"))
+
+
+def test_equations_alternate_with_words_where_a_lesson_asks_for_both():
+    reasoning = [row["reasoning"] for row in TASKS["arithmetic"].lessons[0][0](6, 0)]
+    assert [text.startswith("Now ") for text in reasoning] == [True, False] * 3
+    assert not any(row["reasoning"].startswith("Now") for row in TASKS["arithmetic"].generate(6, 0))
+
+
+@pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best_words])
+def test_words_are_one_token_each_and_end_in_the_answer(task):
+    own = TASKS[task]
+    tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
+    for row in rows:
+        words = row["words"].rstrip(".").split()
+        assert words[0] == own.best_thought and words[-1] == row["answer"]
+        tokens = tokenizer(row["words"], add_special_tokens=False)["input_ids"]
+        assert len(tokens) == 1 + own.num_implicit_tokens + 1, tokenizer.convert_ids_to_tokens(tokens)
 
 
 def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path):

@@ -71,6 +71,13 @@ class BenchSettings:
         default=None,
         metadata={"help": "Word that <thought> of SemCoT's best starts from; the task's own by default."},
     )
+    best_words: float | None = field(
+        default=None,
+        metadata={
+            "help": "Steps, for each one of the budget, in which the generator of SemCoT's best learns to reason by "
+            "the rows' words; the task's own by default."
+        },
+    )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to questions of a --host's dataset."})
     models_dir: str | None = field(
         default=None, metadata={"help": "Folder of models made for the tasks; output_dir/models when left out."}
@@ -186,6 +193,7 @@ def _run_settings(settings, task, method, seed, host, generator):
         best_projection=choice("best_projection", "linear"),
         best_step_weight=choice("best_step_weight", 1.0),
         best_thought=choice("best_thought", None),
+        best_words=choice("best_words", 0.0),
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rates=tuple(settings.learning_rates),

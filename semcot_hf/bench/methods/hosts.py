@@ -77,7 +77,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     if name == "host":
         tokenizer = AutoTokenizer.from_pretrained(generator)
         model = expand(LlamaForCausalLM.from_pretrained(generator), task.host_layers)
-        lessons = ((task.host_rows or task.generate, task.host_steps),)
+        lessons = ((task.generate, task.host_steps),)
     else:
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
@@ -129,19 +129,24 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
 
 
 def train_tokenizer(task):
-    """Byte-level BPE on the task's own text, so that names and words are single tokens; digits stand alone."""
+    """Byte-level BPE on the task's own text, so that names and words are single tokens; digits may stand alone."""
     tokenizer = Tokenizer(models.BPE())
     bytes_of_text = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_of_text])
+    splits = [] if task.whole_numbers else [pre_tokenizers.Digits(individual_digits=True)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_of_text])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=task.vocabulary,
         special_tokens=["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    rows = (task.host_rows or task.generate)(TOKENIZER_QUESTIONS, 7, "train")
-    texts = (text for row in rows for text in (row["query"], f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}"))
+    rows = task.generate(TOKENIZER_QUESTIONS, 7, "train")
+    texts = (
+        text
+        for row in rows
+        for text in (row["query"], row.get("words", ""), f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}")
+    )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left"

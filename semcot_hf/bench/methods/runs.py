@@ -42,7 +42,7 @@ class RunSettings:
         task, method, seed: which run.
         host, generator: folders or ids.
         num_implicit_tokens, steps_per_token, best_mode, best_projection, best_step_weight,
-            best_thought: see `Setting`.
+            best_thought, best_words: see `Setting`.
         steps, batch_size: the budget, steps * batch_size seen questions.
         learning_rates: candidates of the search; with one there is no search.
         search_share: share of the steps that each candidate is trained for.
@@ -62,6 +62,7 @@ class RunSettings:
     best_projection: str
     best_step_weight: float
     best_thought: str | None
+    best_words: float
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -109,7 +110,7 @@ def run_method(settings: RunSettings, questions: Questions, folder) -> dict:
         "settings": asdict(settings),
         "training": {
             "seconds": round(seconds, 1),
-            "seen_questions": settings.steps * settings.batch_size,
+            "seen_questions": trained.seen_questions or settings.steps * settings.batch_size,
             "operations": trained.operations,
             "trainable_parameters": trained.trainable_parameters,
             "learning_rate": rate,
@@ -137,6 +138,7 @@ def _train(settings, questions, rate, steps, work):
         best_projection=settings.best_projection,
         best_step_weight=settings.best_step_weight,
         best_thought=settings.best_thought,
+        best_words=settings.best_words,
         steps=steps,
         batch_size=settings.batch_size,
         learning_rate=rate,

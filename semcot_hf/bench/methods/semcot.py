@@ -1,16 +1,18 @@
 """SemCoT as in the paper, its four ablations, and SemCoT at its best, by the package's own two trainers."""
 
 import copy
+from dataclasses import replace
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import AutoModelForCausalLM, PrinterCallback
 
 from ...alignment_config import SemCoTAlignmentConfig
 from ...alignment_trainer import SemCoTAlignmentTrainer
 from ...distillation_config import SemCoTDistillationConfig
 from ...distillation_trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
+from .finetuning import train_on_text
 from .training import OperationCounter, Setting, Trained, count_trainable, logged_losses, optimization
 
 # The paper's weight of the semantic alignment (GSM8K).
@@ -18,6 +20,9 @@ ALPHA = 0.25
 # Stage 1 in steps, for each step of stage 2.
 ALIGNMENT_SHARE = 0.1
 ALIGNMENT_ROWS = 4_000
+# Of a generator that has learned to reason in words, for each step of the budget, and its rate for each of the rate at
+# which it learned them: it knows its words, and gradients through a chain of choices undo them (NOTES.md).
+WORDS_DISTILLATION_SHARE, WORDS_DISTILLATION_RATE = 0.2, 0.01
 
 
 def train_semcot(setting: Setting) -> Trained:
@@ -53,20 +58,55 @@ def train_semcot_best(setting: Setting) -> Trained:
     if setting.best_thought is not None:
         ids = setting.tokenizer(setting.best_thought, add_special_tokens=False)["input_ids"]
         options["thought_token_id"] = ids[-1]
-    return _train(
+    distill = {
+        "alpha": 0.1,
+        "step_weight": setting.best_step_weight,
+        "steps_per_token": setting.steps_per_token,
+        "projection_warmup": 0.0,
+        "model_options": options,
+    }
+    if setting.best_words == 0:
+        return _train(setting, **distill)
+    taught = _teach_words(setting)
+    shorter = replace(
         setting,
-        alpha=0.1,
-        step_weight=setting.best_step_weight,
-        steps_per_token=setting.steps_per_token,
-        projection_warmup=0.0,
-        model_options=options,
+        steps=max(1, round(WORDS_DISTILLATION_SHARE * setting.steps)),
+        learning_rate=WORDS_DISTILLATION_RATE * setting.learning_rate,
     )
+    trained = _train(shorter, generator=taught.model, **distill)
+    return replace(
+        trained,
+        losses=[*taught.losses, *((step + taught.losses[-1][0], loss) for step, loss in trained.losses)],
+        operations=taught.operations + trained.operations,
+        seen_questions=taught.seen_questions + trained.seen_questions,
+    )
+
+
+def _teach_words(setting):
+    """The generator after supervised fine-tuning on reasoning of one word a step, each row's `words`."""
+    missing = sum("words" not in row for row in setting.train_rows)
+    if missing:
+        raise ValueError(
+            f"best_words={setting.best_words}: {missing} of {len(setting.train_rows)} training rows have no 'words'; "
+            "add them (the reasoning in one word a step), or pass 0."
+        )
+    steps = round(setting.best_words * setting.steps)
+    rows = [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in setting.train_rows]
+    generator = AutoModelForCausalLM.from_pretrained(setting.generator)
+    taught = train_on_text(
+        replace(setting, host=generator, train_rows=rows, steps=steps),
+        lambda row, _: row.reasoning + row.answer,
+        "cot",
+    )
+    # Training switched the cache off.
+    taught.model.config.use_cache = True
+    return replace(taught, seen_questions=steps * setting.batch_size)
 
 
 def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_config=None, **objectives):
     rows = Dataset.from_list(list(setting.train_rows))
     needs_encoder = alpha > 0 and objectives.get("alignment_view") != "mean_pooled"
-    encoder, operations = _encoder(setting, rows) if needs_encoder else (None, 0.0)
+    encoder, operations, texts = _encoder(setting, rows) if needs_encoder else (None, 0.0, 0)
     counter = OperationCounter()
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         setting.host,
@@ -96,19 +136,26 @@ def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_con
     trainer.remove_callback(PrinterCallback)
     trainable = count_trainable(trainer.model)
     trainer.train()
-    operations += counter.total
-    return Trained(trainer.model, "semcot", trainable, losses=logged_losses(trainer), operations=operations)
+    return Trained(
+        trainer.model,
+        "semcot",
+        trainable,
+        losses=logged_losses(trainer),
+        operations=operations + counter.total,
+        seen_questions=texts + setting.steps * setting.batch_size,
+    )
 
 
 def _encoder(setting, rows):
-    """Stage 1 on the setting's questions; its folder and its operations."""
+    """Stage 1 on the setting's questions: its folder, its operations, and how often it saw a question."""
     folder, counter = setting.work_dir / "encoder", OperationCounter()
+    steps, batch_size = max(1, int(setting.steps * ALIGNMENT_SHARE)), max(2, setting.batch_size)
     trainer = SemCoTAlignmentTrainer(
         model=copy.deepcopy(setting.host),
         args=SemCoTAlignmentConfig(
             str(setting.work_dir / "alignment"),
-            max_steps=max(1, int(setting.steps * ALIGNMENT_SHARE)),
-            per_device_train_batch_size=max(2, setting.batch_size),
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
             seed=setting.seed,
             save_strategy="no",
             eval_strategy="no",
@@ -122,4 +169,4 @@ def _encoder(setting, rows):
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(folder))
-    return str(folder), counter.total
+    return str(folder), counter.total, steps * batch_size

@@ -15,15 +15,15 @@ class BenchTask:
     Args:
         answer_type: of `check_answer`.
         generate: rows from (number, seed, split), of the bench's difficulty.
-        host_rows: what the host and the tokenizer are made on: a function like `generate`, which it is by default.
         lessons: what the generator learns to reason on in words, easy to hard: a function like `generate`, and the
             number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
         host_layers: the host has the generator's width and so many layers.
+        whole_numbers, vocabulary: whether the tokenizer may make a number one token, and its size.
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
-        best_mode, best_projection, best_step_weight, best_thought: see `Setting`; chosen on validation questions
-            (`examples/bench/NOTES.md`).
+        best_mode, best_projection, best_step_weight, best_thought, best_words: see `Setting`; chosen
+            on validation questions (`examples/bench/NOTES.md`).
         max_new_tokens: longest explicit reasoning with its answer.
     """
 
@@ -38,10 +38,12 @@ class BenchTask:
     best_projection: str = "linear"
     best_step_weight: float = 1.0
     best_thought: str | None = None
+    best_words: float = 0.0
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
-    host_rows: Callable[[int, int, str], list[dict]] | None = None
+    whole_numbers: bool = False
+    vocabulary: int = 512
 
 
 def _coin_flip(fewest, most):
@@ -50,17 +52,31 @@ def _coin_flip(fewest, most):
     )
 
 
-def _arithmetic(fewest, most, largest=99):
-    """Equations only, as GSM8K-Aug has them, with numbers up to `largest`."""
+def _arithmetic(fewest, most, in_words=0):
+    """Equations only, as GSM8K-Aug has them, with numbers up to 20; `words` is what is held after each sentence.
+
+    With numbers up to 99, all methods that were tried stay at chance for budgets of this size (NOTES.md).
+
+    Args:
+        in_words: of so many rows one reasons by `words`; of none by default.
+    """
 
     def generate(count, seed, split="train"):
-        rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=largest)
-        return [
-            {**row, "reasoning": row["condensed_reasoning"], "steps": row["condensed_reasoning"].split()}
-            for row in rows
-        ]
+        rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=20)
+        made = []
+        for index, row in enumerate(rows):
+            equations = row["condensed_reasoning"]
+            words = f"Now {_padded(arithmetic.held_values(row['query']), ARITHMETIC_WORDS)}."
+            told = words if in_words and index % in_words == 0 else equations
+            made.append({**row, "reasoning": told, "steps": equations.split(), "words": words})
+        return made
 
     return generate
+
+
+def _padded(words, count):
+    """`count` words with spaces between, the last one repeated."""
+    return " ".join(map(str, [*words, *[words[-1]] * (count - len(words))]))
 
 
 def _multiplication(count, seed, split="train"):
@@ -68,7 +84,7 @@ def _multiplication(count, seed, split="train"):
 
 
 def _graph(fewest, most):
-    """Chains of rules without people ("Is every P a Q or an R?") and without branches.
+    """Chains of rules without people ("Is every P a Q or an R?") and without branches; `words` are their concepts.
 
     With either, a model of this size does not learn to reason in words (NOTES.md).
     """
@@ -77,22 +93,6 @@ def _graph(fewest, most):
         return [_without_people(row) for row in _with_people(fewest, most)(count, seed, split)]
 
     return generate
-
-
-def _graph_words(fewest, most):
-    """The same questions, reasoned about in one word a step: the concepts of the chain, the last one repeated.
-
-    For a generator that has learned so, a soft word is an implicit token (`projection="vocabulary"`).
-    """
-    generate = _graph(fewest, most)
-
-    def generate_words(count, seed, split="train"):
-        rows = generate(count, seed, split)
-        chains = [row["condensed_reasoning"].rstrip(".").split(", ") for row in rows]
-        padded = [(chain + chain[-1:] * GRAPH_WORDS)[:GRAPH_WORDS] for chain in chains]
-        return [{**row, "reasoning": f"Every {' '.join(words)}."} for row, words in zip(rows, padded, strict=True)]
-
-    return generate_words
 
 
 def _with_people(fewest, most):
@@ -118,11 +118,12 @@ def _without_people(row):
     choices = row["query"].rpartition(" Is ")[2].partition(" ")[2]
     steps = [f"Every {lower} is a {upper}." for lower, upper in pairwise(chain)]
     query = f"{' '.join(rules)} Is every {chain[0]} {choices}"
-    return {**row, "query": query, "steps": steps, "reasoning": " ".join(steps)}
+    words = f"Every {_padded(chain, GRAPH_WORDS)}."
+    return {**row, "query": query, "steps": steps, "reasoning": " ".join(steps), "words": words}
 
 
-# The most concepts of a chain of 6 rules.
-GRAPH_WORDS = 7
+# The most concepts of a chain of 6 rules, and the most sentences of 6 steps.
+GRAPH_WORDS, ARITHMETIC_WORDS = 7, 6
 
 TASKS = {
     "coin_flip": BenchTask(
@@ -139,14 +140,22 @@ TASKS = {
     ),
     "arithmetic": BenchTask(
         answer_type="numeric",
-        # With numbers up to 99, all methods that were tried stay at chance for budgets of this size (NOTES.md).
-        generate=_arithmetic(2, 6, largest=20),
-        host_rows=_arithmetic(2, 6),
-        lessons=((_arithmetic(1, 2), 400), (_arithmetic(1, 4), 400), (_arithmetic(2, 6), 1200)),
+        generate=_arithmetic(2, 6),
+        lessons=(
+            (_arithmetic(1, 2, in_words=2), 400),
+            (_arithmetic(1, 4, in_words=2), 600),
+            (_arithmetic(2, 6, in_words=2), 2400),
+        ),
         generator_shape=(3, 128),
         host_layers=12,
-        num_implicit_tokens=6,
+        num_implicit_tokens=ARITHMETIC_WORDS,
         steps_per_token=1,
+        best_projection="vocabulary",
+        best_step_weight=0.0,
+        best_thought="Now",
+        best_words=3.0,
+        whole_numbers=True,
+        vocabulary=640,
     ),
     "multiplication": BenchTask(
         answer_type="sequence",
@@ -166,8 +175,6 @@ TASKS = {
             (_with_people(2, 6), 2200),
             (_graph(1, 4), 100),
             (_graph(2, 6), 600),
-            (_graph_words(1, 3), 150),
-            (_graph_words(2, 6), 600),
         ),
         generator_shape=(2, 96),
         host_layers=10,
@@ -176,6 +183,6 @@ TASKS = {
         best_projection="vocabulary",
         best_step_weight=0.0,
         best_thought="Every",
-        host_rows=_graph(2, 6),
+        best_words=3.0,
     ),
 }

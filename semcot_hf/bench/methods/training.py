@@ -23,6 +23,8 @@ class Setting:
         best_mode, best_projection, best_step_weight: how SemCoT at its best makes its tokens, and the weight of its
             step decoder.
         best_thought: word whose last token's embedding its <thought> starts from; the mean of all when `None`.
+        best_words: steps, for each one of the budget, in which its generator learns to reason in one word a step (the
+            rows' `words`) before it is distilled; 0 for a generator as it is.
         steps, batch_size, learning_rate, seed: of the training.
         device: where it runs.
         work_dir: folder for what the training has to write.
@@ -38,6 +40,7 @@ class Setting:
     best_projection: str
     best_step_weight: float
     best_thought: str | None
+    best_words: float
     steps: int
     batch_size: int
     learning_rate: float
@@ -57,6 +60,7 @@ class Trained:
         answer_prompt: text behind the generation prompt where it is not the usual one.
         losses: (step, loss) pairs.
         operations: floating point operations of the training's steps.
+        seen_questions: how often a question was seen, where that is not steps * batch size.
     """
 
     model: nn.Module
@@ -65,6 +69,7 @@ class Trained:
     answer_prompt: str | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
     operations: float | None = None
+    seen_questions: int | None = None
 
 
 class _ModuleTrainer(Trainer):

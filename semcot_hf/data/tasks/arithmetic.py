@@ -195,19 +195,28 @@ _READINGS = [
 
 
 def solve(query: str) -> str:
-    """Recompute the answer by reading the question's sentences one after another.
-
-    Raises:
-        ValueError: when a sentence is not one of the templates'.
+    """Recompute the answer by reading the question's sentences one after another; raises as `held_values` does.
 
     >>> solve("Ann has 12 pears. Ann gives half of the pears to Bob. Ann buys 5 more pears. How many does Ann have?")
     '11'
+    """
+    return str(held_values(query)[-1])
+
+
+def held_values(query: str) -> list[int]:
+    """What is held after each sentence of the question, the first one and the question itself left out.
+
+    Raises:
+        ValueError: when a sentence is not one of the templates', or a number comes out that is no whole one.
+
+    >>> held_values("Ann has 12 pears. Ann loses 2 pears. Ann buys 5 more pears. How many pears does Ann have now?")
+    [10, 15]
     """
     *told, _question = query.strip().split(". ")
     start = re.fullmatch(r"\w+ has (\d+) \w+", told[0]) if told else None
     if not start:
         raise ValueError(f"query={query!r} does not begin with 'NAME has NUMBER THINGS.': pass one of generate's.")
-    held = int(start[1])
+    held, values = int(start[1]), []
     for sentence in told[1:]:
         for pattern, effect in _READINGS:
             if found := pattern.fullmatch(sentence):
@@ -215,6 +224,7 @@ def solve(query: str) -> str:
                 break
         else:
             raise ValueError(f"query: the sentence {sentence!r} is none of the templates'.")
-    if held != int(held):
-        raise ValueError(f"query={query!r} leads to {held}, which is no whole number.")
-    return str(int(held))
+        if held != int(held):
+            raise ValueError(f"query={query!r} leads to {held}, which is no whole number.")
+        values.append(int(held))
+    return values
