@@ -89,6 +89,18 @@ def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
     assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
 
 
+def test_soft_words(tmp_path, capsys):
+    example = load("soft_words.py")
+    example.main([*TINY, *QUIET, "--max_eval_samples", "2", "--report_to", "none", "--output_dir", str(tmp_path)])
+    assert "semcot: " in capsys.readouterr().out
+    model = SemCoTForCausalLM.from_pretrained(tmp_path)
+    assert model.config.projection == "vocabulary" and model.config.num_implicit_tokens == 7
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert example.tokens_of(tokenizer, example.rows_of(None, 5, "train")) == (tokenizer("Every")["input_ids"][0], 7)
+    with pytest.raises(ValueError, match="rows differ in their first token or number of tokens .2 kinds"):
+        example.tokens_of(tokenizer, [{"words": "Every every"}, {"words": "Every every every"}])
+
+
 def test_generator_with_another_tokenizer(tiny_lm, tmp_path):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<p>", "<e>", *alphabet])}, merges=[]))

@@ -77,7 +77,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     if name == "host":
         tokenizer = AutoTokenizer.from_pretrained(generator)
         model = expand(LlamaForCausalLM.from_pretrained(generator), task.host_layers)
-        lessons = ((task.generate, task.host_steps),)
+        lessons = ((task.host_rows or task.generate, task.host_steps),)
     else:
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons

@@ -15,6 +15,7 @@ class BenchTask:
     Args:
         answer_type: of `check_answer`.
         generate: rows from (number, seed, split), of the bench's difficulty.
+        host_rows: what the host learns, a function like `generate`, which it is by default.
         lessons: what the generator learns to reason on in words, easy to hard: a function like `generate`, and the
             number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
@@ -44,6 +45,7 @@ class BenchTask:
     max_new_tokens: int = 160
     whole_numbers: bool = False
     vocabulary: int = 512
+    host_rows: Callable[[int, int, str], list[dict]] | None = None
 
 
 def _coin_flip(fewest, most):
@@ -146,6 +148,7 @@ TASKS = {
             (_arithmetic(1, 4, in_words=2), 600),
             (_arithmetic(2, 6, in_words=2), 2400),
         ),
+        host_rows=_arithmetic(2, 6, in_words=3),
         generator_shape=(3, 128),
         host_layers=12,
         num_implicit_tokens=ARITHMETIC_WORDS,
