@@ -1,6 +1,7 @@
-"""A generator that reasons in one word a step, and hands each word over as a mixture of the host's word embeddings.
+r"""A generator that reasons in one word a step, and hands each word over as a mixture of the host's word embeddings.
 
-    python examples/soft_words.py --learning_rate 2e-3 --max_steps 900 --output_dir runs/soft_words
+    python examples/soft_words.py --learning_rate 2e-3 --max_steps 900 --per_device_train_batch_size 32 \
+        --activation_checkpointing false --output_dir runs/soft_words
 
 TRL's SFTTrainer teaches the generator to write each row's `words`; attached to the host with
 `projection="vocabulary"`, it need not write them any more: its distribution over the next word is the implicit token.

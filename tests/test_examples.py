@@ -91,7 +91,8 @@ def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
 
 def test_soft_words(tmp_path, capsys):
     example = load("soft_words.py")
-    example.main([*TINY, *QUIET, "--max_eval_samples", "2", "--report_to", "none", "--output_dir", str(tmp_path)])
+    flags = [*QUIET, "--activation_checkpointing", "false", "--report_to", "none", "--max_eval_samples", "2"]
+    example.main([*TINY, *flags, "--output_dir", str(tmp_path)])
     assert "semcot: " in capsys.readouterr().out
     model = SemCoTForCausalLM.from_pretrained(tmp_path)
     assert model.config.projection == "vocabulary" and model.config.num_implicit_tokens == 7
