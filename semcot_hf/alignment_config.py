@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from .device_defaults import set_device_defaults
 from .encoder import POOLINGS
 
 
@@ -104,9 +104,7 @@ class SemCoTAlignmentConfig(SentenceTransformerTrainingArguments):
     )
 
     def __post_init__(self):
-        if self.bf16 is None:
-            has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            self.bf16 = has_bf16 and not (self.fp16 or self.use_cpu)
+        set_device_defaults(self)
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
         super().__post_init__()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl.trainer.base_config import _BaseConfig
 
+from .device_defaults import set_device_defaults
 from .prompts import ANSWER_PROMPT
 
 ALIGNMENT_VIEWS = ("embedding", "hidden_state", "mean_pooled")
@@ -108,8 +109,7 @@ class SemCoTDistillationConfig(_BaseConfig):
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Use activation_checkpointing."})
 
     def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and _has_bf16_accelerator()
+        set_device_defaults(self)
         super().__post_init__()
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = json.loads(self.model_init_kwargs)
@@ -128,9 +128,3 @@ class SemCoTDistillationConfig(_BaseConfig):
             raise ValueError(f"steps_per_token={self.steps_per_token}: must be 1 or more.")
         if self.alignment_view not in ALIGNMENT_VIEWS:
             raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
-
-
-def _has_bf16_accelerator():
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
