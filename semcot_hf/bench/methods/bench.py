@@ -74,8 +74,8 @@ class BenchSettings:
     best_words: float | None = field(
         default=None,
         metadata={
-            "help": "Steps, for each one of the budget, in which the generator of SemCoT's best learns to reason by "
-            "the rows' words; the task's own by default."
+            "help": "Steps, for each one of the budget, in which the generator of SemCoT's best learns to reason in "
+            "one word a step (condensed_reasoning of a dataset); the task's own by default."
         },
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to questions of a --host's dataset."})

@@ -83,15 +83,19 @@ def train_semcot_best(setting: Setting) -> Trained:
 
 
 def _teach_words(setting):
-    """The generator after supervised fine-tuning on reasoning of one word a step, each row's `words`."""
-    missing = sum("words" not in row for row in setting.train_rows)
+    """The generator after supervised fine-tuning on reasoning of one word a step.
+
+    The words are each row's `words`, or its condensed reasoning where a dataset has no such column.
+    """
+    told = [row.get("words") or row.get("condensed_reasoning") for row in setting.train_rows]
+    missing = sum(not words for words in told)
     if missing:
         raise ValueError(
-            f"best_words={setting.best_words}: {missing} of {len(setting.train_rows)} training rows have no 'words'; "
-            "add them (the reasoning in one word a step), or pass 0."
+            f"best_words={setting.best_words}: {missing} of {len(told)} training rows have neither 'words' nor "
+            "condensed reasoning; add the reasoning in one word a step, or pass 0."
         )
     steps = round(setting.best_words * setting.steps)
-    rows = [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in setting.train_rows]
+    rows = [{**row, "reasoning": words, "steps": [words]} for row, words in zip(setting.train_rows, told, strict=True)]
     generator = AutoModelForCausalLM.from_pretrained(setting.generator)
     taught = train_on_text(
         replace(setting, host=generator, train_rows=rows, steps=steps),

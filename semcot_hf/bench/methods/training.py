@@ -24,7 +24,7 @@ class Setting:
             step decoder.
         best_thought: word whose last token's embedding its <thought> starts from; the mean of all when `None`.
         best_words: steps, for each one of the budget, in which its generator learns to reason in one word a step (the
-            rows' `words`) before it is distilled; 0 for a generator as it is.
+            rows' `words` or condensed reasoning) before it is distilled; 0 for a generator as it is.
         steps, batch_size, learning_rate, seed: of the training.
         device: where it runs.
         work_dir: folder for what the training has to write.
