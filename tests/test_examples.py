@@ -142,7 +142,7 @@ def test_speed_benchmark_prints_its_table(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "bench"))
     bench = load("bench/train_speed.py")
     toy = ["--sizes", "toy", "--batch_size", "4", "--steps", "2", "--plain_samples", "2", "--output", str(tmp_path)]
-    bench.main([*toy, "--parts", "stage1", "stage2"])
+    bench.main([*toy, "--parts", "stage1", "stage2", "operations"])
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "train_speed-cpu-toy.json").read_text())
     assert result["environment"]["torch"]
@@ -153,5 +153,10 @@ def test_speed_benchmark_prints_its_table(tmp_path, capsys, monkeypatch):
         ours["once"] + ours["first"] + 6 * ours["projection"] + 2 * ours["generator"], rel=1e-6
     )
     assert kept["run"] < plain["run"]
+    counts = row["operations"]
+    assert counts["projection"]["ours"] < counts["generator"]["ours"] < counts["generator"]["plain"]
+    assert counts["projection"]["ours"] < counts["first"]["ours"] < counts["first"]["plain"]
+    assert counts["first"]["plain"] == counts["projection"]["plain"] < counts["generator"]["plain"]
+    assert "toy, stage 2, generator: GFLOP a sample" in printed
     line = f"| toy | 1 | stage2 | run | {9 / ours['run']:.2f} | {9 / kept['run']:.2f} | {9 / plain['run']:.2f} |"
     assert line in printed and "| toy | 1 | stage1 | later run: layers |" in printed

@@ -31,8 +31,10 @@ from semcot_hf import (
     SemCoTForCausalLM,
     build_alignment_encoder,
 )
+from semcot_hf.bench.methods.training import OperationCounter, operation_counter
 from semcot_hf.evaluation.environment import environment
 
+PARTS = ("stage1", "stage2", "operations", "memory")
 # The paper's epochs of either phase: the linear layer and the layers, the projection and the generator.
 STAGE1_EPOCHS, STAGE2_EPOCHS = (7, 1), (7, 2)
 
@@ -169,6 +171,26 @@ class Bench:
         slow["kept"]["run"] += once
         return {"ours": first_run, "ours, later run": later_run, **slow}
 
+    def operations(self, folder):
+        """Floating point operations a sample of stage 2, forward and backward, by phase and path.
+
+        Where both paths keep a core equally busy, their ratio is the most that a trainer can gain.
+        """
+        counter = OperationCounter(samples=3 * self.options.steps)
+        trainer = self.distillation_trainer(folder, counter)
+        trainer.train()
+        plain, found = PlainDistillation(trainer, self.rows["reasoning"], self.options.batch_size), {}
+        for epoch, phase in enumerate(("first", "projection", "generator")):
+            counted = counter.counted[epoch * self.options.steps :][: self.options.steps]
+            plain.phase(phase == "generator")
+            with operation_counter() as counted_plain:
+                plain.step(0)
+            found[phase] = {
+                "ours": sum(counted) / len(counted) / self.options.batch_size,
+                "plain": counted_plain.get_total_flops(),
+            }
+        return found
+
     def peak(self, path, folder):
         """MiB over the weights at the peak of loss and backward pass of one batch, on either path."""
         trainer = self.distillation_trainer(folder, Clock(self.now))
@@ -219,6 +241,11 @@ def table(rows):
                     label = f"{'later run: ' if way != 'ours' else ''}{what}"
                     ratios = f"{kept / seconds:.1f} | {plain / seconds:.1f}"
                     lines.append(f"| {row['size']} | {row['threads']} | {stage} | {label} | {rates} | {ratios} |")
+        for phase, counts in row.get("operations", {}).items():
+            ours, plain = (counts[path] / 1e9 for path in ("ours", "plain"))
+            lines.append(
+                f"\n{row['size']}, stage 2, {phase}: GFLOP a sample {ours:.1f} of {plain:.1f}: {plain / ours:.1f}"
+            )
         if "memory_mib" in row:
             fast, full = row["memory_mib"]["fast"], row["memory_mib"]["full"]
             lines.append(f"\n{row['size']}: peak MiB over the weights {fast:.0f} of {full:.0f}: {fast / full:.2f}\n")
@@ -229,9 +256,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "large"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument(
-        "--parts", nargs="+", choices=("stage1", "stage2", "memory"), default=["stage1", "stage2", "memory"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="steps an epoch of the trainers")
     parser.add_argument("--plain_samples", type=int, default=16, help="samples of the plain loop of stage 2")
@@ -262,6 +287,8 @@ def main(argv=None):
                     row["stage1"] = bench.alignment(folder)
                 if "stage2" in options.parts:
                     row["stage2"] = bench.distillation(folder)
+                if "operations" in options.parts:
+                    row["operations"] = bench.operations(folder)
             rows.append(row)
         if "memory" in options.parts:
             rows[-1]["memory_mib"] = {path: peak_in_own_process(path, size, options) for path in ("fast", "full")}

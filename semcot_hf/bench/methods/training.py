@@ -91,6 +91,24 @@ class _ResetOptimizer(TrainerCallback):
             self.last, self.resets = stage, self.resets + 1
 
 
+def operation_counter():
+    """torch's counter of floating point operations, which also counts attention on a CPU.
+
+    >>> with operation_counter() as counter:
+    ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
+    >>> counter.get_total_flops()
+    48
+    """
+    # Attention on CPU, which torch has no formula for.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    formulas = {
+        attention: lambda *shapes, out_shape=None, **options: sdpa_flop_count(*shapes[:3]),
+        backward: lambda *shapes, out_shape=None, **options: sdpa_backward_flop_count(*shapes[:4]),
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
 class OperationCounter(TrainerCallback):
     """Floating point operations of a training's steps, forward and backward, counted on every so-manieth step.
 
@@ -103,17 +121,10 @@ class OperationCounter(TrainerCallback):
 
     def __init__(self, samples=20):
         self.samples, self.counted, self.mode = samples, [], None
-        # Attention on CPU, which torch has no formula for.
-        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        self._formulas = {
-            attention: lambda *shapes, out_shape=None, **options: sdpa_flop_count(*shapes[:3]),
-            backward: lambda *shapes, out_shape=None, **options: sdpa_backward_flop_count(*shapes[:4]),
-        }
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step % max(1, state.max_steps // self.samples) == 0:
-            self.mode = FlopCounterMode(display=False, custom_mapping=self._formulas)
+            self.mode = operation_counter()
             self.mode.__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
