@@ -43,7 +43,6 @@ class Arguments:
 
 
 def rows_of(path, count, split):
-    """The first `count` rows of a file, or of the bench's graph questions."""
     if path is None:
         return TASKS["graph"].generate(count, 0, split)
     return [json.loads(line) for line in Path(path).read_text().splitlines()[:count]]
@@ -93,6 +92,8 @@ def main(argv=None):
         checked = zip(answers, asked, strict=True)
         right = sum(check_answer(answer.output, row["answer"], arguments.answer_type) for answer, row in checked)
         print(f"{method}: {right} of {len(asked)} right")
+    prompt = tokenizer(prompt_text(tokenizer, queries[0]), return_tensors="pt", add_special_tokens=False)["input_ids"]
+    print(queries[0], "->", tokenizer.decode(model.implicit_words(prompt)[0][0]))
 
 
 if __name__ == "__main__":

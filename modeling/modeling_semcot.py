@@ -201,17 +201,51 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             ValueError: for k out of range or a prompt without a token.
         """
         count = self._check_count(num_implicit_tokens)
+        return self._make_tokens(*self._queries(input_ids, attention_mask, completion_mask), count)
+
+    @torch.no_grad()
+    def implicit_words(self, input_ids, attention_mask=None, num_implicit_tokens=None):
+        """Read implicit tokens that are mixtures of words (`projection="vocabulary"`) back as words.
+
+        Args:
+            input_ids, attention_mask, num_implicit_tokens: as in `implicit_embeddings`.
+
+        Returns:
+            LongTensor (batch, k), the id of the likeliest word of each token, and FloatTensor (batch, k), its share of
+            the mixture.
+
+        Raises:
+            ValueError: for a model whose tokens are no mixtures of words.
+        """
+        if self.config.projection != "vocabulary":
+            raise ValueError(
+                f"projection={self.config.projection!r}: these implicit tokens are no mixtures of words; read them "
+                "with a step decoder (step_weight, keep_step_decoder), or train with projection='vocabulary'."
+            )
+        count = self._check_count(num_implicit_tokens)
+        ids, mask = self._queries(input_ids, attention_mask)
+        if count == 0:
+            return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
+        shares = self._shares(self._states(ids, mask, count), self.get_input_embeddings().weight)
+        share, word = shares.max(dim=-1)
+        return word, share
+
+    def _queries(self, input_ids, attention_mask, completion_mask=None):
+        """What the generator reads of prompts, padded on the left, and its mask, `None` without padding."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
-        return self._make_tokens(*left_aligned_queries(input_ids, mask, columns, self._pad_id()), count)
+        return left_aligned_queries(input_ids, mask, columns, self._pad_id())
 
     def _make_tokens(self, ids, mask, count):
         """Implicit tokens of queries (batch, length), padded on the left; their mask is `None` without padding."""
-        device = self.projection_device()
-        host_words = self.get_input_embeddings().weight
         if count == 0:
-            size = self.config.get_text_config().hidden_size
-            return torch.empty(ids.shape[0], 0, size, device=device, dtype=host_words.dtype)
+            size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
+            return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype)
+        return self.tokens_of(self._states(ids, mask, count))
+
+    def _states(self, ids, mask, count):
+        """Generator states (batch, count, size) that the implicit tokens of queries are made of."""
+        device, host_words = self.projection_device(), self.get_input_embeddings().weight
         if self.config.separate_generator_tokenizer:
             ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
         ids, mask = ids.to(device), mask if mask is None else mask.to(device)
@@ -226,8 +260,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
             make, option = sequential_states, self.feedback
         else:
             make, option = parallel_states, self.config.state_offset
-        states = make(self.generator, self.thought_embedding, ids, mask, count, option)
-        return self.tokens_of(states)
+        return make(self.generator, self.thought_embedding, ids, mask, count, option)
 
     def feedback(self, states):
         """What a sequential generator reads after `states` (batch, 1, size): those, scaled, or a mixture of words."""
@@ -244,11 +277,14 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, PreTrainedMod
 
     def _mixture(self, states, words):
         """Mean of the word embeddings that each state expects next, by the distribution of the trained LM head."""
-        logits = self.projection(states.to(self.thought_embedding.dtype))
-        known = min(logits.shape[-1], words.weight.shape[0])
-        shares = logits[..., :known].softmax(dim=-1, dtype=torch.float32).to(words.weight)
+        shares = self._shares(states, words.weight).to(words.weight)
         # Some families scale their word embeddings as they look them up.
-        return shares @ words.weight[:known] * getattr(words, "embed_scale", 1.0)
+        return shares @ words.weight[: shares.shape[-1]] * getattr(words, "embed_scale", 1.0)
+
+    def _shares(self, states, words):
+        """Distribution over the next word that each state expects, of those that both generator and `words` have."""
+        logits = self.projection(states.to(self.thought_embedding.dtype))
+        return logits[..., : words.shape[0]].softmax(dim=-1, dtype=torch.float32)
 
     def _pad_id(self):
         pad = self.config.get_text_config().pad_token_id

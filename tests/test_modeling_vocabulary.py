@@ -64,6 +64,23 @@ def test_a_sure_word_is_the_hosts_own_embedding_of_it(tiny_lm, tiny_semcot):
     torch.testing.assert_close(model.tokens_of(state), expected)
 
 
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_tokens_are_read_back_as_the_likeliest_words_of_their_mixtures(tiny_lm, tiny_semcot, mode):
+    model = tiny_semcot(tiny_lm(), tiny_lm(seed=1), generator_mode=mode, projection="vocabulary")
+    words = model.host.get_input_embeddings().weight.detach()
+    with torch.no_grad():
+        ids, shares = model.implicit_words(PROMPTS, MASK)
+        states = model._states(*model._queries(PROMPTS, MASK), 3)
+        expected = (states @ model.projection.weight.T).softmax(dim=-1)
+        torch.testing.assert_close(model.implicit_embeddings(PROMPTS, MASK), expected @ words)
+    assert ids.shape == shares.shape == (2, 3) and torch.equal(ids, expected.argmax(dim=-1))
+    torch.testing.assert_close(shares, expected.amax(dim=-1).float())
+    empty = model.implicit_words(PROMPTS, MASK, num_implicit_tokens=0)
+    assert [part.shape for part in empty] == [(2, 0), (2, 0)]
+    with pytest.raises(ValueError, match="projection='linear': these implicit tokens are no mixtures"):
+        tiny_semcot().implicit_words(PROMPTS)
+
+
 @pytest.mark.parametrize("include_host", [True, False])
 def test_a_saved_model_makes_the_same_tokens_and_answers(tiny_folder, tmp_path, include_host):
     torch.manual_seed(0)
