@@ -160,3 +160,6 @@ def test_speed_benchmark_prints_its_table(tmp_path, capsys, monkeypatch):
     assert "toy, stage 2, generator: GFLOP a sample" in printed
     line = f"| toy | 1 | stage2 | run | {9 / ours['run']:.2f} | {9 / kept['run']:.2f} | {9 / plain['run']:.2f} |"
     assert line in printed and "| toy | 1 | stage1 | later run: layers |" in printed
+    for path in bench.PATHS:
+        bench.main([*toy, "--peak", path])
+        assert float(capsys.readouterr().out.strip().splitlines()[-1]) >= 0

@@ -35,6 +35,8 @@ from semcot_hf.bench.methods.training import OperationCounter, operation_counter
 from semcot_hf.evaluation.environment import environment
 
 PARTS = ("stage1", "stage2", "operations", "memory")
+# Where memory is measured: the trainer's, the same with activation checkpointing, the whole sequence through the host.
+PATHS = ("fast", "checkpointed", "full")
 # The paper's epochs of either phase: the linear layer and the layers, the projection and the generator.
 STAGE1_EPOCHS, STAGE2_EPOCHS = (7, 1), (7, 2)
 
@@ -192,13 +194,15 @@ class Bench:
         return found
 
     def peak(self, path, folder):
-        """MiB over the weights at the peak of loss and backward pass of one batch, on either path."""
+        """MiB over the weights at the peak of loss and backward pass of one batch, on one of `PATHS`."""
         trainer = self.distillation_trainer(folder, Clock(self.now))
         plain = PlainDistillation(trainer, self.rows["reasoning"], self.options.batch_size)
         batch = {key: value.to(self.device) for key, value in next(iter(trainer.get_train_dataloader())).items()}
+        if path == "checkpointed":
+            trainer.model.activation_checkpointing_enable()
         start = memory(self.device, reset=True)
         with trainer.accelerator.autocast():
-            loss = trainer.compute_loss(trainer.model, batch) if path == "fast" else plain.loss(batch)
+            loss = plain.loss(batch) if path == "full" else trainer.compute_loss(trainer.model, batch)
         loss.backward()
         return (memory(self.device) - start) / 2**20
 
@@ -247,8 +251,12 @@ def table(rows):
                 f"\n{row['size']}, stage 2, {phase}: GFLOP a sample {ours:.1f} of {plain:.1f}: {plain / ours:.1f}"
             )
         if "memory_mib" in row:
-            fast, full = row["memory_mib"]["fast"], row["memory_mib"]["full"]
-            lines.append(f"\n{row['size']}: peak MiB over the weights {fast:.0f} of {full:.0f}: {fast / full:.2f}\n")
+            full = row["memory_mib"]["full"]
+            for path in PATHS[:-1]:
+                part = row["memory_mib"][path]
+                lines.append(
+                    f"\n{row['size']}: peak MiB over the weights {part:.0f} of {full:.0f}, {path}: {part / full:.2f}"
+                )
     return lines
 
 
@@ -267,7 +275,7 @@ def main(argv=None):
     )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--peak", choices=("fast", "full"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=PATHS, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     datasets.disable_progress_bars()
     rows = []
@@ -291,7 +299,7 @@ def main(argv=None):
                     row["operations"] = bench.operations(folder)
             rows.append(row)
         if "memory" in options.parts:
-            rows[-1]["memory_mib"] = {path: peak_in_own_process(path, size, options) for path in ("fast", "full")}
+            rows[-1]["memory_mib"] = {path: peak_in_own_process(path, size, options) for path in PATHS}
     print("\n".join(table(rows)))
     settings = {key: value for key, value in vars(options).items() if key not in ("output", "peak")}
     result = {"environment": environment(torch.device(options.device)), "settings": settings, "rows": rows}
