@@ -6,7 +6,7 @@ r"""A generator that reasons in one word a step, and hands each word over as a m
 TRL's SFTTrainer teaches the generator to write each row's `words`; attached to the host with
 `projection="vocabulary"`, it need not write them any more: its distribution over the next word is the implicit token.
 The host stays as it is. What comes out is an ordinary checkpoint, which `SemCoTDistillationTrainer` can train on.
-Words that end in the answer are the ones that a host reads without having learned to.
+A host reads words that look like reasoning it knows and end in the answer; others it may not understand.
 """
 
 import json

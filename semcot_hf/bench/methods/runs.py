@@ -43,7 +43,8 @@ class RunSettings:
         host, generator: folders or ids.
         num_implicit_tokens, steps_per_token, best_mode, best_projection, best_step_weight,
             best_thought, best_words: see `Setting`.
-        steps, batch_size: the budget, steps * batch_size seen questions.
+        steps, batch_size: the budget, steps * batch_size seen questions; SemCoT's other stages see some on top, which
+            `seen_questions` of the result counts.
         learning_rates: candidates of the search; with one there is no search.
         search_share: share of the steps that each candidate is trained for.
         train_questions, eval_questions, validation_questions: numbers of different questions.
