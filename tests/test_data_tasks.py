@@ -2,6 +2,7 @@
 
 import re
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -135,6 +136,30 @@ def test_multiplication_reproduces_the_reference_files(shared_data, name):
         row = multiplication.make_row(a, b, int(name[0]))
         assert f"{row['query']}||{row['reasoning']} #### {row['answer']}" == line
         assert multiplication.solve(row["query"]) == row["answer"]
+
+
+@pytest.mark.parametrize("num_digits", [1, 3, 4])
+def test_multiplication_by_columns_gives_the_digits(num_digits):
+    for row in multiplication.generate(40, num_digits=num_digits):
+        columns = multiplication.column_sums(row["query"])
+        sizes = [num_digits - abs(num_digits - 1 - column) + 1 for column in range(2 * num_digits - 1)]
+        assert [len(sums) for sums in columns] == sizes
+        digits = [sums[-1] % 10 for sums in columns] + [columns[-1][-1] // 10]
+        assert " ".join(map(str, digits)) == row["answer"]
+        assert columns[0][0] == 0
+        assert [sums[0] for sums in columns[1:]] == [sums[-1] // 10 for sums in columns[:-1]]
+        assert all(before <= after <= before + 81 for sums in columns for before, after in pairwise(sums))
+    with pytest.raises(ValueError, match="is no multiplication"):
+        multiplication.column_sums("7 6 + 1 6")
+
+
+def test_multiplication_by_a_shorter_number():
+    for row in multiplication.generate(20, num_digits=4, second_digits=2):
+        assert re.fullmatch(r"\d \d \d [1-9] \* \d [1-9] 0 0", row["query"])
+        assert multiplication.solve(row["query"]) == row["answer"]
+    for second_digits in (0, 5):
+        with pytest.raises(ValueError, match=f"second_digits={second_digits} must be 1 to num_digits=4"):
+            multiplication.generate(1, num_digits=4, second_digits=second_digits)
 
 
 def test_graph_follows_one_chain_and_gives_nothing_away():

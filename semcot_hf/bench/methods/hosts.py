@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -129,7 +130,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
 
 
 def train_tokenizer(task):
-    """Byte-level BPE on the task's own text, so that names and words are single tokens; digits may stand alone."""
+    """Byte-level BPE on the task's own text, so that names and words are single tokens, and numbers or digits."""
     tokenizer = Tokenizer(models.BPE())
     bytes_of_text = pre_tokenizers.ByteLevel(add_prefix_space=False)
     splits = [] if task.whole_numbers else [pre_tokenizers.Digits(individual_digits=True)]
@@ -147,7 +148,8 @@ def train_tokenizer(task):
         for row in rows
         for text in (row["query"], row.get("words", ""), f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}")
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    numbers = (f" {number}" for number in range(task.whole_numbers))
+    tokenizer.train_from_iterator(chain(texts, numbers), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left"
     )

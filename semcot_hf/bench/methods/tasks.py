@@ -20,7 +20,8 @@ class BenchTask:
             number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
         host_layers: the host has the generator's width and so many layers.
-        whole_numbers, vocabulary: whether the tokenizer may make a number one token, and its size.
+        whole_numbers: the tokenizer makes each number below it one token; with 0 digits stand alone.
+        vocabulary: the tokenizer's size at most.
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
         best_mode, best_projection, best_step_weight, best_thought, best_words: see `Setting`; chosen
@@ -43,7 +44,7 @@ class BenchTask:
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
-    whole_numbers: bool = False
+    whole_numbers: int = 0
     vocabulary: int = 512
     host_rows: Callable[[int, int, str], list[dict]] | None = None
 
@@ -58,10 +59,7 @@ def _arithmetic(fewest, most, in_words=0, bare=False):
     """Equations only, as GSM8K-Aug has them, with numbers up to 20; `words` is what is held after each sentence.
 
     With numbers up to 99, all methods that were tried stay at chance for budgets of this size (NOTES.md).
-
-    Args:
-        in_words: of so many rows one reasons by `words`; of none by default.
-        bare: leave the first word and the full stop away there, as a host gets the words that are implicit tokens.
+    `in_words` and `bare`: see `_told`.
     """
 
     def generate(count, seed, split="train"):
@@ -70,12 +68,21 @@ def _arithmetic(fewest, most, in_words=0, bare=False):
         for index, row in enumerate(rows):
             equations = row["condensed_reasoning"]
             words = f"Now {_padded(arithmetic.held_values(row['query']), ARITHMETIC_WORDS)}."
-            short = words.removeprefix("Now").rstrip(".") if bare else words
-            told = short if in_words and index % in_words == 0 else equations
+            told = _told(equations, words, index, in_words, bare)
             made.append({**row, "reasoning": told, "steps": equations.split(), "words": words})
         return made
 
     return generate
+
+
+def _told(reasoning, words, index, in_words, bare):
+    """The reasoning of row `index`: of `in_words` rows one reasons by `words`, of 0 none.
+
+    `bare` leaves the first word and the full stop away there, as a host gets the words that are implicit tokens.
+    """
+    if not in_words or index % in_words:
+        return reasoning
+    return words[words.index(" ") :].rstrip(".") if bare else words
 
 
 def _padded(words, count):
@@ -83,8 +90,25 @@ def _padded(words, count):
     return " ".join(map(str, [*words, *[words[-1]] * (count - len(words))]))
 
 
-def _multiplication(count, seed, split="train"):
-    return multiplication.generate(count, seed=seed, split=split, num_digits=4)
+def _multiplication(second_digits=4, in_words=0, bare=False):
+    """Products of two 4-digit numbers by columns, a step telling a column's running sums; `words` is the last of each.
+
+    By columns, since their sums are one word each, and the partial products of the ICoT-SI data are not.
+    `in_words` and `bare`: see `_told`.
+    """
+
+    def generate(count, seed, split="train"):
+        made = []
+        rows = multiplication.generate(count, seed=seed, split=split, num_digits=4, second_digits=second_digits)
+        for index, row in enumerate(rows):
+            columns = multiplication.column_sums(row["query"])
+            steps = [f"{' '.join(map(str, sums))}." for sums in columns]
+            words = f"Sums {' '.join(str(sums[-1]) for sums in columns)}."
+            told = _told(" ".join(steps), words, index, in_words, bare)
+            made.append({**row, "reasoning": told, "condensed_reasoning": words, "steps": steps, "words": words})
+        return made
+
+    return generate
 
 
 def _graph(fewest, most):
@@ -159,17 +183,31 @@ TASKS = {
         best_step_weight=0.0,
         best_thought="Now",
         best_words=3.0,
-        whole_numbers=True,
+        whole_numbers=21,
         vocabulary=640,
     ),
     "multiplication": BenchTask(
         answer_type="sequence",
-        generate=_multiplication,
-        lessons=((_multiplication, 2000),),
-        generator_shape=(3, 128),
+        generate=_multiplication(),
+        lessons=(
+            (_multiplication(1, in_words=1), 500),
+            (_multiplication(2, in_words=1), 700),
+            (_multiplication(3, in_words=1), 1000),
+            (_multiplication(4, in_words=2), 500),
+            (_multiplication(4, in_words=1), 3000),
+            (_multiplication(4, in_words=2), 200),
+        ),
+        host_rows=_multiplication(4, in_words=3, bare=True),
+        generator_shape=(3, 192),
         host_layers=12,
-        num_implicit_tokens=4,
+        num_implicit_tokens=7,
         steps_per_token=1,
+        best_projection="vocabulary",
+        best_step_weight=0.0,
+        best_thought="Sums",
+        best_words=3.0,
+        whole_numbers=400,
+        vocabulary=1024,
     ),
     "graph": BenchTask(
         answer_type="sequence",

@@ -11,21 +11,32 @@ from ..splits import draw_distinct
 _QUESTION = re.compile(r"(?P<a>\d(?: \d)*) \* (?P<b>\d(?: \d)*)")
 
 
-def generate(num_samples: int, *, seed: int = 0, split: str = "train", num_digits: int = 4) -> list[dict]:
+def generate(
+    num_samples: int, *, seed: int = 0, split: str = "train", num_digits: int = 4, second_digits: int | None = None
+) -> list[dict]:
     """Return `num_samples` different products of two `num_digits`-digit numbers of `split`.
 
+    Args:
+        num_samples, seed, split: as in every task.
+        num_digits: of both numbers.
+        second_digits: of the second number, which has zeros in its other places; `num_digits` when `None`.
+
     Raises:
-        ValueError: when `num_digits` is below 1 or has too few questions for `num_samples`.
+        ValueError: when a number of digits is out of range or has too few questions for `num_samples`.
 
     >>> generate(1, seed=1, num_digits=2)[0]["query"]
     '8 7 * 2 1'
+    >>> generate(1, seed=1, num_digits=2, second_digits=1)[0]["query"]
+    '7 4 * 9 0'
     """
+    second_digits = num_digits if second_digits is None else second_digits
     if num_digits < 1:
         raise ValueError(f"num_digits={num_digits} must be at least 1.")
-    low, high = 10 ** (num_digits - 1), 10**num_digits
+    if not 1 <= second_digits <= num_digits:
+        raise ValueError(f"second_digits={second_digits} must be 1 to num_digits={num_digits}.")
 
     def draw(rng: random.Random) -> tuple[str, object]:
-        a, b = rng.randrange(low, high), rng.randrange(low, high)
+        a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in (num_digits, second_digits))
         return _question(a, b, num_digits), (a, b)
 
     drawn = draw_distinct(draw, num_samples, task="multiplication", seed=seed, split=split)
@@ -74,12 +85,41 @@ def solve(query: str) -> str:
     >>> solve("7 6 9 2 * 1 6 3 6")
     '7 8 0 3 7 8 8 1'
     """
+    a, b = _digits(query)
+    product = str(int("".join(reversed(a))) * int("".join(reversed(b))))
+    return " ".join(reversed(product.zfill(len(a) + len(b))))
+
+
+def column_sums(query: str) -> list[list[int]]:
+    """Running sums of each column of the product: the carry, then one more for each product of two digits.
+
+    Column c has the digits whose places sum to c. The last digit of its last sum is digit c of the product, and the
+    rest is the carry to the next column; the carry of the last column is the product's first digit.
+
+    Raises:
+        ValueError: as in `solve`.
+
+    >>> column_sums("7 6 * 1 6")
+    [[0, 7], [0, 42, 48], [4, 40]]
+    >>> solve("7 6 * 1 6")
+    '7 8 0 4'
+    """
+    a, b = (list(map(int, digits)) for digits in _digits(query))
+    columns, carry = [], 0
+    for column in range(len(a) + len(b) - 1):
+        sums = [carry]
+        for place in range(max(0, column - len(b) + 1), min(column, len(a) - 1) + 1):
+            sums.append(sums[-1] + a[place] * b[column - place])
+        columns.append(sums)
+        carry = sums[-1] // 10
+    return columns
+
+
+def _digits(query):
     found = _QUESTION.fullmatch(query.strip())
     if not found:
         raise ValueError(f"query={query!r} is no multiplication: write it as reversed digits, '7 6 9 2 * 1 6 3 6'.")
-    a, b = found["a"].split(), found["b"].split()
-    product = str(int("".join(reversed(a))) * int("".join(reversed(b))))
-    return " ".join(reversed(product.zfill(len(a) + len(b))))
+    return found["a"].split(), found["b"].split()
 
 
 def _question(a: int, b: int, num_digits: int) -> str:

@@ -1,0 +1,130 @@
+"""From queries to implicit tokens: what the generator reads, its states, and the embeddings made of them."""
+
+import torch
+from transformers.utils import logging
+
+from .generator_semcot import parallel_states, sequential_states
+from .retokenizing_semcot import retokenize
+from .splicing_semcot import insertion_columns, left_aligned_queries
+
+logger = logging.get_logger(__name__)
+
+
+class SemCoTTokensMixin:
+    """The part of `SemCoTForCausalLM` that makes implicit tokens, and reads them back where they are words."""
+
+    def implicit_embeddings(self, input_ids, attention_mask=None, num_implicit_tokens=None, completion_mask=None):
+        """Make the implicit tokens Z of prompts (SemCoT, equations of section 3.2).
+
+        Args:
+            input_ids: LongTensor (batch, length), prompts, with or without the answer prompt at their end.
+            attention_mask: (batch, length), padding on either side; all ones when `None`.
+            num_implicit_tokens: k; `config.num_implicit_tokens` when `None`.
+            completion_mask: (batch, length), 1 on tokens that are no prompt; the generator never sees them.
+
+        Returns:
+            FloatTensor (batch, k, host hidden size), in the host's embedding space and dtype.
+
+        Raises:
+            ValueError: for k out of range or a prompt without a token.
+        """
+        count = self._check_count(num_implicit_tokens)
+        return self._make_tokens(*self._queries(input_ids, attention_mask, completion_mask), count)
+
+    @torch.no_grad()
+    def implicit_words(self, input_ids, attention_mask=None, num_implicit_tokens=None):
+        """Read implicit tokens that are mixtures of words (`projection="vocabulary"`) back as words.
+
+        Args:
+            input_ids, attention_mask, num_implicit_tokens: as in `implicit_embeddings`.
+
+        Returns:
+            LongTensor (batch, k), the id of the likeliest word of each token, and FloatTensor (batch, k), its share of
+            the mixture.
+
+        Raises:
+            ValueError: for a model whose tokens are no mixtures of words.
+        """
+        if self.config.projection != "vocabulary":
+            raise ValueError(
+                f"projection={self.config.projection!r}: these implicit tokens are no mixtures of words; read them "
+                "with a step decoder (step_weight, keep_step_decoder), or train with projection='vocabulary'."
+            )
+        count = self._check_count(num_implicit_tokens)
+        ids, mask = self._queries(input_ids, attention_mask)
+        if count == 0:
+            return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
+        shares = self._shares(self._states(ids, mask, count), self.get_input_embeddings().weight)
+        share, word = shares.max(dim=-1)
+        return word, share
+
+    def _queries(self, input_ids, attention_mask, completion_mask=None):
+        """What the generator reads of prompts, padded on the left, and its mask, `None` without padding."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
+        return left_aligned_queries(input_ids, mask, columns, self._pad_id())
+
+    def _make_tokens(self, ids, mask, count):
+        """Implicit tokens of queries (batch, length), padded on the left; their mask is `None` without padding."""
+        if count == 0:
+            size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
+            return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype)
+        return self.tokens_of(self._states(ids, mask, count))
+
+    def _states(self, ids, mask, count):
+        """Generator states (batch, count, size) that the implicit tokens of queries are made of."""
+        device, host_words = self.projection_device(), self.get_input_embeddings().weight
+        if self.config.separate_generator_tokenizer:
+            ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
+        ids, mask = ids.to(device), mask if mask is None else mask.to(device)
+        known = self.config.generator_config.get_text_config().vocab_size
+        # Asked only where the host has more words: reading the largest id makes the CPU wait for the device.
+        if known < host_words.shape[0] and int(ids.max()) >= known:
+            raise ValueError(
+                f"input_ids holds the id {int(ids.max())}, but the generator knows {known} ids: host and generator "
+                "must share a tokenizer."
+            )
+        if self.config.generator_mode == "sequential":
+            make, option = sequential_states, self.feedback
+        else:
+            make, option = parallel_states, self.config.state_offset
+        return make(self.generator, self.thought_embedding, ids, mask, count, option)
+
+    def feedback(self, states):
+        """What a sequential generator reads after `states` (batch, 1, size): those, scaled, or a mixture of words."""
+        if self.config.projection == "vocabulary":
+            return self._mixture(states, self.generator.get_input_embeddings()).to(states.dtype)
+        return states * self.config.feedback_scale
+
+    def tokens_of(self, states):
+        """Implicit tokens (batch, k, host hidden size) of generator states (batch, k, size), in the host's dtype."""
+        words = self.get_input_embeddings()
+        if self.config.projection == "vocabulary":
+            return self._mixture(states, words).to(words.weight.dtype)
+        return self.projection(states.to(self.thought_embedding.dtype)).to(words.weight.dtype)
+
+    def _mixture(self, states, words):
+        """Mean of the word embeddings that each state expects next, by the distribution of the trained LM head."""
+        shares = self._shares(states, words.weight).to(words.weight)
+        # Some families scale their word embeddings as they look them up.
+        return shares @ words.weight[: shares.shape[-1]] * getattr(words, "embed_scale", 1.0)
+
+    def _shares(self, states, words):
+        """Distribution over the next word that each state expects, of those that both generator and `words` have."""
+        logits = self.projection(states.to(self.thought_embedding.dtype))
+        return logits[..., : words.shape[0]].softmax(dim=-1, dtype=torch.float32)
+
+    def _pad_id(self):
+        pad = self.config.get_text_config().pad_token_id
+        return 0 if pad is None else pad
+
+    def _check_count(self, num_implicit_tokens):
+        count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
+        if count > self.config.num_implicit_tokens:
+            logger.warning_once(
+                f"num_implicit_tokens={count} is more than the {self.config.num_implicit_tokens} this model was "
+                "trained with (config.num_implicit_tokens): answers may get worse."
+            )
+        return count
