@@ -193,7 +193,9 @@ def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
     assert report["command"].startswith("semcot bench methods --methods pause no_cot")
     assert [row["method"] for row in report["tasks"][0]["rows"]] == ["no_cot", "pause"]
     assert (tmp_path / "out" / "pareto-coin_flip.png").stat().st_size > 10_000
-    assert "| Pause |" in (tmp_path / "out" / "report.md").read_text()
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert "| Pause |" in told
+    assert f"{SMALL['steps']} steps of {SMALL['batch_size']} of" in told and "0.001 (not searched)" in told
     kept = os.stat(tmp_path / "out/coin_flip/pause/seed0/run.json").st_mtime_ns
     again = run_bench(
         BenchSettings(str(tmp_path / "out"), methods=["pause", "no_cot"], seeds=[0], learning_rates=[1e-3], **SMALL)

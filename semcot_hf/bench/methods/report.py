@@ -10,6 +10,17 @@ from ...evaluation.records import to_json, write_atomically
 from .plots import plot_by_difficulty, plot_pareto
 from .summary import summarize_task
 
+# What a task's methods had alike.
+BUDGET = (
+    "steps",
+    "batch_size",
+    "train_questions",
+    "learning_rates",
+    "search_share",
+    "validation_questions",
+    "eval_questions",
+)
+
 
 def write_report(runs, output, *, command) -> dict:
     """Write `report.json`, `report.md`, `pareto-<task>.png` and `difficulty-<task>.png`; returns the report.
@@ -20,14 +31,14 @@ def write_report(runs, output, *, command) -> dict:
         command: what made them.
     """
     ordered = sorted(runs, key=lambda pair: pair[0]["settings"]["task"])
-    tasks = [
-        summarize_task(list(found)) for _, found in groupby(ordered, key=lambda pair: pair[0]["settings"]["task"])
-    ]
-    settings = ordered[0][0]["settings"]
+    tasks = []
+    for _, grouped in groupby(ordered, key=lambda pair: pair[0]["settings"]["task"]):
+        found = list(grouped)
+        settings = found[0][0]["settings"]
+        tasks.append({**summarize_task(found), "budget": {name: settings[name] for name in BUDGET}})
     report = {
         "command": command,
         "environment": ordered[0][0]["report"]["environment"],
-        "budget": {name: settings[name] for name in ("steps", "batch_size", "learning_rates", "search_share")},
         "tasks": tasks,
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -56,7 +67,8 @@ def markdown(report) -> str:
         f"transformers {machine['transformers']}, trl {machine['trl']}.",
     ]
     for task in report["tasks"]:
-        lines += ["", f"## {task['task']}", "", *_table(task["rows"]), "", *_difficulty(task["rows"])]
+        lines += ["", f"## {task['task']}", "", _told(task["budget"]), ""]
+        lines += [*_table(task["rows"]), "", *_difficulty(task["rows"])]
         if task["goal"]:
             lines += ["", "SemCoT at its best against its goal:", ""]
             lines += [f"- {'met' if goal['met'] else 'MISSED'}: {goal['condition']}" for goal in task["goal"]]
@@ -70,6 +82,20 @@ def folder_name(task):
     ('coin_flip', 'data-gsm8k.jsonl', 'openai-gsm8k')
     """
     return re.sub(r"[^\w.-]+", "-", task).strip("-.")
+
+
+def _told(budget):
+    rates = ", ".join(f"{rate:g}" for rate in budget["learning_rates"])
+    searched = (
+        f"searched over {max(1, round(budget['steps'] * budget['search_share']))} steps each on "
+        f"{budget['validation_questions']} validation questions"
+        if len(budget["learning_rates"]) > 1
+        else "not searched"
+    )
+    return (
+        f"{budget['steps']} steps of {budget['batch_size']} of {budget['train_questions']:,} training questions, "
+        f"learning rate {rates} ({searched}); {budget['eval_questions']} test questions."
+    )
 
 
 def _table(rows):
