@@ -1,0 +1,111 @@
+"""Rows of the bench's tasks, of a given difficulty: functions of (number, seed, split)."""
+
+import re
+from itertools import pairwise
+
+from ...data.tasks import arithmetic, coin_flip, graph, multiplication
+
+# The most concepts of a chain of 6 rules, and the most sentences of 6 steps.
+GRAPH_WORDS, ARITHMETIC_WORDS = 7, 6
+
+
+def coin_flip_rows(fewest, most):
+    """Coin flips by `fewest` to `most` people."""
+    return lambda count, seed, split="train": coin_flip.generate(
+        count, seed=seed, split=split, min_people=fewest, max_people=most
+    )
+
+
+def arithmetic_rows(fewest, most, in_words=0, bare=False):
+    """Equations only, as GSM8K-Aug has them, with numbers up to 20; `words` is what is held after each sentence.
+
+    With numbers up to 99, all methods that were tried stay at chance for budgets of this size (NOTES.md).
+    `in_words` and `bare`: see `_told`.
+    """
+
+    def generate(count, seed, split="train"):
+        rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=20)
+        made = []
+        for index, row in enumerate(rows):
+            equations = row["condensed_reasoning"]
+            words = f"Now {_padded(arithmetic.held_values(row['query']), ARITHMETIC_WORDS)}."
+            told = _told(equations, words, index, in_words, bare)
+            made.append({**row, "reasoning": told, "steps": equations.split(), "words": words})
+        return made
+
+    return generate
+
+
+def _told(reasoning, words, index, in_words, bare):
+    """The reasoning of row `index`: of `in_words` rows one reasons by `words`, of 0 none.
+
+    `bare` leaves the first word and the full stop away there, as a host gets the words that are implicit tokens.
+    """
+    if not in_words or index % in_words:
+        return reasoning
+    return words[words.index(" ") :].rstrip(".") if bare else words
+
+
+def _padded(words, count):
+    """`count` words with spaces between, the last one repeated."""
+    return " ".join(map(str, [*words, *[words[-1]] * (count - len(words))]))
+
+
+def multiplication_rows(second_digits=4, in_words=0, bare=False):
+    """Products of two 4-digit numbers by columns, a step telling a column's running sums; `words` is the last of each.
+
+    By columns, since their sums are one word each, and the partial products of the ICoT-SI data are not.
+    `in_words` and `bare`: see `_told`.
+    """
+
+    def generate(count, seed, split="train"):
+        made = []
+        rows = multiplication.generate(count, seed=seed, split=split, num_digits=4, second_digits=second_digits)
+        for index, row in enumerate(rows):
+            columns = multiplication.column_sums(row["query"])
+            steps = [f"{' '.join(map(str, sums))}." for sums in columns]
+            words = f"Sums {' '.join(str(sums[-1]) for sums in columns)}."
+            told = _told(" ".join(steps), words, index, in_words, bare)
+            made.append({**row, "reasoning": told, "condensed_reasoning": words, "steps": steps, "words": words})
+        return made
+
+    return generate
+
+
+def graph_rows(fewest, most):
+    """Chains of rules without people ("Is every P a Q or an R?") and without branches; `words` are their concepts.
+
+    With either, a model of this size does not learn to reason in words (NOTES.md).
+    """
+
+    def generate(count, seed, split="train"):
+        return [_without_people(row) for row in graph_rows_with_people(fewest, most)(count, seed, split)]
+
+    return generate
+
+
+def graph_rows_with_people(fewest, most):
+    """Chains as in `graph_rows` with people, whose rules a model of this size learns to follow the sooner."""
+    return lambda count, seed, split="train": graph.generate(
+        count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0
+    )
+
+
+def _without_people(row):
+    """A row of `graph` that asks about the concept that its person starts from.
+
+    >>> row = graph.generate(1, seed=3, min_depth=2, max_depth=2, num_distractors=0)[0]
+    >>> row["query"]  # doctest: +NORMALIZE_WHITESPACE
+    'Every kernmix is a julgus. Val is a rasttar. Every rasttar is a quonpod. Every quonpod is a fimmix. Every quonmix
+    is a kernmix. Nia is a quonmix. Is Val a fimmix or a julgus?'
+    >>> told = _without_people(row)
+    >>> told["query"].partition(" Is ")[2], told["steps"]
+    ('every rasttar a fimmix or a julgus?', ['Every rasttar is a quonpod.', 'Every quonpod is a fimmix.'])
+    """
+    chain = row["condensed_reasoning"].rstrip(".").split(", ")
+    rules = re.findall(r"Every \w+ is a \w+\.", row["query"])
+    choices = row["query"].rpartition(" Is ")[2].partition(" ")[2]
+    steps = [f"Every {lower} is a {upper}." for lower, upper in pairwise(chain)]
+    query = f"{' '.join(rules)} Is every {chain[0]} {choices}"
+    words = f"Every {_padded(chain, GRAPH_WORDS)}."
+    return {**row, "query": query, "steps": steps, "reasoning": " ".join(steps), "words": words}
