@@ -81,6 +81,26 @@ def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
     assert '"p' in capsys.readouterr().out
 
 
+def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from semcot_hf import SemCoTForCausalLM
+    from semcot_hf.demo import GENERATOR_PATH
+
+    flags = ["--dataset", "coin_flip", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "1"]
+    flags += ["--alpha", "0", "--learning_rate", "0", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+    flags += ["--generator_mode", "sequential", "--projection", "vocabulary", "--output_dir", str(tmp_path)]
+    assert main(["distill", *flags, "--thought", "heads of a coin"]) == 1
+    assert "thought='heads of a coin' is 8 tokens" in capsys.readouterr().err
+    assert main(["distill", *flags, "--thought", " heads"]) == 0
+    model = SemCoTForCausalLM.from_pretrained(tmp_path)
+    assert (model.config.projection, model.config.generator_mode) == ("vocabulary", "sequential")
+    generator = AutoModelForCausalLM.from_pretrained(GENERATOR_PATH)
+    [heads] = AutoTokenizer.from_pretrained(GENERATOR_PATH)(" heads", add_special_tokens=False)["input_ids"]
+    assert model.thought_embedding.equal(generator.get_input_embeddings().weight[heads])
+    assert model.projection.weight.equal(generator.lm_head.weight)
+
+
 def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path):
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer

@@ -18,9 +18,38 @@ class GeneratorArguments:
     generator_mode: str = field(
         default="parallel", metadata={"help": "'parallel' (one pass, the paper) or 'sequential' (one after another)."}
     )
+    projection: str = field(
+        default="linear",
+        metadata={
+            "help": "'linear' (the paper), 'identity' (generator and host of one width) or 'vocabulary' (mixtures of "
+            "the host's word embeddings, for a generator that reasons in one word a step)."
+        },
+    )
+    thought: str | None = field(
+        default=None,
+        metadata={"help": "What <thought> starts as: a word that is one token, such as the reasoning's first one."},
+    )
     alignment_encoder: str | None = field(
         default=None, metadata={"help": "Folder or id of the encoder that stage 1 saved; needed while alpha > 0."}
     )
+
+
+def thought_token_id(thought, generator):
+    """The id of the one token that `thought` is to the tokenizer of `generator` (id or path), `None` without one.
+
+    Raises:
+        ValueError: when it is more or less than one token.
+    """
+    if thought is None:
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(generator)
+    ids = tokenizer(thought, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(
+            f"thought={thought!r} is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)}) of the generator's "
+            "tokenizer: choose a word that is one."
+        )
+    return ids[0]
 
 
 def run(argv):
@@ -36,6 +65,8 @@ def run(argv):
         models.generator,
         num_implicit_tokens=generator.num_implicit_tokens,
         generator_mode=generator.generator_mode,
+        projection=generator.projection,
+        thought_token_id=thought_token_id(generator.thought, models.generator),
     )
     trainer = SemCoTDistillationTrainer(
         model=model,
