@@ -188,7 +188,7 @@ def expand(model, num_layers):
 
 
 def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0):
-    """Tokenized rows in the lessons' order, a batch after the other."""
+    """Tokenized rows in the lessons' order, a batch after the other; reasoning that is `given` is not learned."""
     rows = []
     for stage, (generate, steps) in enumerate(lessons):
         count = max(1, int(steps * factor)) * BATCH_SIZE
@@ -198,9 +198,10 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0):
         at_once = (torch.rand(count, generator=generator) < direct_share).tolist()
         for index, answers_at_once in zip(picks, at_once, strict=True):
             row = pool[index]
+            reasoning = "" if answers_at_once else row["reasoning"]
             completion = f"{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
-            text = completion if answers_at_once else row["reasoning"] + completion
-            rows.append((prompt_text(tokenizer, row["query"]), text))
+            parts = (reasoning, completion) if row.get("given") else ("", reasoning + completion)
+            rows.append((prompt_text(tokenizer, row["query"]) + parts[0], parts[1]))
     prompts, completions = (
         tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*rows, strict=True)
     )

@@ -29,21 +29,23 @@ def arithmetic_rows(fewest, most, in_words=0, bare=False):
         for index, row in enumerate(rows):
             equations = row["condensed_reasoning"]
             words = f"Now {_padded(arithmetic.held_values(row['query']), ARITHMETIC_WORDS)}."
-            told = _told(equations, words, index, in_words, bare)
-            made.append({**row, "reasoning": told, "steps": equations.split(), "words": words})
+            row = {**row, "reasoning": equations, "steps": equations.split()}
+            made.append(_told(row, words, index, in_words, bare))
         return made
 
     return generate
 
 
-def _told(reasoning, words, index, in_words, bare):
-    """The reasoning of row `index`: of `in_words` rows one reasons by `words`, of 0 none.
+def _told(row, words, index, in_words, bare):
+    """Row `index` with `words`; of `in_words` rows one reasons by them, of 0 none.
 
-    `bare` leaves the first word and the full stop away there, as a host gets the words that are implicit tokens.
+    `bare` leaves the first word and the full stop away there, and has them `given`: so does a host get the words that
+    are implicit tokens, which it is to read and not to write.
     """
+    row = {**row, "words": words}
     if not in_words or index % in_words:
-        return reasoning
-    return words[words.index(" ") :].rstrip(".") if bare else words
+        return row
+    return {**row, "reasoning": words[words.index(" ") :].rstrip(".") if bare else words, "given": bare}
 
 
 def _padded(words, count):
@@ -52,7 +54,7 @@ def _padded(words, count):
 
 
 def multiplication_rows(second_digits=4, in_words=0, bare=False):
-    """Products of two 4-digit numbers by columns, a step telling a column's running sums; `words` is the last of each.
+    """Products of two 4-digit numbers by columns; a step, and a word, is the sum of a column, its carry included.
 
     By columns, since their sums are one word each, and the partial products of the ICoT-SI data are not.
     `in_words` and `bare`: see `_told`.
@@ -62,11 +64,11 @@ def multiplication_rows(second_digits=4, in_words=0, bare=False):
         made = []
         rows = multiplication.generate(count, seed=seed, split=split, num_digits=4, second_digits=second_digits)
         for index, row in enumerate(rows):
-            columns = multiplication.column_sums(row["query"])
-            steps = [f"{' '.join(map(str, sums))}." for sums in columns]
-            words = f"Sums {' '.join(str(sums[-1]) for sums in columns)}."
-            told = _told(" ".join(steps), words, index, in_words, bare)
-            made.append({**row, "reasoning": told, "condensed_reasoning": words, "steps": steps, "words": words})
+            first, *others = (str(sums[-1]) for sums in multiplication.column_sums(row["query"]))
+            steps = [f"Sums {first}", *others[:-1], f"{others[-1]}."]
+            words = " ".join(steps)
+            row = {**row, "reasoning": words, "condensed_reasoning": words, "steps": steps}
+            made.append(_told(row, words, index, in_words, bare))
         return made
 
     return generate
