@@ -98,7 +98,7 @@ TASKS = {
             (multiplication_rows(4), 10_000),
         ),
         host_rows=multiplication_rows(4, in_words=2, bare=True),
-        host_steps=300,
+        host_steps=480,
         direct_share=0.1,
         generator_shape=(3, 192),
         host_layers=12,
