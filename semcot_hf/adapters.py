@@ -54,14 +54,24 @@ def merged_state(model, state_dict=None):
 @contextlib.contextmanager
 def merged_adapters(model):
     """While it lasts, merged copies stand in place of the layers that have adapters, and `model` is a plain one."""
-    places = [(model.get_submodule(name.rpartition(".")[0]), name, layer) for name, layer in _adapted_layers(model)]
+    places = _adapted_layers(model)
     try:
-        for parent, name, layer in places:
-            setattr(parent, name.rpartition(".")[2], _merged(layer))
+        merge_adapters(model)
         yield
     finally:
-        for parent, name, layer in places:
-            setattr(parent, name.rpartition(".")[2], layer)
+        for name, layer in places:
+            _put(model, name, layer)
+
+
+def merge_adapters(model):
+    """Put merged copies in place of the layers that have adapters: `model` is a plain one from then on."""
+    for name, layer in _adapted_layers(model):
+        _put(model, name, _merged(layer))
+
+
+def _put(model, name, layer):
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, layer)
 
 
 def _merged(layer):

@@ -308,6 +308,19 @@ def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
         assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.parametrize("name", ["codi", "simcot_codi"])
+def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    wide = fresh_model(tokenizer, 1, 256)
+    before = copy.deepcopy(wide.state_dict())
+    trained = METHODS[name].train(toy_setting(tokenizer, wide, tmp_path, tmp_path, 2, 1e-2))
+    after = trained.model.host.state_dict()
+    assert after.keys() == before.keys() and not any("lora" in key for key in trained.model.state_dict())
+    changed = {key for key in before if not torch.equal(after[key], before[key])}
+    assert changed == {key for key in before if key.endswith("_proj.weight")}
+    assert trained.trainable_parameters > 1e5
+
+
 def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tmp_path):
     rows = [{**row, "words": f"{row['steps'][0].split()[0]} {row['answer']} {row['answer']}."} for row in toy_rows()]
     setting = replace(

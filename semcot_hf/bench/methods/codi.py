@@ -4,6 +4,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from ...adapters import merge_adapters
 from ...losses import hidden_state_loss
 from ...prompts import answer_prompt_ids
 from .latents import LatentModel
@@ -77,4 +78,6 @@ def train_codi(setting: Setting) -> Trained:
     """Host (or its adapters) and projection are trained."""
     model = CodiModel(add_lora(setting.host), answer_prompt_ids(setting.tokenizer))
     history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
-    return Trained(model, "semcot", count_trainable(model), **history)
+    trainable = count_trainable(model)
+    merge_adapters(model)
+    return Trained(model, "semcot", trainable, **history)

@@ -4,6 +4,7 @@ import copy
 
 from torch import nn
 
+from ...adapters import merge_adapters
 from ...distillation_data import group_steps
 from ...modeling.step_decoder_semcot import step_decoding_loss
 from ...prompts import answer_prompt_ids
@@ -81,4 +82,6 @@ def train_simcot_codi(setting: Setting) -> Trained:
 def _train(setting, base, decoder, stage):
     model = StepSupervised(base, decoder, setting.tokenizer.eos_token_id)
     history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
-    return Trained(base, "semcot", count_trainable(model), **history)
+    trainable = count_trainable(model)
+    merge_adapters(base)
+    return Trained(base, "semcot", trainable, **history)

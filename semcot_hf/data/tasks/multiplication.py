@@ -27,7 +27,7 @@ def generate(
     >>> generate(1, seed=1, num_digits=2)[0]["query"]
     '8 7 * 2 1'
     >>> generate(1, seed=1, num_digits=2, second_digits=1)[0]["query"]
-    '7 4 * 9 0'
+    '8 5 * 8 0'
     """
     second_digits = num_digits if second_digits is None else second_digits
     if num_digits < 1:
