@@ -13,6 +13,27 @@ logger = logging.get_logger(__name__)
 class SemCoTTokensMixin:
     """The part of `SemCoTForCausalLM` that makes implicit tokens, and reads them back where they are words."""
 
+    # Set by `compile_generator`.
+    _compiled_tokens = None
+
+    def compile_generator(self, **options):
+        """Make implicit tokens by compiled code from now on: the pass over the query and all k steps in one graph.
+
+        Where a generator is small, Python takes most of its time, step by step; compiled, it has one call of it. The
+        first tokens of a kind (one query or many, padded or not, each k) wait for the compiler, up to a minute. Tokens
+        differ by rounding. Training, and whatever else asks for gradients, stays as it was; so do saved checkpoints
+        and copies of the model, as after torch's own `Module.compile`.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` and `fullgraph=True` unless said otherwise. A family that
+                cannot be compiled as one graph makes the first call raise torch's error, which names the line;
+                `fullgraph=False` compiles what can be.
+        """
+        self._compiled_tokens = torch.compile(_tokens, **{"dynamic": True, "fullgraph": True, **options})
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_compiled_tokens": None}
+
     def implicit_embeddings(self, input_ids, attention_mask=None, num_implicit_tokens=None, completion_mask=None):
         """Make the implicit tokens Z of prompts (SemCoT, equations of section 3.2).
 
@@ -54,7 +75,8 @@ class SemCoTTokensMixin:
         ids, mask = self._queries(input_ids, attention_mask)
         if count == 0:
             return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
-        shares = self._shares(self._states(ids, mask, count), self.get_input_embeddings().weight)
+        states = self._states(*self._read_by_generator(ids, mask), count)
+        shares = self._shares(states, self.get_input_embeddings().weight)
         share, word = shares.max(dim=-1)
         return word, share
 
@@ -69,10 +91,15 @@ class SemCoTTokensMixin:
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype)
-        return self.tokens_of(self._states(ids, mask, count))
+        ids, mask = self._read_by_generator(ids, mask)
+        if self._compiled_tokens is None or torch.is_grad_enabled():
+            return _tokens(self, ids, mask, count)
+        # Columns cut out of wider prompts have strides that would ask for a graph of their own.
+        ids, mask = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
+        return self._compiled_tokens(self, ids, mask, count)
 
-    def _states(self, ids, mask, count):
-        """Generator states (batch, count, size) that the implicit tokens of queries are made of."""
+    def _read_by_generator(self, ids, mask):
+        """Queries and their mask in the generator's own ids, checked and on its device."""
         device, host_words = self.projection_device(), self.get_input_embeddings().weight
         if self.config.separate_generator_tokenizer:
             ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
@@ -84,6 +111,10 @@ class SemCoTTokensMixin:
                 f"input_ids holds the id {int(ids.max())}, but the generator knows {known} ids: host and generator "
                 "must share a tokenizer."
             )
+        return ids, mask
+
+    def _states(self, ids, mask, count):
+        """Generator states (batch, count, size) that the implicit tokens of queries are made of."""
         if self.config.generator_mode == "sequential":
             make, option = sequential_states, self.feedback
         else:
@@ -128,3 +159,7 @@ class SemCoTTokensMixin:
                 "trained with (config.num_implicit_tokens): answers may get worse."
             )
         return count
+
+
+def _tokens(model, ids, mask, count):
+    return model.tokens_of(model._states(ids, mask, count))

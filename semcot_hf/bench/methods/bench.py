@@ -46,6 +46,10 @@ class BenchSettings:
     validation_questions: int = field(default=200, metadata={"help": "Validation questions of the search."})
     eval_questions: int = field(default=500, metadata={"help": "Test questions."})
     latency_samples: int = field(default=40, metadata={"help": "Questions whose latency is measured."})
+    compiled_latency: bool = field(
+        default=False,
+        metadata={"help": "Measure SemCoT also with its generator compiled, and with the hosts compiled too."},
+    )
     host: str | None = field(
         default=None, metadata={"help": "Id or path of the host; one made for the task when left out."}
     )
@@ -116,7 +120,7 @@ def run_bench(settings: BenchSettings) -> dict:
         run_settings = _run_settings(settings, task, method, seed, *models[task])
         fresh = not (folder / "run.json").exists()
         started = time.monotonic()
-        run = run_method(run_settings, questions[task], folder)
+        run = run_method(run_settings, questions[task], folder, settings.compiled_latency)
         runs.append((run, folder))
         done += fresh
         left = (time.monotonic() - began) / done * (len(plan) - index - 1) if done else 0

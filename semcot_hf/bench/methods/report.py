@@ -101,10 +101,10 @@ def _told(budget):
 def _table(rows):
     yield (
         "| method | accuracy [95 %] | sd over seeds | controls: other, mean, noise, none | latency / no CoT "
-        "| new tokens | implicit tokens | trained parameters | training s | training TFLOP | seen questions "
-        "| learning rate | p against best |"
+        "| compiled: generator, all | new tokens | implicit tokens | trained parameters | training s | training TFLOP "
+        "| seen questions | learning rate | p against best |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         low, high = (100 * bound for bound in row["ci95"])
         spread = f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})"
@@ -115,7 +115,8 @@ def _table(rows):
             f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}]",
             spread,
             "" if controls[0] is None else ", ".join(f"{100 * value:.1f}" for value in controls),
-            "" if row["latency_ratio"] is None else f"{row['latency_ratio']:.2f}",
+            _ratios(row, "latency_ratio"),
+            _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
             f"{row['new_tokens_per_query']:.1f}",
             str(row["implicit_tokens"]),
             f"{row['trainable_parameters']:,}",
@@ -126,6 +127,10 @@ def _table(rows):
             "" if p_value is None else f"{p_value:.4f}",
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def _ratios(row, *names):
+    return ", ".join(f"{row[name]:.2f}" for name in names if row[name] is not None)
 
 
 def _difficulty(rows):

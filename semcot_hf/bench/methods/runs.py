@@ -1,10 +1,10 @@
 """One training and evaluation of one method, and the small search that comes before it; finished ones are kept."""
 
+import copy
 import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ...answers import check_answer
 from ...evaluation import answer_questions, evaluate, measure_latency
 from ...evaluation.records import to_json, write_atomically
+from ...modeling import SemCoTForCausalLM
 from .catalogue import METHODS
 from .training import Setting
 
@@ -79,12 +80,16 @@ class RunSettings:
         return f"{self.task}/{self.method}/seed{self.seed}"
 
 
-def run_method(settings: RunSettings, questions: Questions, folder) -> dict:
+def run_method(settings: RunSettings, questions: Questions, folder, compiled_latency: bool = False) -> dict:
     """Train and evaluate, or take the finished run over from `folder`; returns its figures.
 
     The figures are those of `evaluate`'s report with `training`: seconds, seen questions, operations, trainable
     parameters, learning rate, losses; and `latency`: seconds per question against the untouched host's answer at
     once, measured in turn.
+
+    Args:
+        compiled_latency: measure a SemCoT model in two ways more: with its generator compiled, and with the hosts'
+            forward compiled too, its own and the untouched one. A finished run is not measured again for it.
 
     Raises:
         ValueError: when the folder holds a finished run of other settings, which stays untouched.
@@ -118,7 +123,7 @@ def run_method(settings: RunSettings, questions: Questions, folder) -> dict:
             "search": search,
             "losses": trained.losses,
         },
-        "latency": _latency(settings, trained, questions),
+        "latency": _latency(settings, trained, questions, compiled_latency),
         "report": {key: value for key, value in report.items() if key not in ("latency", "command")},
     }
     shutil.rmtree(work)
@@ -218,22 +223,49 @@ def _evaluate(settings, trained, questions, folder):
 
 
 @torch.no_grad()
-def _latency(settings, trained, questions):
+def _latency(settings, trained, questions, compiled_latency):
     """Median seconds per question of the method and of the untouched host that answers at once, in turn."""
     if settings.latency_samples == 0:
         return None
     tokenizer = AutoTokenizer.from_pretrained(settings.host)
     host = AutoModelForCausalLM.from_pretrained(settings.host).to(settings.device)
-    reference = partial(
-        answer_questions, host, tokenizer, method="no_cot", batch_size=1, max_new_tokens=questions.max_new_tokens
-    )
+
+    def reference(host):
+        return lambda batch: answer_questions(
+            host, tokenizer, batch, method="no_cot", batch_size=1, max_new_tokens=questions.max_new_tokens
+        )
+
+    def method(model):
+        return lambda batch: _answers(replace(trained, model=model), tokenizer, questions, batch, 1)
+
+    calls = {"method": method(trained.model), "host": reference(host)}
+    if compiled_latency and isinstance(trained.model, SemCoTForCausalLM):
+        compiled = copy.copy(trained.model)
+        compiled.compile_generator()
+        whole, compiled_host = copy.deepcopy(trained.model), copy.deepcopy(host)
+        whole.compile_generator()
+        for model in (whole.host, compiled_host):
+            model.forward = torch.compile(model.forward, dynamic=True)
+        calls |= {
+            "method, generator compiled": method(compiled),
+            "method, compiled": method(whole),
+            "host, compiled": reference(compiled_host),
+        }
     measured = measure_latency(
-        {
-            "method": lambda batch: _answers(trained, tokenizer, questions, batch, 1),
-            "host": lambda batch: reference(batch),
-        },
+        calls,
         [row["query"] for row in questions.test[: settings.latency_samples]],
         device=torch.device(settings.device),
+        # Compiling takes the first few lengths.
+        warmup=2 if len(calls) == 2 else 4,
     )
-    own, base = (measured[name][0]["median"] for name in ("method", "host"))
-    return {"seconds": own, "no_cot_seconds": base, "ratio": own / base, "samples": settings.latency_samples}
+    seconds = {name: rows[0]["median"] for name, rows in measured.items()}
+    latency = {
+        "seconds": seconds["method"],
+        "no_cot_seconds": seconds["host"],
+        "ratio": seconds["method"] / seconds["host"],
+        "samples": settings.latency_samples,
+    }
+    if len(calls) > 2:
+        latency["compiled_generator_ratio"] = seconds["method, generator compiled"] / seconds["host"]
+        latency["compiled_ratio"] = seconds["method, compiled"] / seconds["host, compiled"]
+    return latency

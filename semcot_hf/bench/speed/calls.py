@@ -1,5 +1,6 @@
 """What is timed: each method's answer, and the least passes of the models that make the same answer."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -7,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from ...evaluation.shared_prefix import SharedPrefix
 from ..methods.latents import LatentModel
-from .settings import SHARED, Setting
+from .settings import COMPILED, SHARED, Setting
 from .shapes import ANSWER_PROMPT_IDS, own_tokens, prompts
 
 # Tokens that a decode step is averaged over.
@@ -88,7 +89,8 @@ def method_calls(model, setting: Setting) -> dict[str, Callable[[], object]]:
         `method`; `limit`, the parts that it cannot do without: the generator's passes and the host's own `generate`
         on a prompt as long as question and implicit tokens together; `strict_limit`, the same without `generate`'s
         loop, in bare forwards; and `no_cot`, the host's `generate` on the question alone, for the methods that are
-        not just that. A thought of Coconut's counts as one more decode step.
+        not just that. A thought of Coconut's counts as one more decode step. The parts of a compiled generator are
+        timed uncompiled, so that its row tells what compiling saves.
     """
     host, cache, new, count = model.host, setting.cache, setting.answer, setting.k
     ids = prompts(setting.size, setting.batch, setting.prompt, model.projection_device())
@@ -119,8 +121,12 @@ def method_calls(model, setting: Setting) -> dict[str, Callable[[], object]]:
 def _semcot_calls(model, setting, ids):
     host, cache, new, count = model.host, setting.cache, setting.answer, setting.k
     question, longer = _question(ids), _longer(ids, count)
-    mode = "sequential" if setting.method == "semcot_sequential" else "parallel"
+    mode = "sequential" if setting.method in ("semcot_sequential", COMPILED) else "parallel"
     model.config.generator_mode = mode
+    if setting.method == COMPILED:
+        # The caller's own model stays as it is.
+        model = copy.copy(model)
+        model.compile_generator()
 
     def make_tokens():
         return generator_pass(model, question, count, mode) if count else None

@@ -5,7 +5,7 @@ import os
 import torch
 
 from ...evaluation.latency import process_peak_memory
-from .settings import PARTS, SHARED, Setting
+from .settings import COMPILED, PARTS, SHARED, Setting
 from .shapes import ANSWER_PROMPT_IDS, cache_numbers, configs, own_tokens, parameter_counts
 
 
@@ -23,7 +23,7 @@ def needed_bytes(setting: Setting) -> dict[str, int]:
     width = torch.finfo(getattr(torch, setting.dtype)).bits // 8
     tokens = setting.prompt + setting.k + setting.answer + setting.cot
     numbers = tokens * cache_numbers(host)
-    if setting.method in ("semcot_sequential", PARTS):
+    if setting.method in ("semcot_sequential", COMPILED, PARTS):
         numbers += (setting.prompt - len(ANSWER_PROMPT_IDS) + setting.k) * cache_numbers(generator)
     numbers *= setting.batch
     if setting.method == SHARED:

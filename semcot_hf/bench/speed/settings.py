@@ -8,11 +8,14 @@ from .shapes import ANSWER_PROMPT_IDS, GPU_SIZES, SIZES, configs
 
 # SemCoT in parallel, whose host has the beginning that all prompts share in its cache.
 SHARED = "semcot_shared_prefix"
+# SemCoT with a sequential generator, compiled.
+COMPILED = "semcot_compiled"
 METHOD_NAMES = {
     "no_cot": EVALUATION_NAMES["no_cot"],
     "cot": EVALUATION_NAMES["cot"],
     "semcot_parallel": "SemCoT parallel",
     "semcot_sequential": "SemCoT sequential",
+    COMPILED: "SemCoT sequential, compiled",
     SHARED: "SemCoT, shared prefix",
     "coconut": "Coconut-style",
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .settings import FACTORS, METHOD_NAMES, SHARED
+from .settings import COMPILED, FACTORS, METHOD_NAMES, SHARED
 from .slopes import LINEAR, SUBLINEAR
 
 OVERHEAD = {"cpu": 1.05, "cuda": 1.10}
@@ -43,8 +43,9 @@ def judge(rows: Sequence[dict], parts: Sequence[dict], slopes: Sequence[dict]) -
                 figure = f"{name}, batch {batch}: time over the limit"
                 target = OVERHEAD["cuda" if gpu else "cpu"]
                 judged.append(_judged(size, figure, row["overhead"]["median"], target))
-            # Beside smaller weights, what the libraries allocate for themselves counts.
-            if batch == centre["batch"] and row["memory"]["weights_bytes"] >= LEAST_WEIGHTS:
+            # Beside smaller weights, what the libraries allocate for themselves counts; so does the compiler.
+            measurable = row["memory"]["weights_bytes"] >= LEAST_WEIGHTS and row["setting"]["method"] != COMPILED
+            if batch == centre["batch"] and measurable:
                 figure = f"{name}, batch {batch}: peak memory over weights and caches"
                 judged.append(_judged(size, figure, row["memory"]["ratio"], MEMORY))
         figure = f"generator and {centre['k']} tokens, in decode steps of the host"
