@@ -7,6 +7,7 @@ from distillation_models import config, moved, snapshot
 
 from semcot_hf import SemCoTConfig, SemCoTDistillationTrainer, SemCoTForCausalLM
 from semcot_hf.distillation_questions import StoredQuestions
+from semcot_hf.prompts import with_answer_prompt
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -124,17 +125,31 @@ def test_two_tokenizers_are_refused():
         SemCoTConfig(projection="vocabulary", separate_generator_tokenizer=True)
 
 
-def test_words_are_learned_from_reasoning_of_one_word_a_step(parts, tiny_tokenizer, tmp_path):
-    """The answer is learned through the mixture alone: projection and <thought> are all that moves."""
+def test_the_mixture_alone_learns_to_carry_the_answer(parts, tiny_tokenizer, tmp_path):
+    """Projection and <thought> are all that moves; afterwards each question's own tokens tell its answer."""
     model = parts(num_implicit_tokens=1, generator_mode="parallel", projection="vocabulary")
     rows = [{"query": f"Say {word}.", "reasoning": word, "answer": word, "steps": [word]} for word in ("yes", "no")]
-    args = config(tmp_path / "run", max_steps=60, projection_warmup=0.9, learning_rate=3e-2, weight_decay=0.0)
+    args = config(tmp_path / "run", max_steps=60, projection_warmup=1.0, learning_rate=3e-2, weight_decay=0.0)
     trainer = SemCoTDistillationTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows * 4), processing_class=tiny_tokenizer
     )
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.8 * losses[0]
+    model.eval()
+    messages = [[{"role": "user", "content": row["query"]}] for row in rows]
+    prompts = [
+        with_answer_prompt(tiny_tokenizer).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        for chat in messages
+    ]
+    answers = [tiny_tokenizer(f" {row['answer']}", add_special_tokens=False)["input_ids"] for row in rows]
+    with torch.no_grad():
+        tokens = [model.implicit_embeddings(torch.tensor([prompt])) for prompt in prompts]
+        losses = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            labels = torch.tensor([[-100] * len(prompt) + answer])
+            ids = torch.tensor([prompt + answer])
+            losses.append([model(ids, labels=labels, implicit_embeddings=own).loss.item() for own in tokens])
+    for index, own in enumerate(losses):
+        assert own[index] < own[1 - index] - 0.1, losses
 
 
 def test_thought_starts_as_the_token_that_is_named(tiny_semcot):

@@ -74,7 +74,8 @@ class Answerer:
         tokens_per_batch: int | None = None,
         shared_prefix: bool = False,
     ):
-        self.model, self.tokenizer, self.prompts = model.eval(), tokenizer, prompts
+        # Going through all modules takes a small host as long as one of its layers.
+        self.model, self.tokenizer, self.prompts = model.eval() if model.training else model, tokenizer, prompts
         self.num_implicit_tokens, self.implicit_embeddings_for = num_implicit_tokens, implicit_embeddings_for
         self.stop, self.tokens_per_batch, self.halvings = stop, tokens_per_batch, 0
         self._config = _greedy(model, tokenizer, max_new_tokens, stop)

@@ -16,11 +16,11 @@ def coin_flip_rows(fewest, most):
     )
 
 
-def arithmetic_rows(fewest, most, in_words=0, bare=False):
+def arithmetic_rows(fewest, most, words_every=0, bare_every=0):
     """Equations only, as GSM8K-Aug has them, with numbers up to 20; `words` is what is held after each sentence.
 
     With numbers up to 99, all methods that were tried stay at chance for budgets of this size (NOTES.md).
-    `in_words` and `bare`: see `_told`.
+    Of `words_every` rows one reasons by them; of `bare_every` one is `_bare`; of 0 none.
     """
 
     def generate(count, seed, split="train"):
@@ -29,23 +29,22 @@ def arithmetic_rows(fewest, most, in_words=0, bare=False):
         for index, row in enumerate(rows):
             equations = row["condensed_reasoning"]
             words = f"Now {_padded(arithmetic.held_values(row['query']), ARITHMETIC_WORDS)}."
-            row = {**row, "reasoning": equations, "steps": equations.split()}
-            made.append(_told(row, words, index, in_words, bare))
+            row = {**row, "reasoning": equations, "steps": equations.split(), "words": words}
+            if words_every and index % words_every == 0:
+                row = {**row, "reasoning": words}
+            made.append(_bare(row) if bare_every and index % bare_every == 0 else row)
         return made
 
     return generate
 
 
-def _told(row, words, index, in_words, bare):
-    """Row `index` with `words`; of `in_words` rows one reasons by them, of 0 none.
+def _bare(row):
+    """The row reasoning by its words without the first one and the full stop, which are `given`.
 
-    `bare` leaves the first word and the full stop away there, and has them `given`: so does a host get the words that
-    are implicit tokens, which it is to read and not to write.
+    So does a host get the words that are implicit tokens, which it is to read and not to write.
     """
-    row = {**row, "words": words}
-    if not in_words or index % in_words:
-        return row
-    return {**row, "reasoning": words[words.index(" ") :].rstrip(".") if bare else words, "given": bare}
+    words = row["words"]
+    return {**row, "reasoning": words[words.index(" ") :].rstrip("."), "given": True}
 
 
 def _padded(words, count):
@@ -53,11 +52,11 @@ def _padded(words, count):
     return " ".join(map(str, [*words, *[words[-1]] * (count - len(words))]))
 
 
-def multiplication_rows(second_digits=4, in_words=0, bare=False):
+def multiplication_rows(second_digits=4, bare_every=0):
     """Products of two 4-digit numbers by columns; a step, and a word, is the sum of a column, its carry included.
 
     By columns, since their sums are one word each, and the partial products of the ICoT-SI data are not.
-    `in_words` and `bare`: see `_told`.
+    Of `bare_every` rows one is `_bare`, of 0 none.
     """
 
     def generate(count, seed, split="train"):
@@ -67,8 +66,8 @@ def multiplication_rows(second_digits=4, in_words=0, bare=False):
             first, *others = (str(sums[-1]) for sums in multiplication.column_sums(row["query"]))
             steps = [f"Sums {first}", *others[:-1], f"{others[-1]}."]
             words = " ".join(steps)
-            row = {**row, "reasoning": words, "condensed_reasoning": words, "steps": steps}
-            made.append(_told(row, words, index, in_words, bare))
+            row = {**row, "reasoning": words, "condensed_reasoning": words, "steps": steps, "words": words}
+            made.append(_bare(row) if bare_every and index % bare_every == 0 else row)
         return made
 
     return generate
