@@ -59,7 +59,8 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
             use_cache=True,
         ).last_hidden_state[:, -1:]
         states.append(state)
-        embeds = feedback(state)
+        if len(states) < count:
+            embeds = feedback(state)
     return torch.cat(states, dim=1)
 
 

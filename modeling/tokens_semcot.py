@@ -25,12 +25,12 @@ class SemCoTTokensMixin:
         and copies of the model, as after torch's own `Module.compile`.
 
         Args:
-            options: of `torch.compile`; `dynamic=True`, `fullgraph=True` and on a CPU
-                `options={"cpp_wrapper": True}`, which takes Python out of the graph too, unless said otherwise. A
-                family that cannot be compiled as one graph makes the first call raise torch's error, which names the
-                line; `fullgraph=False` compiles what can be.
+            options: of `torch.compile`; `dynamic=True`, and on a CPU `options={"cpp_wrapper": True}`, which takes
+                Python out of the graph too, unless said otherwise. With `fullgraph=True` a family that cannot be
+                compiled as one graph makes the first call raise torch's error, which names the line, as does one kind
+                of tokens more than torch's `recompile_limit` (8); without, what is left runs uncompiled.
         """
-        chosen = {"dynamic": True, "fullgraph": True, **options}
+        chosen = {"dynamic": True, **options}
         if self.projection_device().type == "cpu" and not {"backend", "mode", "options"} & options.keys():
             chosen["options"] = {"cpp_wrapper": True}
         self._compiled_tokens = torch.compile(_tokens, **chosen)

@@ -49,7 +49,7 @@ def test_every_family_is_one_graph_that_makes_the_same_tokens(family, mode, tiny
     inputs = padded(example_prompts()[:3])
     expected = model.generate(**inputs, max_new_tokens=3)
     backend = Counting()
-    model.compile_generator(backend=backend)
+    model.compile_generator(backend=backend, fullgraph=True)
     with torch.no_grad():
         tokens = model.implicit_embeddings(**inputs)
     assert backend.graphs == 1
@@ -75,7 +75,7 @@ def test_torchs_own_compiler_makes_the_same_tokens(tiny_lm, tiny_semcot):
 def test_other_lengths_and_batches_need_no_new_graph(tiny_semcot):
     model = tiny_semcot(generator_mode="sequential")
     backend = Counting()
-    model.compile_generator(backend=backend)
+    model.compile_generator(backend=backend, fullgraph=True)
     made = []
     with torch.no_grad():
         for rows, length in ((1, 7), (1, 9), (1, 23), (2, 7), (3, 11), (5, 30)):
@@ -87,10 +87,23 @@ def test_other_lengths_and_batches_need_no_new_graph(tiny_semcot):
         torch.testing.assert_close(tokens, model.implicit_embeddings(ids).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_training_is_not_compiled_and_reads_new_weights(tiny_semcot):
+def test_more_kinds_than_torch_keeps_run_uncompiled(tiny_semcot):
     model = tiny_semcot(generator_mode="sequential")
     backend = Counting()
     model.compile_generator(backend=backend)
+    prompts = torch.tensor(example_prompts()[:1])
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        made = [model.implicit_embeddings(prompts, num_implicit_tokens=count) for count in (1, 2, 3)]
+    assert backend.graphs == 1
+    for tokens in made:
+        expected = model.implicit_embeddings(prompts, num_implicit_tokens=tokens.shape[1]).detach()
+        torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_training_is_not_compiled_and_reads_new_weights(tiny_semcot):
+    model = tiny_semcot(generator_mode="sequential")
+    backend = Counting()
+    model.compile_generator(backend=backend, fullgraph=True)
     prompts = torch.tensor(example_prompts()[:1])
     model.implicit_embeddings(prompts).sum().backward()
     assert backend.graphs == 0 and model.thought_embedding.grad.abs().sum() > 0
@@ -108,7 +121,7 @@ def test_checkpoints_and_copies_are_as_before(tiny_semcot, tmp_path):
     backend = Counting()
     prompts = torch.tensor(example_prompts()[:1])
     expected = model.generate(prompts, max_new_tokens=3)
-    model.compile_generator(backend=backend)
+    model.compile_generator(backend=backend, fullgraph=True)
     names = set(model.state_dict())
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     model.save_pretrained(tmp_path, include_host=True)

@@ -240,6 +240,8 @@ def _latency(settings, trained, questions, compiled_latency):
 
     calls = {"method": method(trained.model), "host": reference(host)}
     if compiled_latency and isinstance(trained.model, SemCoTForCausalLM):
+        # Only so many graphs are kept, whosever they are.
+        torch.compiler.reset()
         compiled = copy.copy(trained.model)
         compiled.compile_generator()
         whole, compiled_host = copy.deepcopy(trained.model), copy.deepcopy(host)

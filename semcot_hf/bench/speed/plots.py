@@ -40,7 +40,7 @@ def plot_speed(report: dict) -> bytes:
     for axes in grid.flat:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(METHODS), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     image = io.BytesIO()
     FigureCanvasAgg(figure).print_png(image)
     return image.getvalue()
