@@ -1,6 +1,7 @@
 """The `semcot` command: help, configuration files, and failures in one clear line."""
 
 import errno
+import json
 
 import pytest
 import yaml
@@ -79,6 +80,39 @@ def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
         more = ["--few_shot", "1"] if name == "a" else ["--compare_with", str(tmp_path / "a")]
         assert main(["evaluate", *folders, *options, *more]) == 0
     assert '"p' in capsys.readouterr().out
+    refused = [*folders, *options, "--compile_generator", "--overwrite"]
+    assert main(["evaluate", *refused]) == 1
+    assert "is no SemCoT checkpoint" in capsys.readouterr().err
+
+
+def test_evaluate_compiles_the_generator_where_asked(tmp_path, monkeypatch):
+    """Graphs are captured as for the real compiler, and run as they are."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from semcot_hf import SemCoTForCausalLM
+    from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        str(HOST_PATH), str(GENERATOR_PATH), num_implicit_tokens=2
+    )
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(HOST_PATH).save_pretrained(tmp_path / "model")
+    graphs, compile_function = [], torch.compile
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_function(function, backend=backend))
+    flags = ["--model", str(tmp_path / "model"), "--dataset", "coin_flip", "--max_eval_samples", "2"]
+    flags += ["--methods", "semcot", "--no_controls", "--latency_samples", "1", "--max_new_tokens", "2"]
+    for name, more in (("plain", []), ("compiled", ["--compile_generator"])):
+        assert main(["evaluate", *flags, *more, "--output_dir", str(tmp_path / name)]) == 0
+        assert bool(graphs) == (name == "compiled")
+    answers = [(tmp_path / name / "predictions-semcot.jsonl").read_text() for name in ("plain", "compiled")]
+    outputs = [[json.loads(line)["output"] for line in text.splitlines()] for text in answers]
+    assert outputs[0] == outputs[1]
 
 
 def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):

@@ -30,7 +30,7 @@ SMALL = {
     "generate": ["--max_new_tokens", "4"],
     "bench methods": shlex.split(
         "--methods no_cot semcot --seeds 0 --steps 2 --learning_rates 1e-3 --train_questions 20 --eval_questions 4 "
-        "--latency_samples 1"
+        "--latency_samples 1 --compiled_latency False"
     ),
     "bench speed": shlex.split(
         "--methods no_cot semcot_parallel --batch_sizes 1 --prompt_lengths 16 --implicit_tokens 2 --answer_tokens 2 "

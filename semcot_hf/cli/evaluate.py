@@ -37,6 +37,9 @@ class EvaluateArguments:
         default_factory=lambda: [1], metadata={"help": "Batch sizes that latency is measured at."}
     )
     latency_samples: int = field(default=50, metadata={"help": "Questions whose latency is measured one by one."})
+    compile_generator: bool = field(
+        default=False, metadata={"help": "Make the implicit tokens by compiled code, which small generators gain by."}
+    )
     dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     overwrite: bool = field(default=False, metadata={"help": "Discard another run's answers in output_dir."})
@@ -52,8 +55,13 @@ def run(argv):
     if args.split not in splits:
         raise ValueError(f"split={args.split!r}: {data.dataset} has the splits {sorted(splits)}.")
     options = {"trust_remote_code": args.trust_remote_code}
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options)
+    if args.compile_generator:
+        if not hasattr(model, "compile_generator"):
+            raise ValueError(f"compile_generator=True: {args.model} is no SemCoT checkpoint; leave the flag out.")
+        model.compile_generator()
     report = evaluate(
-        AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options),
+        model,
         AutoTokenizer.from_pretrained(args.model, **options),
         splits[args.split],
         task=args.task,
