@@ -126,10 +126,10 @@ def test_two_tokenizers_are_refused():
 
 
 def test_the_mixture_alone_learns_to_carry_the_answer(parts, tiny_tokenizer, tmp_path):
-    """Projection and <thought> are all that moves; afterwards each question's own tokens tell its answer."""
+    """Each question's own tokens tell its answer, though but for the last step only projection and <thought> move."""
     model = parts(num_implicit_tokens=1, generator_mode="parallel", projection="vocabulary")
     rows = [{"query": f"Say {word}.", "reasoning": word, "answer": word, "steps": [word]} for word in ("yes", "no")]
-    args = config(tmp_path / "run", max_steps=60, projection_warmup=1.0, learning_rate=3e-2, weight_decay=0.0)
+    args = config(tmp_path / "run", max_steps=60, projection_warmup=0.98, learning_rate=3e-2, weight_decay=0.0)
     trainer = SemCoTDistillationTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows * 4), processing_class=tiny_tokenizer
     )
