@@ -20,9 +20,10 @@ class SemCoTTokensMixin:
         """Make implicit tokens by compiled code from now on: the pass over the query and all k steps in one graph.
 
         Where a generator is small, Python takes most of its time, step by step; compiled, it has one call of it. The
-        first tokens of a kind (one query or many, padded or not, each k) wait for the compiler, up to a minute. Tokens
-        differ by rounding. Training, and whatever else asks for gradients, stays as it was; so do saved checkpoints
-        and copies of the model, as after torch's own `Module.compile`.
+        first tokens of a kind (one query or many, padded or not, each k) wait for the compiler, up to a minute where
+        the generator is small; on a CPU torch needs a C++ compiler of the system for it. Tokens differ by rounding.
+        Training, and whatever else asks for gradients, stays as it was; so do saved checkpoints and copies of the
+        model, as after torch's own `Module.compile`.
 
         Args:
             options: of `torch.compile`; `dynamic=True`, and on a CPU `options={"cpp_wrapper": True}`, which takes

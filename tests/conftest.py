@@ -1,5 +1,6 @@
 """Shared by all tests: offline, one thread, the optional data folder, a tiny tokenizer and tiny random models."""
 
+import logging
 import os
 import sys
 
@@ -123,3 +124,37 @@ def tiny_semcot(tiny_lm):
         )
 
     return make
+
+
+class CapturingBackend:
+    """A backend of `torch.compile` that runs graphs as they are and counts how often it is asked for one."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, example_inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Backend for `torch.compile` that captures graphs as the real compiler does, and starts with none kept."""
+    torch.compiler.reset()
+    # Torch's trace of itself is a log record for each line of what it compiles; pytest would keep them all.
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    yield CapturingBackend()
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def captured(capturing, monkeypatch):
+    """The functions that are handed to `torch.compile`, which has the capturing backend whatever is asked for."""
+    functions, compile_function = [], torch.compile
+
+    def compile_with_backend(function, **options):
+        functions.append(function)
+        return compile_function(function, **{**options, "backend": capturing, "options": None})
+
+    monkeypatch.setattr(torch, "compile", compile_with_backend)
+    return functions

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from semcot_hf.bench.methods import hosts, runs
 from semcot_hf.bench.methods.bench import BenchSettings, run_bench
@@ -54,23 +53,22 @@ def questions():
     return Questions(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
 
 
-def test_semcot_is_timed_compiled_too_where_asked(tmp_path, monkeypatch):
-    """Graphs are captured as for the real compiler, and run as they are."""
-    compiled, compile_graph = [], torch.compile
-
-    def captured(function, **options):
-        compiled.append(function)
-        return compile_graph(function, backend="eager", **options)
-
-    monkeypatch.setattr(torch, "compile", captured)
-    torch.compiler.reset()
+def test_semcot_is_timed_compiled_too_where_asked(tmp_path, captured, capturing):
     small = settings(method="semcot_no_alignment", eval_questions=2)
     made = run_method(small, questions(), tmp_path / "semcot", compiled_latency=True)
-    # The generator alone, then generator and both hosts.
-    assert len(compiled) == 4
+    # The generator, and the forward of either host, each with a graph at least.
+    assert len(captured) == 3 and capturing.graphs >= 3
     assert all(made["latency"][name] > 0 for name in ("ratio", "compiled_generator_ratio", "compiled_ratio"))
     plain = run_method(settings(), questions(), tmp_path / "no_cot", compiled_latency=True)
-    assert len(compiled) == 4 and "compiled_ratio" not in plain["latency"]
+    assert len(captured) == 3 and "compiled_ratio" not in plain["latency"]
+
+
+def test_a_compiled_forward_lasts_for_its_own_calls(tiny_lm, captured):
+    host = tiny_lm()
+    asked = []
+    timed = runs._with_compiled_forward(host, lambda batch: asked.append((batch, "forward" in vars(host))))
+    timed(["a"])
+    assert asked == [(["a"], True)] and len(captured) == 1 and "forward" not in vars(host)
 
 
 def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkeypatch):

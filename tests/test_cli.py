@@ -85,9 +85,7 @@ def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
     assert "is no SemCoT checkpoint" in capsys.readouterr().err
 
 
-def test_evaluate_compiles_the_generator_where_asked(tmp_path, monkeypatch):
-    """Graphs are captured as for the real compiler, and run as they are."""
-    import torch
+def test_evaluate_compiles_the_generator_where_asked(tmp_path, captured, capturing):
     from transformers import AutoTokenizer
 
     from semcot_hf import SemCoTForCausalLM
@@ -98,18 +96,11 @@ def test_evaluate_compiles_the_generator_where_asked(tmp_path, monkeypatch):
     )
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(HOST_PATH).save_pretrained(tmp_path / "model")
-    graphs, compile_function = [], torch.compile
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_function(function, backend=backend))
     flags = ["--model", str(tmp_path / "model"), "--dataset", "coin_flip", "--max_eval_samples", "2"]
     flags += ["--methods", "semcot", "--no_controls", "--latency_samples", "1", "--max_new_tokens", "2"]
     for name, more in (("plain", []), ("compiled", ["--compile_generator"])):
         assert main(["evaluate", *flags, *more, "--output_dir", str(tmp_path / name)]) == 0
-        assert bool(graphs) == (name == "compiled")
+        assert bool(capturing.graphs) == (name == "compiled")
     answers = [(tmp_path / name / "predictions-semcot.jsonl").read_text() for name in ("plain", "compiled")]
     outputs = [[json.loads(line)["output"] for line in text.splitlines()] for text in answers]
     assert outputs[0] == outputs[1]

@@ -45,6 +45,17 @@ def test_batches_answer_as_one_by_one_does_in_the_order_of_the_questions(model, 
     assert len({a.output for a in single}) > 1
 
 
+def test_a_model_is_put_into_evaluation_mode_wherever_it_trains(model, tokenizer):
+    try:
+        for part in (model, model.generator):
+            model.eval()
+            part.train()
+            outputs(model, tokenizer, QUERIES[:1], method="semcot")
+            assert not any(module.training for module in model.modules())
+    finally:
+        model.eval()
+
+
 def test_no_cot_and_cot_are_the_hosts_own(model, host, tokenizer):
     for method in ("no_cot", "cot"):
         assert outputs(model, tokenizer, QUERIES, method=method) == outputs(host, tokenizer, QUERIES, method=method)

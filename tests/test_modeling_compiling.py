@@ -1,7 +1,6 @@
 """`compile_generator`: the implicit tokens by one compiled graph, against the uncompiled way."""
 
 import copy
-import logging
 import pickle
 import shutil
 
@@ -21,46 +20,25 @@ FAMILIES = {
 }
 
 
-class Counting:
-    """A backend of `torch.compile` that runs graphs as they are and counts how often it is asked for one."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return graph.forward
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    """Compiled code is kept by process and function, and only so many kinds of it."""
-    torch.compiler.reset()
-    # Torch's trace of itself is a log record for each line of what it compiles; pytest would keep them all.
-    logging.getLogger("torch.__trace").propagate = False
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("family, mode", [*((family, "sequential") for family in FAMILIES), ("llama", "parallel")])
-def test_every_family_is_one_graph_that_makes_the_same_tokens(family, mode, tiny_lm, tiny_semcot):
+def test_every_family_is_one_graph_that_makes_the_same_tokens(family, mode, tiny_lm, tiny_semcot, capturing):
     generator = tiny_lm(family, hidden_size=16, seed=1, **FAMILIES[family])
     model = tiny_semcot(generator=generator, num_implicit_tokens=2, answer_prompt_ids=ANSWER, generator_mode=mode)
     inputs = padded(example_prompts()[:3])
     expected = model.generate(**inputs, max_new_tokens=3)
-    backend = Counting()
-    model.compile_generator(backend=backend, fullgraph=True)
+    model.compile_generator(backend=capturing, fullgraph=True)
     with torch.no_grad():
         tokens = model.implicit_embeddings(**inputs)
-    assert backend.graphs == 1
+    assert capturing.graphs == 1
     torch.testing.assert_close(tokens, model.implicit_embeddings(**inputs).detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
-    assert backend.graphs == 1
+    assert capturing.graphs == 1
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++ on a CPU")
-def test_torchs_own_compiler_makes_the_same_tokens(tiny_lm, tiny_semcot):
+def test_torchs_own_compiler_makes_the_same_tokens(tiny_lm, tiny_semcot, capturing):
+    """Compiled by torch, whose kept graphs the fixture throws away."""
     generator = tiny_lm(num_hidden_layers=1, seed=1)
     model = tiny_semcot(
         generator=generator, num_implicit_tokens=2, generator_mode="sequential", projection="vocabulary"
@@ -72,56 +50,52 @@ def test_torchs_own_compiler_makes_the_same_tokens(tiny_lm, tiny_semcot):
     torch.testing.assert_close(compiled, model.implicit_embeddings(prompts).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_other_lengths_and_batches_need_no_new_graph(tiny_semcot):
+def test_other_lengths_and_batches_need_no_new_graph(tiny_semcot, capturing):
     model = tiny_semcot(generator_mode="sequential")
-    backend = Counting()
-    model.compile_generator(backend=backend, fullgraph=True)
+    model.compile_generator(backend=capturing, fullgraph=True)
     made = []
     with torch.no_grad():
         for rows, length in ((1, 7), (1, 9), (1, 23), (2, 7), (3, 11), (5, 30)):
             ids = torch.arange(rows * length).reshape(rows, length) % 40 + 3
             made.append((ids, model.implicit_embeddings(ids)))
     # One query is a graph of its own.
-    assert backend.graphs == 2
+    assert capturing.graphs == 2
     for ids, tokens in made:
         torch.testing.assert_close(tokens, model.implicit_embeddings(ids).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_more_kinds_than_torch_keeps_run_uncompiled(tiny_semcot):
+def test_more_kinds_than_torch_keeps_run_uncompiled(tiny_semcot, capturing):
     model = tiny_semcot(generator_mode="sequential")
-    backend = Counting()
-    model.compile_generator(backend=backend)
+    model.compile_generator(backend=capturing)
     prompts = torch.tensor(example_prompts()[:1])
     with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
         made = [model.implicit_embeddings(prompts, num_implicit_tokens=count) for count in (1, 2, 3)]
-    assert backend.graphs == 1
+    assert capturing.graphs == 1
     for tokens in made:
         expected = model.implicit_embeddings(prompts, num_implicit_tokens=tokens.shape[1]).detach()
         torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_training_is_not_compiled_and_reads_new_weights(tiny_semcot):
+def test_training_is_not_compiled_and_reads_new_weights(tiny_semcot, capturing):
     model = tiny_semcot(generator_mode="sequential")
-    backend = Counting()
-    model.compile_generator(backend=backend, fullgraph=True)
+    model.compile_generator(backend=capturing, fullgraph=True)
     prompts = torch.tensor(example_prompts()[:1])
     model.implicit_embeddings(prompts).sum().backward()
-    assert backend.graphs == 0 and model.thought_embedding.grad.abs().sum() > 0
+    assert capturing.graphs == 0 and model.thought_embedding.grad.abs().sum() > 0
     with torch.no_grad():
         before = model.implicit_embeddings(prompts)
         model.thought_embedding.add_(1)
         after = model.implicit_embeddings(prompts)
-    assert backend.graphs == 1
+    assert capturing.graphs == 1
     torch.testing.assert_close(after, model.implicit_embeddings(prompts).detach(), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(before, after, atol=1e-4)
 
 
-def test_checkpoints_and_copies_are_as_before(tiny_semcot, tmp_path):
+def test_checkpoints_and_copies_are_as_before(tiny_semcot, tmp_path, capturing):
     model = tiny_semcot(generator_mode="sequential")
-    backend = Counting()
     prompts = torch.tensor(example_prompts()[:1])
     expected = model.generate(prompts, max_new_tokens=3)
-    model.compile_generator(backend=backend, fullgraph=True)
+    model.compile_generator(backend=capturing, fullgraph=True)
     names = set(model.state_dict())
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     model.save_pretrained(tmp_path, include_host=True)
@@ -129,6 +103,6 @@ def test_checkpoints_and_copies_are_as_before(tiny_semcot, tmp_path):
     for other in copies:
         assert set(other.state_dict()) == names
         assert torch.equal(other.generate(prompts, max_new_tokens=3), expected)
-    assert backend.graphs == 0
+    assert capturing.graphs == 0
     assert torch.equal(model.generate(prompts, max_new_tokens=3), expected)
-    assert backend.graphs == 1
+    assert capturing.graphs == 1

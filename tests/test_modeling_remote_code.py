@@ -106,7 +106,8 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     expected = model.generate(ids, **NEW)
     assert found["ids"] == found["other"] == expected.tolist()
-    assert found.get("compiled", found["ids"]) == found["ids"]
+    if layout == "attached":
+        assert found["compiled"] == found["ids"]
     assert found["piped"] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
     assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
     assert found["config"] == AutoConfig.from_pretrained(folder).to_json_string()

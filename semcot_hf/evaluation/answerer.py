@@ -74,8 +74,10 @@ class Answerer:
         tokens_per_batch: int | None = None,
         shared_prefix: bool = False,
     ):
-        # Going through all modules takes a small host as long as one of its layers.
-        self.model, self.tokenizer, self.prompts = model.eval() if model.training else model, tokenizer, prompts
+        self.model, self.tokenizer, self.prompts = model, tokenizer, prompts
+        # Setting all modules takes a small host as long as one of its layers, asking them a third of that.
+        if any(module.training for module in model.modules()):
+            model.eval()
         self.num_implicit_tokens, self.implicit_embeddings_for = num_implicit_tokens, implicit_embeddings_for
         self.stop, self.tokens_per_batch, self.halvings = stop, tokens_per_batch, 0
         self._config = _greedy(model, tokenizer, max_new_tokens, stop)

@@ -230,28 +230,25 @@ def _latency(settings, trained, questions, compiled_latency):
     tokenizer = AutoTokenizer.from_pretrained(settings.host)
     host = AutoModelForCausalLM.from_pretrained(settings.host).to(settings.device)
 
-    def reference(host):
-        return lambda batch: answer_questions(
+    def reference(batch):
+        return answer_questions(
             host, tokenizer, batch, method="no_cot", batch_size=1, max_new_tokens=questions.max_new_tokens
         )
 
     def method(model):
         return lambda batch: _answers(replace(trained, model=model), tokenizer, questions, batch, 1)
 
-    calls = {"method": method(trained.model), "host": reference(host)}
+    calls = {"method": method(trained.model), "host": reference}
     if compiled_latency and isinstance(trained.model, SemCoTForCausalLM):
         # Only so many graphs are kept, whosever they are.
         torch.compiler.reset()
+        # The copy shares its modules with the model.
         compiled = copy.copy(trained.model)
         compiled.compile_generator()
-        whole, compiled_host = copy.deepcopy(trained.model), copy.deepcopy(host)
-        whole.compile_generator()
-        for model in (whole.host, compiled_host):
-            model.forward = torch.compile(model.forward, dynamic=True)
         calls |= {
             "method, generator compiled": method(compiled),
-            "method, compiled": method(whole),
-            "host, compiled": reference(compiled_host),
+            "method, compiled": _with_compiled_forward(compiled.host, method(compiled)),
+            "host, compiled": _with_compiled_forward(host, reference),
         }
     measured = measure_latency(
         calls,
@@ -271,3 +268,17 @@ def _latency(settings, trained, questions, compiled_latency):
         latency["compiled_generator_ratio"] = seconds["method, generator compiled"] / seconds["host"]
         latency["compiled_ratio"] = seconds["method, compiled"] / seconds["host, compiled"]
     return latency
+
+
+def _with_compiled_forward(host, answer):
+    """`answer`, whose calls find the host's forward compiled, and leave the host as it was."""
+    forward = torch.compile(host.forward, dynamic=True)
+
+    def timed(batch):
+        host.forward = forward
+        try:
+            return answer(batch)
+        finally:
+            del host.forward
+
+    return timed
