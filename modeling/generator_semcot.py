@@ -40,27 +40,28 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
     """
     query = generator.get_input_embeddings()(input_ids)
     thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
-    length = query.shape[1] + 1
     if attention_mask is None:
-        masks = [None] * count
-        positions = torch.arange(length + count - 1, device=query.device)[None]
+        mask, positions = None, torch.arange(query.shape[1] + count, device=query.device)[None]
     else:
         mask = _longer(attention_mask, count)
-        masks = [mask[:, : length + step] for step in range(count)]
         positions = positions_from_mask(mask)
     cache = DynamicCache(config=generator.config)
-    embeds, states = torch.cat([query, thought], dim=1), []
-    for mask, position_ids in zip(masks, positions.split([length] + [1] * (count - 1), dim=1), strict=True):
+    # Compiled, a pass over the query alone computes its keys and values only: the compiler leaves out what its last
+    # layer makes of them.
+    inputs = [query, thought] if torch.compiler.is_compiling() else [torch.cat([query, thought], dim=1)]
+    states, read = [], 0
+    while len(states) < count:
+        embeds = inputs.pop(0) if inputs else feedback(states[-1])
+        start, read = read, read + embeds.shape[1]
         state = generator(
             inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
+            attention_mask=None if mask is None else mask[:, :read],
+            position_ids=positions[:, start:read],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1:]
-        states.append(state)
-        if len(states) < count:
-            embeds = feedback(state)
+        if not inputs:
+            states.append(state)
     return torch.cat(states, dim=1)
 
 

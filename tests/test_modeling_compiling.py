@@ -7,6 +7,11 @@ import shutil
 import pytest
 import torch
 from slow_path import ANSWER, example_prompts, padded
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+# What a linear layer becomes.
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default)
 
 FAMILIES = {
     "llama": {},
@@ -33,6 +38,23 @@ def test_every_family_is_one_graph_that_makes_the_same_tokens(family, mode, tiny
     torch.testing.assert_close(tokens, model.implicit_embeddings(**inputs).detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
     assert capturing.graphs == 1
+
+
+def test_of_the_query_only_keys_and_values_are_computed(tiny_lm, tiny_semcot, capturing):
+    """With one layer, that is two of its seven products; the k tokens need all of them."""
+    products = []
+
+    def count(graph, example_inputs):
+        products.append(sum(node.target in PRODUCTS for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    generator = tiny_lm("llama", hidden_size=16, num_hidden_layers=1, seed=1)
+    model = tiny_semcot(generator=generator, generator_mode="sequential", num_implicit_tokens=3)
+    model.compile_generator(backend=aot_autograd(fw_compiler=count), fullgraph=True)
+    with torch.no_grad():
+        model.implicit_embeddings(torch.tensor(example_prompts()[:1]))
+    # One more maps the states to the host.
+    assert products == [2 + 3 * 7 + 1]
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
