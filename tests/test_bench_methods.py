@@ -343,6 +343,9 @@ def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tm
     written = answer_questions(reader, tokenizer, [row["query"] for row in rows], method="cot", max_new_tokens=12)
     told = [answer.output.partition("\n")[0] == row["words"] for answer, row in zip(written, rows, strict=True)]
     assert sum(told) >= 0.9 * len(rows)
+    # Tokens that are no words have a projection to learn.
+    trained = METHODS["semcot_best"].train(replace(setting, best_projection="linear", best_words=0.1))
+    assert trained.seen_questions == (2 + 2 + 20) * 16
     rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:5]] + rows[5:]
     with pytest.raises(ValueError, match="best_words=3.0: 5 of 16 training rows have neither 'words' nor"):
         METHODS["semcot_best"].train(replace(setting, train_rows=rows))

@@ -195,7 +195,7 @@ def test_a_host_reads_bare_words_and_does_not_learn_to_write_them():
         assert len(text.partition("<|assistant|>")[2].partition("\nAnswer:")[0].split()) in (7, 8)
 
 
-@pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best_words])
+@pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best_projection == "vocabulary"])
 def test_words_are_one_token_each_and_tell_the_answer(task):
     own = TASKS[task]
     tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
@@ -206,6 +206,16 @@ def test_words_are_one_token_each_and_tell_the_answer(task):
         assert (" ".join(digits) if task == "multiplication" else words[-1]) == row["answer"]
         tokens = tokenizer(row["words"], add_special_tokens=False)["input_ids"]
         assert len(tokens) == 1 + own.num_implicit_tokens + 1, tokenizer.convert_ids_to_tokens(tokens)
+
+
+def test_words_of_coin_flips_tell_the_state_that_is_left():
+    own = TASKS["coin_flip"]
+    tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
+    words = {"yes": " now heads.", "no": " now tails."}
+    assert all(row["words"] == words[row["answer"]] for row in rows)
+    for text in words.values():
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(tokens[:1]) == own.best_thought and len(tokens) == 3
 
 
 def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path):

@@ -20,8 +20,8 @@ ALPHA = 0.25
 # Stage 1 in steps, for each step of stage 2.
 ALIGNMENT_SHARE = 0.1
 ALIGNMENT_ROWS = 4_000
-# Of a generator that has learned to reason in words, for each step of the budget, and its rate for each of the rate at
-# which it learned them: it knows its words, and gradients through a chain of choices undo them (NOTES.md).
+# Of tokens that are words from the start, for each step of the budget, and its rate for each of the rate at which they
+# were learned: gradients through a chain of choices undo them (NOTES.md).
 WORDS_DISTILLATION_SHARE, WORDS_DISTILLATION_RATE = 0.2, 0.01
 
 
@@ -68,12 +68,14 @@ def train_semcot_best(setting: Setting) -> Trained:
     if setting.best_words == 0:
         return _train(setting, **distill)
     taught = _teach_words(setting)
-    shorter = replace(
-        setting,
-        steps=max(1, round(WORDS_DISTILLATION_SHARE * setting.steps)),
-        learning_rate=WORDS_DISTILLATION_RATE * setting.learning_rate,
-    )
-    trained = _train(shorter, generator=taught.model, **distill)
+    distilled = setting
+    if setting.best_projection == "vocabulary":
+        distilled = replace(
+            setting,
+            steps=max(1, round(WORDS_DISTILLATION_SHARE * setting.steps)),
+            learning_rate=WORDS_DISTILLATION_RATE * setting.learning_rate,
+        )
+    trained = _train(distilled, generator=taught.model, **distill)
     return replace(
         trained,
         losses=[*taught.losses, *((step + taught.losses[-1][0], loss) for step, loss in trained.losses)],

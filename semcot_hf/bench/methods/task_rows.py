@@ -10,10 +10,13 @@ GRAPH_WORDS, ARITHMETIC_WORDS = 7, 6
 
 
 def coin_flip_rows(fewest, most):
-    """Coin flips by `fewest` to `most` people."""
-    return lambda count, seed, split="train": coin_flip.generate(
-        count, seed=seed, split=split, min_people=fewest, max_people=most
-    )
+    """Coin flips by `fewest` to `most` people; `words` is the state that they leave."""
+
+    def generate(count, seed, split="train"):
+        rows = coin_flip.generate(count, seed=seed, split=split, min_people=fewest, max_people=most)
+        return [{**row, "words": f" now {row['condensed_reasoning'].split()[-1]}"} for row in rows]
+
+    return generate
 
 
 def arithmetic_rows(fewest, most, words_every=0, bare_every=0):

@@ -66,6 +66,8 @@ TASKS = {
         steps_per_token=3,
         best_mode="parallel",
         best_step_weight=0.0,
+        best_thought=" now",
+        best_words=3.0,
         max_new_tokens=128,
     ),
     "arithmetic": BenchTask(
