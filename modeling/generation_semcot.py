@@ -65,13 +65,13 @@ class SemCoTGenerationMixin(GenerationMixin):
                     "leave it out, or pass num_implicit_tokens=0."
                 )
         host_config = self.config.get_text_config()
-        mask = self._checked_mask(input_ids, kwargs.pop("attention_mask", None), generation_config)
+        mask = self._checked_mask(input_ids, kwargs.pop("attention_mask", None), generation_config, kwargs)
         layout = prompt_layout(input_ids, mask, self.config.answer_prompt_ids)
         check_layout(layout, host_config.vocab_size)
         check_context(layout.longest, count, self._new_tokens(input_ids, kwargs), _context(host_config))
         columns, cache = layout.columns, kwargs.get("past_key_values")
         cached = 0 if cache is None else int(cache.get_seq_length())
-        if cached > 0 and hasattr(cache, "implicit_columns"):
+        if _holds_tokens(cache, cached, getattr(generation_config, "is_assistant", False)):
             # Its first turn holds implicit tokens already: what stands for them has their number only.
             columns, count = cache.implicit_columns, cache.implicit_count
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
@@ -160,12 +160,13 @@ class SemCoTGenerationMixin(GenerationMixin):
             generation_config=generation_config,
             **kwargs,
         )
-        if isinstance(outputs, torch.Tensor):
+        tensor = isinstance(outputs, torch.Tensor)
+        for filled in (cache, None if tensor else outputs.past_key_values):
+            if filled is not None:
+                filled.implicit_count, filled.implicit_columns = count, columns
+        if tensor:
             return outputs[:, count:]
         outputs.sequences = outputs.sequences[:, count:]
-        if outputs.past_key_values is not None:
-            outputs.past_key_values.implicit_count = count
-            outputs.past_key_values.implicit_columns = columns
         return outputs
 
     def _spliced_prompt(self, text_ids, tokens, columns):
@@ -260,11 +261,16 @@ class SemCoTGenerationMixin(GenerationMixin):
             )
         return implicit_embeddings.shape[1]
 
-    def _checked_mask(self, input_ids, attention_mask, generation_config):
+    def _checked_mask(self, input_ids, attention_mask, generation_config, kwargs):
         check_shapes(input_ids, attention_mask)
         if attention_mask is None:
-            config = generation_config or self.generation_config
-            return inferred_mask(input_ids, config.pad_token_id, config.eos_token_id)
+            # What the call says goes before what its configuration says, and that before the model's own.
+            known = [getattr(config, "__dict__", {}) for config in (generation_config, self.generation_config)]
+            pad, end = (
+                next((values[name] for values in (kwargs, *known) if values.get(name) is not None), None)
+                for name in ("pad_token_id", "eos_token_id")
+            )
+            return inferred_mask(input_ids, pad, end)
         return attention_mask if attention_mask.dtype == torch.long else (attention_mask != 0).long()
 
     def _new_tokens(self, input_ids, kwargs):
@@ -293,6 +299,18 @@ class SemCoTGenerationMixin(GenerationMixin):
                 "their implicit tokens go to the prompt's end. The tokenizer's chat template saved with the "
                 "checkpoint adds the answer prompt: tokenizer.apply_chat_template(..., add_generation_prompt=True)."
             )
+
+
+def _holds_tokens(cache, cached, is_assistant):
+    """Whether a cache with `cached` columns holds the implicit tokens that `generate` put there once.
+
+    Cut back to less, it is a prefix again; but an assistant's is cut by a loop that counts text only.
+    """
+    if cached == 0 or not hasattr(cache, "implicit_columns"):
+        return False
+    columns = cache.implicit_columns
+    last = columns if isinstance(columns, int) else int(columns.max())
+    return is_assistant or cached >= last + cache.implicit_count
 
 
 def _context(host_config):

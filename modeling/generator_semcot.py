@@ -37,7 +37,15 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
 
     The query and one <thought> give the first state; every further state is one cached step, whose input is
     `feedback` of the last state (batch, 1, size). The other arguments and the result are those of `parallel_states`.
+
+    Raises:
+        ValueError: with gradients, for a backbone whose layers keep a state, which is overwritten from step to step.
     """
+    if generator._is_stateful and torch.is_grad_enabled():
+        raise ValueError(
+            f"generator_mode='sequential' cannot be trained with a {generator.config.model_type} generator, whose "
+            "layers overwrite their state at each step: choose generator_mode='parallel', or another generator."
+        )
     query = generator.get_input_embeddings()(input_ids)
     thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
     if attention_mask is None:

@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .adapters_semcot import adapted_layers, merged_state
 from .configuration_semcot import SemCoTConfig
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
@@ -42,7 +43,8 @@ class SemCoTLoadingMixin:
         """Put a SemCoT model together from two pretrained models.
 
         Args:
-            host: id, path or model of the host causal LM; it is frozen.
+            host: id, path or model of the host causal LM; it is frozen. An attached checkpoint names it by what it
+                was loaded from: of a model that was changed since, save the changed one and pass its folder.
             generator: id, path or model (with or without LM head) of the generator.
             num_implicit_tokens: k.
             host_kwargs, generator_kwargs: arguments for their `from_pretrained` (dtype, device_map, revision ...).
@@ -64,6 +66,7 @@ class SemCoTLoadingMixin:
                 "host_tokenizer and generator_tokenizer go together: pass both, or neither when the models share one."
             )
         host, commit = _named_host(host, host_kwargs or {})
+        generator = _plain(generator)
         if not isinstance(generator, PreTrainedModel):
             generator = _load_generator(generator, generator_kwargs or {})
         backbone = generator.base_model
@@ -202,6 +205,7 @@ class SemCoTLoadingMixin:
             pretrained_model_name_or_path, *model_args, config=config, build_host=False, **kwargs
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        host = _plain(host)
         if not isinstance(host, PreTrainedModel):
             host = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
         model.attach_host(host)
@@ -214,16 +218,14 @@ class SemCoTLoadingMixin:
         Args:
             save_directory: the folder.
             include_host: `True` for one self-contained folder, `False` for the attached layout; `None` keeps the
-                layout the model was loaded in, and includes a host that has no id or path to be found by.
-            state_dict, args, kwargs: as in transformers.
+                layout the model was loaded in, and includes a host that has no id or path to be found by, or has
+                adapters, which no id names.
+            state_dict, args, kwargs: as in transformers. Adapters are merged into what is saved.
+
+        Raises:
+            ValueError: for the attached layout of such a host, or a quantized host to be included.
         """
-        if include_host is None:
-            include_host = self.config.includes_host or self.config.host_name_or_path is None
-        if not include_host and self.config.host_name_or_path is None:
-            raise ValueError(
-                "include_host=False needs config.host_name_or_path, by which a loader finds the host: set it, or "
-                "pass include_host=True."
-            )
+        include_host = self._includes_host(include_host)
         if include_host and getattr(self.host, "is_quantized", False):
             raise ValueError(
                 "include_host=True cannot save a quantized host: save with include_host=False, which names the host "
@@ -233,7 +235,7 @@ class SemCoTLoadingMixin:
             raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
         layout = self.config.includes_host
         self.config.host_config.dtype, self.config.generator_config.dtype = self.host.dtype, self.generator.dtype
-        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = merged_state(self, state_dict)
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
         for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
@@ -246,22 +248,45 @@ class SemCoTLoadingMixin:
 
     def push_to_hub(self, *args, include_host=None, **kwargs):
         """Push to the Hub as transformers does; `include_host` as in `save_pretrained`."""
-        layout = self.config.includes_host
-        self.config.includes_host = layout if include_host is None else include_host
+        layout, self.config.includes_host = self.config.includes_host, self._includes_host(include_host)
         try:
             return super().push_to_hub(*args, **kwargs)
         finally:
             self.config.includes_host = layout
 
+    def _includes_host(self, wanted):
+        """Whether a checkpoint is to hold the host, checked against what a loader could find otherwise."""
+        adapted = self.host is not None and bool(adapted_layers(self.host))
+        if wanted is None:
+            return self.config.includes_host or self.config.host_name_or_path is None or adapted
+        if not wanted and self.config.host_name_or_path is None:
+            raise ValueError(
+                "include_host=False needs config.host_name_or_path, by which a loader finds the host: set it, or "
+                "pass include_host=True."
+            )
+        if not wanted and adapted:
+            raise ValueError(
+                f"include_host=False names the host {self.config.host_name_or_path!r}, but this one has adapters, "
+                "which a loader would not find there: pass include_host=True, which saves it with them merged, or "
+                "attach the merged host, saved under a name of its own."
+            )
+        return wanted
+
 
 def _named_host(host, kwargs):
     """(model, commit) of a host given by id or path, loaded at one known commit; a model's own commit is unknown."""
+    host = _plain(host)
     if isinstance(host, PreTrainedModel):
         return host, None
     hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
     commit = extract_commit_hash(cached_file(host, "config.json", **hub), None)
     revision = {} if commit is None else {"revision": commit}
     return AutoModelForCausalLM.from_pretrained(host, **{**kwargs, **revision}), commit
+
+
+def _plain(model):
+    """The model inside peft's wrapper, with its adapters in place; anything else as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _unquantized(config):

@@ -64,6 +64,10 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
 
     def __init__(self, config, host=None, generator=None, build_host=True):
         super().__init__(config)
+        for given in filter(None, (host, generator)):
+            # Else `post_init` would draw anew what has come into it since it was loaded, such as adapters.
+            for module in given.modules():
+                module._is_hf_initialized = True
         if host is None and build_host:
             host = AutoModelForCausalLM.from_config(config.host_config)
         self.generator = AutoModel.from_config(config.generator_config) if generator is None else generator
@@ -95,8 +99,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
         """Set the host causal LM and freeze it.
 
         Raises:
-            ValueError: when its hidden size or vocabulary is not the one this model was made for, or its word
-                embeddings are of another size than its layers.
+            ValueError: when its hidden size or vocabulary is not the one this model was made for, its word
+                embeddings are of another size than its layers, or its layers read ids too.
         """
         wanted, got = self.config.host_config.get_text_config(), host.config.get_text_config()
         for name in ("hidden_size", "vocab_size"):
@@ -107,6 +111,14 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
                     f"({self.config.host_name_or_path or 'its id is not recorded'})."
                 )
         check_word_size(host)
+        if getattr(got, "hidden_size_per_layer_input", None):
+            raise ValueError(
+                f"host is a {got.model_type}, whose layers read the ids of their text once more "
+                f"(hidden_size_per_layer_input={got.hidden_size_per_layer_input}); implicit tokens have none, so such "
+                "a host is not supported."
+            )
+        # Generation asks whether the cache can be cut back.
+        self._is_stateful = host._is_stateful
         self.host = host.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -228,7 +240,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
                 the step decoder; rows of zeros in the mask are not supervised.
             cached_question: with a number of `logits_to_keep`, run the questions without gradient into a cache first.
                 Loss and gradients are the same, in less time and memory; `hidden_states` and `implicit_columns` then
-                begin behind the cached columns.
+                begin behind the cached columns. Of no effect with hosts whose layers keep a state (Mamba and the
+                like), through which gradients do not pass.
 
         Returns:
             `SemCoTCausalLMOutput` with implicit tokens, else the host's output.
@@ -271,7 +284,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
         # From the last token ahead of the implicit ones on, the logits of text and of host positions run in parallel.
         parallel = some and logits_to_keep <= length - int(columns.max()) + 1
         embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns)
-        split = question_split(columns, length, logits_to_keep) if cached_question else 0
+        split = question_split(columns, length, logits_to_keep) if cached_question and not self._is_stateful else 0
         if split:
             use_cache = True
             past_key_values = question_cache(self.host, embeds[:, :split], mask[:, :split], position_ids[:, :split])

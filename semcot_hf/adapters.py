@@ -1,11 +1,12 @@
-"""Adapters (LoRA and the like) in a model that is trained: put in, merged into what is saved, kept for resuming."""
+"""Adapters (LoRA and the like) in a model that is trained: put in, merged, kept for resuming."""
 
 import contextlib
 import copy
 import os
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
+
+from .modeling.adapters_semcot import adapted_layers, merged_layer
 
 ADAPTERS_NAME = "adapters.safetensors"
 
@@ -27,7 +28,7 @@ def add_adapters(model, peft_config, besides):
                 f"peft_config.{name}={value!r}: leave it out. Beside the adapters {besides} is trained in any case, "
                 "and all else stays frozen."
             )
-    if _adapted_layers(model):
+    if adapted_layers(model):
         raise ValueError(
             "peft_config: the model has adapters already. Leave peft_config out, or pass the model that was saved, "
             "with its adapters merged."
@@ -42,19 +43,10 @@ def add_adapters(model, peft_config, besides):
         ) from error
 
 
-def merged_state(model, state_dict=None):
-    """State dict of `model` with its adapters merged into the layers they stand on; `model` stays as it is."""
-    state = dict(model.state_dict() if state_dict is None else state_dict)
-    for name, layer in _adapted_layers(model):
-        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        state.update({f"{name}.{key}": value for key, value in _merged(layer).state_dict().items()})
-    return state
-
-
 @contextlib.contextmanager
 def merged_adapters(model):
     """While it lasts, merged copies stand in place of the layers that have adapters, and `model` is a plain one."""
-    places = _adapted_layers(model)
+    places = adapted_layers(model)
     try:
         merge_adapters(model)
         yield
@@ -65,8 +57,8 @@ def merged_adapters(model):
 
 def merge_adapters(model):
     """Put merged copies in place of the layers that have adapters: `model` is a plain one from then on."""
-    for name, layer in _adapted_layers(model):
-        _put(model, name, _merged(layer))
+    for name, layer in adapted_layers(model):
+        _put(model, name, merged_layer(layer))
 
 
 def _put(model, name, layer):
@@ -74,17 +66,11 @@ def _put(model, name, layer):
     setattr(model.get_submodule(parent), own, layer)
 
 
-def _merged(layer):
-    merged = copy.deepcopy(layer)
-    merged.merge()
-    return merged.get_base_layer()
-
-
 def save_adapters(model, folder):
     """Write the adapters beside a checkpoint's merged weights, from which they could not be told apart again."""
     state = {
         f"{name}.{key}": value.contiguous()
-        for name, layer in _adapted_layers(model)
+        for name, layer in adapted_layers(model)
         for key, value in layer.state_dict().items()
         if not key.startswith("base_layer.")
     }
@@ -101,13 +87,9 @@ def load_adapters(model, folder):
 
 def unexplained_keys(model, load_result):
     """The missing and unexpected keys of a loaded checkpoint that neither a host apart nor adapters account for."""
-    adapted = tuple(f"{name}." for name, _ in _adapted_layers(model))
+    adapted = tuple(f"{name}." for name, _ in adapted_layers(model))
     explained = ("host.", *adapted)
     return type(load_result)(
         [key for key in load_result.missing_keys if not key.startswith(explained)],
         [key for key in load_result.unexpected_keys if not adapted or not key.startswith(adapted)],
     )
-
-
-def _adapted_layers(model):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]

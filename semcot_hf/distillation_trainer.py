@@ -10,7 +10,7 @@ from datasets import IterableDataset
 from transformers import AutoTokenizer, set_seed
 from trl.trainer.base_trainer import _BaseTrainer
 
-from .adapters import load_adapters, merged_state, save_adapters, unexplained_keys
+from .adapters import load_adapters, save_adapters, unexplained_keys
 from .answers import check_answer, infer_answer_type
 from .checkpoints import last_complete_checkpoint
 from .distillation_config import SemCoTDistillationConfig
@@ -71,7 +71,18 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if isinstance(model, str | os.PathLike):
             model = SemCoTForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+            name = model.config.name_or_path or model.config.host_name_or_path
+            if not name:
+                raise ValueError(
+                    "processing_class is None, and the model has no name_or_path to take it from: pass the host's "
+                    "tokenizer."
+                )
+            processing_class = AutoTokenizer.from_pretrained(name)
+        if processing_class.eos_token_id is None:
+            raise ValueError(
+                "processing_class has no eos_token, which ends each answer: set the token that the host ends on, "
+                "processing_class.eos_token = ..."
+            )
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         model.config.answer_prompt_ids = answer_prompt_ids(processing_class, args.answer_prompt)
@@ -190,11 +201,12 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 output_hidden_states=by_state or args.hidden_weight > 0,
                 cached_question=args.cached_question,
             )
-        parts = {"answer_loss": (1 - args.alpha, outputs.loss)}
+        # DataParallel gives one loss for each of its devices.
+        parts = {"answer_loss": (1 - args.alpha, outputs.loss.mean())}
         if target is not None:
             parts["alignment_loss"] = (args.alpha, semantic_alignment_loss(self._embed(outputs), target))
         if outputs.step_loss is not None:
-            parts["step_loss"] = (args.step_weight, outputs.step_loss)
+            parts["step_loss"] = (args.step_weight, outputs.step_loss.mean())
         if teacher_ids is not None:
             host = self.accelerator.unwrap_model(self.model).host
             teacher = explicit_reasoning(host, teacher_ids, teacher_mask, answer, args.hidden_weight > 0)
@@ -230,6 +242,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             self.model.training
             and args.cached_question
             and args.prefix_cache_gb > 0
+            and not model._is_stateful
             and not (sharded or isinstance(self.train_dataset, IterableDataset))
             and not any(parameter.requires_grad for parameter in model.host.parameters())
             # Every process reads all questions, so each must meet them twice for that to pay.
@@ -301,6 +314,12 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         finally:
             self._questions = known
 
+    def predict(self, test_dataset, *args, **kwargs):
+        """As in `Trainer`, for a dataset in the same forms as at construction."""
+        if "prompt_ids" not in _columns(test_dataset):
+            test_dataset = self._tokenize(test_dataset, "test_dataset")
+        return super().predict(test_dataset, *args, **kwargs)
+
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         self._metrics["eval"].clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -361,10 +380,10 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def _save(self, output_dir=None, state_dict=None):
-        """Save a whole model: adapters merged, the step decoder left out where it is not to be kept."""
+        """Save a whole model, the step decoder left out where it is not to be kept."""
         drop = not self._in_checkpoint and not self.args.keep_step_decoder
-        state_dict = merged_state(self.model, state_dict)
         if drop:
+            state_dict = self.model.state_dict() if state_dict is None else state_dict
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("step_")}
         with no_loading_bars(), without_step_decoder(self.model.config) if drop else contextlib.nullcontext():
             super()._save(output_dir, state_dict)

@@ -14,9 +14,21 @@ PLAIN_TEMPLATE = (
 
 
 def chat_template_of(tokenizer):
-    """The tokenizer's chat template, or the paper's plain question form when it has none."""
-    if tokenizer.chat_template:
-        return tokenizer.chat_template
+    """The tokenizer's chat template, of several the one named "default", or the paper's plain form when it has none.
+
+    Raises:
+        ValueError: for several templates none of which has that name.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise ValueError(
+                f"The tokenizer has chat templates named {sorted(template)} but none named 'default': set "
+                "tokenizer.chat_template to the one to use."
+            )
+        return template["default"]
+    if template:
+        return template
     starts_with_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
 
@@ -38,7 +50,9 @@ def with_answer_prompt(tokenizer, answer_prompt=ANSWER_PROMPT):
     suffix = "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
     template = chat_template_of(tokenizer)
     if not template.endswith(suffix):
-        tokenizer.chat_template = template + suffix
+        named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
+        template += suffix
+        tokenizer.chat_template = template if named is None else {**named, "default": template}
     tokenizer.padding_side = "left"
     return tokenizer
 

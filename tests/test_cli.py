@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 
 import pytest
 import yaml
@@ -104,6 +105,8 @@ def test_evaluate_compiles_the_generator_where_asked(tmp_path, captured, capturi
     answers = [(tmp_path / name / "predictions-semcot.jsonl").read_text() for name in ("plain", "compiled")]
     outputs = [[json.loads(line)["output"] for line in text.splitlines()] for text in answers]
     assert outputs[0] == outputs[1]
+    # Answers of uncompiled tokens are none of compiled ones.
+    assert main(["evaluate", *flags, "--compile_generator", "--output_dir", str(tmp_path / "plain")]) == 1
 
 
 def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
@@ -146,3 +149,48 @@ def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path):
     after = SemCoTForCausalLM.from_pretrained(model).generator.state_dict()
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {name for name in before if "q_proj" in name or "v_proj" in name}
+
+
+def test_a_generator_of_another_tokenizer_has_queries_retokenized(tmp_path, tiny_lm, tiny_tokenizer, capsys):
+    import torch
+
+    from semcot_hf import SemCoTForCausalLM
+
+    tiny_lm(hidden_size=16, dtype=torch.float32).save_pretrained(tmp_path / "generator")
+    tiny_tokenizer.save_pretrained(tmp_path / "generator")
+    flags = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "1", "--alpha", "0", "--use_cpu"]
+    flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "model")]
+    assert main(["distill", *flags, "--generator", str(tmp_path / "generator")]) == 0
+    said = capsys.readouterr().out
+    assert "re-tokenized for the generator" in said
+    model = SemCoTForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.config.separate_generator_tokenizer
+    assert model.generator_tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+    # What it says comes next can be pasted.
+    following = shlex.split(said.partition("Next: semcot ")[2])
+    assert main([*following, "--max_eval_samples", "2", "--max_new_tokens", "2", "--latency_samples", "0"]) == 0
+    # One that has the host's words takes its ids as they are.
+    assert main(["distill", *flags]) == 0
+    assert not SemCoTForCausalLM.from_pretrained(tmp_path / "model").config.separate_generator_tokenizer
+
+
+def test_columns_by_other_names_and_missing_splits(tmp_path, capsys):
+    rows = [{"q": f"What is {n} + {n}?", "a": str(2 * n)} for n in range(1, 31)]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--dataset", str(path), "--output_dir", str(tmp_path / "out")]
+    assert main(["data", "check", *flags]) == 1
+    assert "columns" in capsys.readouterr().err
+    columns = ["--columns", "query=q", "answer=a"]
+    assert main(["data", "check", *flags, *columns]) in (0, 1)
+    assert "numeric" in capsys.readouterr().out
+    assert main(["data", "check", *flags, "--columns", "query"]) == 1
+    assert "columns='query': write" in capsys.readouterr().err
+    assert main(["distill", *flags, *columns, "--use_cpu"]) == 1
+    assert "has only test, but train is needed" in capsys.readouterr().err
+
+
+def test_more_examples_than_training_rows_are_refused(tmp_path, capsys):
+    flags = ["--dataset", "coin_flip", "--max_train_samples", "3", "--output_dir", str(tmp_path)]
+    assert main(["evaluate", "--model", "none", *flags, "--few_shot", "4"]) == 1
+    assert "few_shot=4: the training rows are only 3" in capsys.readouterr().err

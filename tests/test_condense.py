@@ -306,6 +306,14 @@ def test_equations_are_kept_and_rows_without_any_are_told(tmp_path):
         condense_dataset(data(rows[3:]), EquationSource(), output_dir=tmp_path / "none")
 
 
+def test_data_of_another_origin_is_not_replaced(tmp_path):
+    own = tmp_path / "validation.jsonl"
+    own.write_text("mine\n")
+    with pytest.raises(ValueError, match="holds validation.jsonl, which this command did not write"):
+        condense_dataset(data(ROWS[:4]), EquationSource(), output_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["validation.jsonl"] and own.read_text() == "mine\n"
+
+
 def test_the_command_condenses_a_file(tmp_path, capsys):
     write_splits(
         data([{**row, "condensed_reasoning": ""} for row in ROWS[:4]], validation=ROWS[4:6], test=ROWS[6:]),

@@ -1,5 +1,6 @@
 """Stage 2: what moves, what stays, what is supervised, and what is refused."""
 
+import copy
 import math
 
 import pytest
@@ -190,6 +191,53 @@ def test_bad_input_is_named(parts, tiny_tokenizer, tmp_path, options, dataset, m
             train_dataset=data,
             processing_class=tiny_tokenizer,
         )
+
+
+def test_a_tokenizer_is_needed_and_has_to_end_answers(parts, tiny_tokenizer, rows, tmp_path):
+    model, endless = parts(), copy.deepcopy(tiny_tokenizer)
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="processing_class has no eos_token"):
+        SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows, processing_class=endless)
+    # The host's folder has one.
+    trainer = SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows)
+    assert trainer.processing_class.get_vocab() == tiny_tokenizer.get_vocab()
+    model.config.host_name_or_path = None
+    with pytest.raises(ValueError, match="processing_class is None, and the model has no name_or_path"):
+        SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows)
+
+
+def test_several_devices_of_one_process_give_their_losses_mean(parts, tiny_tokenizer, rows, tmp_path):
+    """DataParallel hands over one loss for each device; here both are the one model."""
+
+    class TwoReplicas(torch.nn.Module):
+        def forward(self, **inputs):
+            halves = [
+                {name: value[part] if torch.is_tensor(value) else value for name, value in inputs.items()}
+                for part in (slice(0, 2), slice(2, 4))
+            ]
+            outputs = [model(**half) for half in halves]
+            return type(outputs[0])(
+                loss=torch.stack([output.loss for output in outputs]),
+                step_loss=torch.stack([output.step_loss for output in outputs]),
+                logits=torch.cat([output.logits for output in outputs]),
+            )
+
+    trainer = SemCoTDistillationTrainer(
+        model=parts(), args=config(tmp_path, step_weight=1.0), train_dataset=rows, processing_class=tiny_tokenizer
+    )
+    model = trainer.model.train()
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 0, 0, 0)])
+    expected = trainer.compute_loss(model, dict(batch))
+    torch.testing.assert_close(trainer.compute_loss(TwoReplicas(), dict(batch)), expected)
+
+
+def test_predictions_take_the_rows_that_evaluation_takes(parts, tiny_tokenizer, rows, tmp_path):
+    trainer = SemCoTDistillationTrainer(
+        model=parts(), args=config(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer
+    )
+    some = rows.select(range(4))
+    predicted = trainer.predict(some).metrics["test_loss"]
+    assert predicted == pytest.approx(trainer.evaluate(some)["eval_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,16 @@ def shared(tiny_lm, tiny_tokenizer, tmp_path_factory):
     return hub, root, json.loads((root / "found.json").read_text())
 
 
+def test_what_cannot_be_shared_is_not_pushed(tiny_semcot):
+    """No repository is made for it."""
+    model = tiny_semcot()
+    model.config.host_name_or_path = None
+    with hub_stand_in() as hub:
+        with pytest.raises(ValueError, match="include_host=False needs config.host_name_or_path"):
+            model.push_to_hub("lab/refused", include_host=False)
+        assert not hub.repos
+
+
 def local_copy(hub, repo, folder):
     for path, content in hub.files(repo)[1].items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

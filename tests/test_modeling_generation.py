@@ -3,7 +3,7 @@
 import pytest
 import torch
 from slow_path import ANSWER, NEW, example_prompts, new_ids, padded, slow_path
-from transformers import LogitsProcessor, StoppingCriteria, set_seed
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, set_seed
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,24 @@ def test_the_inferred_mask_is_the_given_one(model, prompts):
     inferred = model.generate(inputs["input_ids"], max_new_tokens=NEW, eos_token_id=319)
     given = model.generate(**inputs, max_new_tokens=NEW, eos_token_id=319)
     assert torch.equal(inferred, given)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("said", ["in the call", "in the configuration of the call", "by the model"])
+def test_padding_is_inferred_by_the_id_that_generation_goes_by(tiny_semcot, prompts, said, count):
+    model, inputs = tiny_semcot(answer_prompt_ids=ANSWER), padded(prompts)
+    options = {"num_implicit_tokens": count, "max_new_tokens": NEW}
+    expected = model.generate(**inputs, **options)
+    if said == "in the call":
+        model.generation_config.pad_token_id = None
+        options["pad_token_id"] = 0
+    elif said == "in the configuration of the call":
+        model.generation_config.pad_token_id = None
+        options = {**options, "generation_config": GenerationConfig(max_new_tokens=NEW, pad_token_id=0)}
+        del options["max_new_tokens"]
+    else:
+        options["generation_config"] = GenerationConfig(max_new_tokens=NEW)
+    assert torch.equal(model.generate(inputs["input_ids"], **options), expected)
 
 
 # Lengths

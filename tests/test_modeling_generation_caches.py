@@ -52,6 +52,31 @@ def test_quantized_cache_without_its_backend_says_what_to_install(model, prompts
         model.generate(torch.tensor([prompts[0]]), max_new_tokens=2, cache_implementation="quantized")
 
 
+@pytest.mark.parametrize("words", [1, 2, 6])
+def test_a_conversation_in_a_cache_of_the_users_is_that_in_a_returned_one(model, prompts, words):
+    """The second message is read from its first word on."""
+    first, options = torch.tensor([prompts[0]]), {"max_new_tokens": 4, "return_dict_in_generate": True}
+    answers = []
+    for cache in (None, DynamicCache(config=model.config)):
+        if cache is None:
+            made = model.generate(first, **options)
+            ids, cache = made.sequences, made.past_key_values
+        else:
+            ids = model.generate(first, past_key_values=cache, max_new_tokens=4)
+        ids = torch.cat([ids, torch.arange(20, 20 + words)[None]], dim=1)
+        answers.append(model.generate(ids, past_key_values=cache, output_logits=True, **options))
+    assert torch.equal(answers[0].sequences, answers[1].sequences)
+    torch.testing.assert_close(answers[0].logits, answers[1].logits)
+
+
+def test_a_cache_that_was_cut_back_to_a_prefix_is_one(model, prompts):
+    cache = model.generate(torch.tensor([prompts[0]]), max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    cache.crop(3 - cache.get_seq_length())
+    other = torch.tensor([[*prompts[0][:3], 40, 41, 42, *ANSWER]])
+    out = model.generate(other, past_key_values=cache, max_new_tokens=NEW)
+    assert torch.equal(out, model.generate(other, max_new_tokens=NEW))
+
+
 def test_an_empty_cache_of_the_users_is_filled(model, prompts, slow):
     cache = DynamicCache(config=model.config)
     out = model.generate(torch.tensor([prompts[0]]), past_key_values=cache, max_new_tokens=NEW)

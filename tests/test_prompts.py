@@ -54,3 +54,15 @@ def test_an_answer_prompt_that_melts_into_the_question_is_refused(tiny_tokenizer
     tokenizer.chat_template = "{{ messages[0].content }}A"
     with pytest.raises(ValueError, match="answer_prompt='nn'"):
         answer_prompt_ids(tokenizer, "nn")
+
+
+def test_of_several_templates_the_default_one_is_used(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {"default": tiny_tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    expected = with_answer_prompt(tiny_tokenizer)
+    made = with_answer_prompt(with_answer_prompt(tokenizer))
+    assert made.chat_template == {"default": expected.chat_template, "tool_use": "{{ messages }}"}
+    assert prompt_text(made, "How many?") == prompt_text(expected, "How many?")
+    tokenizer.chat_template = {"tool_use": "{{ messages }}"}
+    with pytest.raises(ValueError, match=r"named \['tool_use'\] but none named 'default'"):
+        with_answer_prompt(tokenizer)

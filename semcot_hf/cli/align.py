@@ -10,7 +10,7 @@ def run(argv):
     data, models, peft, args = parse(
         "semcot align", (DataArguments, ModelArguments, PeftArguments, SemCoTAlignmentConfig), argv
     )
-    splits = load_splits(data)
+    splits = load_splits(data, "train")
     trainer = SemCoTAlignmentTrainer(
         model=models.host,
         args=args,
@@ -20,4 +20,7 @@ def run(argv):
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
-    print(f"The alignment encoder is in {args.output_dir}. Next: semcot distill --alignment_encoder {args.output_dir}")
+    print(
+        f"The alignment encoder is in {args.output_dir}. Next: semcot distill --host {models.host} "
+        f"--alignment_encoder {args.output_dir} {data.flags()} --output_dir {args.output_dir}-model"
+    )

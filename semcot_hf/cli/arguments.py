@@ -1,5 +1,6 @@
 """Flags that several sub-commands share, and how they become datasets and models."""
 
+import shlex
 from dataclasses import dataclass, field
 
 from trl import ModelConfig, TrlParser, get_peft_config
@@ -16,8 +17,21 @@ class DataArguments:
         default="coin_flip",
         metadata={"help": "A task (coin_flip, arithmetic, multiplication, graph), a Hub id, a file or a folder."},
     )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns by other names than the schema's, of a file or Hub set: query=question answer=a."},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many evaluation rows."})
+
+    def flags(self):
+        """The flags that name these questions once more.
+
+        >>> DataArguments("mine.jsonl", columns=["query=q"]).flags()
+        '--dataset mine.jsonl --columns query=q'
+        """
+        columns = f" --columns {shlex.join(self.columns)}" if self.columns else ""
+        return f"--dataset {shlex.quote(self.dataset)}{columns}"
 
 
 @dataclass
@@ -58,9 +72,27 @@ def parse(prog, dataclasses, argv):
     return TrlParser(dataclasses, prog=prog, epilog=epilog).parse_args_and_config(args=argv)
 
 
-def load_splits(arguments):
-    """Train, validation and test rows of the dataset, cut to the sample limits; a missing split is `None`."""
-    splits = load_reasoning_dataset(arguments.dataset)
+def load_splits(arguments, *needed):
+    """Train, validation and test rows of the dataset, as far as it has them, cut to the sample limits.
+
+    Raises:
+        ValueError: for columns that are no `name=column`, or where one of the `needed` splits is missing.
+    """
+    options = {}
+    if arguments.columns:
+        options["columns"] = {}
+        for pair in arguments.columns:
+            name, sign, column = pair.partition("=")
+            if not (name and sign and column):
+                raise ValueError(f"columns={pair!r}: write the schema's name and yours, as query=question.")
+            options["columns"][name] = column
+    splits = load_reasoning_dataset(arguments.dataset, **options)
+    for name in needed:
+        if name not in splits:
+            raise ValueError(
+                f"dataset={arguments.dataset!r} has only {', '.join(splits)}, but {name} is needed: rename the file, "
+                f"or pass a folder with a {name} file too."
+            )
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,

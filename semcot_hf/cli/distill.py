@@ -52,6 +52,20 @@ def thought_token_id(thought, generator):
     return ids[0]
 
 
+def own_tokenizers(host, generator):
+    """`host_tokenizer` and `generator_tokenizer` where the generator does not have the host's words as its ids."""
+    own = AutoTokenizer.from_pretrained(host)
+    try:
+        others = AutoTokenizer.from_pretrained(generator)
+    except OSError:
+        # Without a tokenizer of its own it must have been made for the host's.
+        return {}
+    if own.get_vocab().items() <= others.get_vocab().items():
+        return {}
+    print("Host and generator do not share a tokenizer: questions are re-tokenized for the generator.")
+    return {"host_tokenizer": own, "generator_tokenizer": others}
+
+
 def run(argv):
     """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
     data, models, generator, peft, args = parse(
@@ -59,7 +73,7 @@ def run(argv):
         (DataArguments, ModelArguments, GeneratorArguments, PeftArguments, SemCoTDistillationConfig),
         argv,
     )
-    splits = load_splits(data)
+    splits = load_splits(data, "train")
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         models.host,
         models.generator,
@@ -67,6 +81,7 @@ def run(argv):
         generator_mode=generator.generator_mode,
         projection=generator.projection,
         thought_token_id=thought_token_id(generator.thought, models.generator),
+        **own_tokenizers(models.host, models.generator),
     )
     trainer = SemCoTDistillationTrainer(
         model=model,
@@ -81,5 +96,5 @@ def run(argv):
     trainer.save_model(args.output_dir)
     print(
         f"The SemCoT checkpoint is in {args.output_dir}. "
-        f"Next: semcot evaluate --model {args.output_dir} --dataset {data.dataset}"
+        f"Next: semcot evaluate --model {args.output_dir} {data.flags()} --output_dir {args.output_dir}-evaluation"
     )

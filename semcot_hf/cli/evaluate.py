@@ -51,9 +51,9 @@ def run(argv):
     from ..evaluation import compare_runs, evaluate, print_report
 
     data, args = parse("semcot evaluate", (DataArguments, EvaluateArguments), argv)
-    splits = load_splits(data)
-    if args.split not in splits:
-        raise ValueError(f"split={args.split!r}: {data.dataset} has the splits {sorted(splits)}.")
+    splits = load_splits(data, args.split, *(["train"] if args.few_shot else []))
+    if args.few_shot > len(splits.get("train", ())):
+        raise ValueError(f"few_shot={args.few_shot}: the training rows are only {len(splits.get('train', ()))}.")
     options = {"trust_remote_code": args.trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options)
     if args.compile_generator:

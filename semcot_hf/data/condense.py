@@ -17,6 +17,7 @@ from .condense_progress import condense_progress, cost_of, tokens_text
 from .condense_requests import STAGES, Outcome, Plan, Request, fault_of, finished_row, follow
 from .files import write_lines, write_splits, write_text
 from .schema import COLUMNS, FEATURES
+from .splits import SPLITS
 
 JOURNAL_FILE = "journal.jsonl"
 FAILURES_FILE = "failures.jsonl"
@@ -112,11 +113,17 @@ def condense_dataset(
         The completed dataset and the report.
 
     Raises:
-        ValueError: for arguments out of range, columns that are missing, a folder that another run writes, an
-            endpoint that refuses or is down, or when nothing of a split remains.
+        ValueError: for arguments out of range, columns that are missing, a folder that another run writes or that
+            holds data of another origin, an endpoint that refuses or is down, or when nothing of a split remains.
     """
     _check_arguments(dataset, source, splits, make, max_words, max_attempts)
     folder = Path(output_dir)
+    held = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
+    if held and not (folder / JOURNAL_FILE).exists():
+        raise ValueError(
+            f"output_dir={str(folder)!r} holds {held[0]}.jsonl, which this command did not write and would replace: "
+            "name a new folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(split, i, row) for split in splits if split in dataset for i, row in enumerate(dataset[split])]
     if answer_type is None:

@@ -137,6 +137,7 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "seed": seed,
+            "compiled_generator": getattr(model, "_compiled_tokens", None) is not None,
         }
         open_run(folder, fingerprint, overwrite=overwrite)
 

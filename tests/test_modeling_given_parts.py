@@ -1,0 +1,137 @@
+"""Hosts and generators as users hand them over: changed since they were loaded, with adapters, of odd layers."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from slow_path import ANSWER, example_prompts
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from semcot_hf import SemCoTForCausalLM
+
+# peft 0.21 still reads the property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+IDS = torch.arange(10, 18)[None]
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+LINEAR_ATTENTION = {f"linear_{part}_head_dim": 8 for part in ("key", "value")}
+STATEFUL = {
+    "qwen3_5_text": {
+        "num_hidden_layers": 4,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        **LINEAR_ATTENTION,
+    },
+    "jamba": {
+        "num_hidden_layers": 4,
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 8,
+    },
+}
+
+
+def with_adapter(model):
+    model.add_adapter(LoraConfig(**LORA))
+    return model
+
+
+def wrapped(model):
+    return get_peft_model(model, LoraConfig(**LORA))
+
+
+def with_another_head(model):
+    if model.get_output_embeddings() is not None:
+        head = model.get_output_embeddings().weight
+        model.lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False, dtype=head.dtype)
+    return model
+
+
+@pytest.mark.parametrize("change", [with_adapter, wrapped, with_another_head])
+def test_what_is_handed_over_stays_as_it_is(tiny_lm, tiny_semcot, change):
+    host, generator = change(tiny_lm(seed=0)), change(tiny_lm(hidden_size=16, seed=1))
+    before = [{name: value.clone() for name, value in part.state_dict().items()} for part in (host, generator)]
+    expected = host(IDS).logits
+    model = tiny_semcot(host, generator)
+    for part, values in zip((host, generator), before, strict=True):
+        after = part.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in values.items())
+    torch.testing.assert_close(model(IDS, num_implicit_tokens=0).logits, expected)
+    assert model.implicit_embeddings(IDS).isfinite().all()
+
+
+def test_a_host_with_adapters_is_saved_merged_and_never_by_its_name(tiny_lm, tmp_path):
+    folders = {name: str(tmp_path / name) for name in ("base", "adapter", "generator", "saved", "attached")}
+    tiny_lm(dtype=torch.float32).save_pretrained(folders["base"])
+    tiny_lm(hidden_size=16, seed=1, dtype=torch.float32).save_pretrained(folders["generator"])
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folders["base"]), LoraConfig(**LORA))
+    adapted.save_pretrained(folders["adapter"])
+    expected = adapted.eval()(IDS).logits
+    hosts = {
+        "its folder": folders["adapter"],
+        "peft's wrapper": PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folders["base"]), folders["adapter"]
+        ),
+    }
+    for kind, host in hosts.items():
+        model = SemCoTForCausalLM.from_host_generator_pretrained(host, folders["generator"], num_implicit_tokens=2)
+        torch.testing.assert_close(model(IDS, num_implicit_tokens=0).logits, expected, msg=kind)
+        with pytest.raises(ValueError, match="include_host=False names the host .*, but this one has adapters"):
+            model.save_pretrained(folders["attached"], include_host=False)
+        model.save_pretrained(folders["saved"])
+        loaded = SemCoTForCausalLM.from_pretrained(folders["saved"])
+        assert not any("lora" in name for name in loaded.state_dict())
+        torch.testing.assert_close(loaded(IDS, num_implicit_tokens=0).logits, expected, rtol=1e-4, atol=1e-5, msg=kind)
+
+
+def test_a_generator_with_adapters_is_saved_merged(tiny_lm, tiny_semcot, tmp_path):
+    model = tiny_semcot(generator=with_adapter(tiny_lm(hidden_size=16, seed=1)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path, include_host=True)
+    tokens = SemCoTForCausalLM.from_pretrained(tmp_path).implicit_embeddings(IDS)
+    torch.testing.assert_close(tokens, model.implicit_embeddings(IDS), rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_layers_with_a_state(tiny_lm, tiny_semcot, family):
+    """Through states that are overwritten no gradient passes, and they cannot be cut back."""
+    host = tiny_lm(family, **STATEFUL[family])
+    model = tiny_semcot(host, answer_prompt_ids=ANSWER).train()
+    ids = torch.tensor([[10, 11, 12, 13, *ANSWER, 30, 31], [20, 21, 22, 23, *ANSWER, 32, 33]])
+    labels = ids.masked_fill(torch.arange(8) < 6, -100)
+    made = []
+    for cached in (False, True):
+        model.zero_grad()
+        loss = model(ids, labels=labels, logits_to_keep=3, use_cache=False, cached_question=cached).loss
+        loss.backward()
+        made.append([loss.detach(), *(value.grad.clone() for value in model.parameters() if value.grad is not None)])
+    torch.testing.assert_close(made[1], made[0])
+    prompt = torch.tensor(example_prompts()[:1])
+    assert model.eval().generate(prompt, max_new_tokens=3).shape[1] == prompt.shape[1] + 3
+    with pytest.raises(ValueError, match="stateful"):
+        model.generate(prompt, prompt_lookup_num_tokens=2, max_new_tokens=3)
+    generator = tiny_lm(family, seed=1, **STATEFUL[family])
+    sequential = tiny_semcot(generator=generator, generator_mode="sequential")
+    with torch.no_grad():
+        assert sequential.implicit_embeddings(prompt).isfinite().all()
+    with pytest.raises(ValueError, match=f"'sequential' cannot be trained with a {family} generator"):
+        sequential.implicit_embeddings(prompt)
+    tiny_semcot(generator=generator).implicit_embeddings(prompt).sum().backward()
+
+
+def test_a_host_whose_layers_read_ids_is_refused(tiny_lm, tiny_semcot):
+    host = tiny_lm(
+        "gemma3n_text",
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=320,
+        laurel_rank=8,
+        altup_num_inputs=2,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=None,
+        intermediate_size=[48, 48],
+    )
+    with pytest.raises(ValueError, match="hidden_size_per_layer_input=8"):
+        tiny_semcot(host)
