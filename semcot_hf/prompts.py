@@ -83,6 +83,11 @@ def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
     return tails[0]
 
 
+def shares_tokenizer(host_tokenizer, generator_tokenizer):
+    """Whether each of the host's tokens has the same id for the generator, which can then read the host's ids."""
+    return host_tokenizer.get_vocab().items() <= generator_tokenizer.get_vocab().items()
+
+
 def encode_prompt(tokenizer, text):
     """Token ids of a rendered prompt; the template itself writes whatever special tokens belong there."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

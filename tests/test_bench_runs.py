@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from semcot_hf.data.splits import normalise_question
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 
+OTHER_GENERATOR = Path(__file__).parents[1] / "examples" / "bench" / "models" / "graph" / "generator"
 SMALL = {
     "steps": 2,
     "batch_size": 4,
@@ -279,5 +281,7 @@ def test_what_cannot_be_benched_is_refused(tmp_path):
         run_bench(BenchSettings(str(tmp_path), task=["gsm8k"]))
     with pytest.raises(ValueError, match="host and generator go together"):
         run_bench(BenchSettings(str(tmp_path), host="somewhere"))
+    with pytest.raises(ValueError, match="has other tokens than host="):
+        run_bench(BenchSettings(str(tmp_path), host=str(HOST_PATH), generator=str(OTHER_GENERATOR)))
     with pytest.raises(ValueError, match="holds no finished run"):
         run_bench(BenchSettings(str(tmp_path), report_only=True))

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 from ..distillation_config import SemCoTDistillationConfig
 from ..distillation_trainer import SemCoTDistillationTrainer
 from ..modeling import SemCoTForCausalLM
+from ..prompts import shares_tokenizer
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
@@ -60,7 +61,7 @@ def own_tokenizers(host, generator):
     except OSError:
         # Without a tokenizer of its own it must have been made for the host's.
         return {}
-    if own.get_vocab().items() <= others.get_vocab().items():
+    if shares_tokenizer(own, others):
         return {}
     print("Host and generator do not share a tokenizer: questions are re-tokenized for the generator.")
     return {"host_tokenizer": own, "generator_tokenizer": others}

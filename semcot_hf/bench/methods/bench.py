@@ -9,10 +9,12 @@ from pathlib import Path
 
 from datasets import disable_progress_bars
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from ...answers import infer_answer_type
 from ...data import load_reasoning_dataset
 from ...demo import GENERATOR_PATH, HOST_PATH
+from ...prompts import shares_tokenizer
 from .catalogue import METHODS, chosen
 from .hosts import make_models
 from .report import folder_name, write_report
@@ -151,6 +153,11 @@ def _check(settings, tasks):
 def _models(settings, task, console):
     """Paths of host and generator: those given, the embedded ones, or ones made for the task."""
     if settings.host is not None:
+        if not shares_tokenizer(*map(AutoTokenizer.from_pretrained, (settings.host, settings.generator))):
+            raise ValueError(
+                f"generator={settings.generator!r} has other tokens than host={settings.host!r}: the methods of the "
+                "bench take two that share a tokenizer, such as two sizes of one family."
+            )
         return settings.host, settings.generator
     if task == "coin_flip":
         return str(HOST_PATH), str(GENERATOR_PATH)
