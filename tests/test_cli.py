@@ -187,7 +187,7 @@ def test_columns_by_other_names_and_missing_splits(tmp_path, capsys):
     assert main(["data", "check", *flags, "--columns", "query"]) == 1
     assert "columns='query': write" in capsys.readouterr().err
     assert main(["distill", *flags, *columns, "--use_cpu"]) == 1
-    assert "has only test, but train is needed" in capsys.readouterr().err
+    assert "has only test. Pass a source with train rows" in capsys.readouterr().err
 
 
 def test_more_examples_than_training_rows_are_refused(tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from semcot_hf.data import COLUMNS, SPLITS, load_reasoning_dataset, normalise_question
+from semcot_hf.data.loading import pick_split
 from semcot_hf.data.tasks import coin_flip
 
 
@@ -139,13 +140,108 @@ def test_equation_files(tmp_path):
         load_reasoning_dataset(tmp_path / "notes.txt")
 
 
+# Readers that infer types would alter all of these.
+AS_WRITTEN = ["2021-05-17", "2021-05-17T10:00:00Z", "003", "None", "NA", "null", "n/a", "True", "1,5", "18.0", "0.50"]
+
+
+@pytest.mark.parametrize("form", ["list", "lines", "csv"])
+def test_text_of_files_stays_as_written(tmp_path, form):
+    rows = [{"query": text, "answer": text} for text in AS_WRITTEN]
+    path = tmp_path / {"list": "test.json", "lines": "test.jsonl", "csv": "test.csv"}[form]
+    if form == "csv":
+        lines = ["query,answer", *(f'"{text}","{text}"' for text in AS_WRITTEN)]
+    else:
+        lines = [json.dumps(rows)] if form == "list" else ["", *map(json.dumps, rows), "  "]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    test = load_reasoning_dataset(path, split="test")
+    assert list(test["query"]) == list(test["answer"]) == AS_WRITTEN
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_numbers_of_json_keep_their_digits(tmp_path, suffix):
+    numbers = ["12345678901234567890", "9007199254740993", "0.5", "-1.50", "1e3", "true", "null", "NaN"]
+    rows = [f'{{"query": "Question {i}", "answer": {number}}}' for i, number in enumerate(numbers)]
+    path = tmp_path / f"test{suffix}"
+    path.write_text("[" + ",\n".join(rows) + "]" if suffix == ".json" else "\n".join(rows))
+    answers = load_reasoning_dataset(path, split="test")["answer"]
+    assert list(answers) == ["12345678901234567890", "9007199254740993", "0.5", "-1.50", "1e3", "yes", "", ""]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_column_of_dates_stays_as_written(tmp_path, suffix):
+    dates = ["2021-05-17", "2021-05-18"]
+    path = write(tmp_path / f"test{suffix}", [{"query": date, "answer": date} for date in dates])
+    test = load_reasoning_dataset(path, split="test")
+    assert list(test["query"]) == list(test["answer"]) == dates
+
+
+def test_rows_and_files_of_one_split_may_differ_in_columns(tmp_path):
+    first = [{"query": "1+1?", "answer": 2}, {"query": [{"role": "user", "content": "1+2?"}], "answer": "3"}]
+    write(tmp_path / "test_a.jsonl", first)
+    write(tmp_path / "test_b.json", [{"answer": 4, "query": "2+2?", "steps": ["<<1+1=2>>", "<<2+2=4>>"]}])
+    (tmp_path / "test_c.csv").write_text('query,steps,answer\n"3+3,\n?","<<3+3=6>>",6\n4+4?,\n')
+    rows = load_reasoning_dataset(tmp_path, split="test").to_list()
+    assert [row["query"] for row in rows] == ["1+1?", "1+2?", "2+2?", "3+3,\n?", "4+4?"]
+    assert [row["answer"] for row in rows] == ["2", "3", "4", "6", ""]
+    assert [len(row["steps"]) for row in rows] == [0, 0, 2, 1, 0]
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = write(tmp_path / "test.jsonl", questions(3))
+    assert len(load_reasoning_dataset(path, split="test")) == 3
+    assert len(load_reasoning_dataset(write(path, questions(5)), split="test")) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.json", ""),
+        ("test.json", "[]"),
+        ("test.jsonl", "\n \n"),
+        ("test.csv", "\n\n"),
+        ("test.csv", "query,answer\n"),
+        ("test.txt", ""),
+        ("test.txt", "\n \n"),
+    ],
+)
+def test_a_file_without_rows(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"name_or_path: .*{name} holds no row. Write rows into it, or take it away"):
+        load_reasoning_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("test.jsonl", '{"query": "1", "answer": 2}\n{"query"\n', "cannot be read as json: Expecting .* line 3"),
+        ("test.jsonl", '"words"\n', "cannot be read as json: 'words' is no row; write each row as an object"),
+        ("test.csv", "query,answer\n1,000?,2\n", "cannot be read as csv: line 2 has 3 cells for 2 columns; quote"),
+        ("test.csv", "query,query\n1,2\n", "cannot be read as csv: two of its columns query, query have one name"),
+        ("test.csv", 'query,answer\n"1,2\n', "cannot be read as csv: unexpected end of data"),
+    ],
+)
+def test_a_file_with_a_fault(tmp_path, name, content, fault):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"name_or_path: .*{name} {fault}"):
+        load_reasoning_dataset(tmp_path / name)
+
+
+def test_pick_split_tells_how_to_get_the_split(tmp_path):
+    splits = load_reasoning_dataset(write(tmp_path / "test.jsonl", questions(3)))
+    assert pick_split(splits, "test", "test.jsonl") is splits["test"]
+    remedy = "'test.jsonl' has only test. Pass a source with train rows: a folder with a train file or.* renamed"
+    with pytest.raises(ValueError, match=f"split='train': {remedy}"):
+        pick_split(splits, "train", "test.jsonl")
+
+
 def test_column_mapping(tmp_path):
     rows = [{"problem": row["query"], "cot": row["reasoning"], "gold": row["answer"]} for row in questions(20)]
     path = write(tmp_path / "other.jsonl", rows)
     loaded = load_reasoning_dataset(path, columns={"query": "problem", "reasoning": "cot", "answer": "gold"})
     assert_sound(loaded)
     with pytest.raises(
-        ValueError, match="has no column for 'query'; its columns are cot, gold, problem. Pass columns="
+        ValueError,
+        match="has no column for 'query'; its columns are cot, gold, problem. Pass columns=.*--columns query=",
     ):
         load_reasoning_dataset(path)
     with pytest.raises(ValueError, match="has no column 'task', but cot, gold, problem"):

@@ -71,6 +71,32 @@ def test_conversations():
         row_of({"prompt": prompt[:1], "completion": "4"})
 
 
+def test_a_query_may_be_a_conversation():
+    messages = [{"role": "user", "content": "Hi."}, {"role": "user", "content": "2+2?"}]
+    assert row_of({"question": messages, "answer": "4"}, query="question", answer="answer")["query"] == "2+2?"
+    with pytest.raises(ValueError, match="column 'question' holds .'2.2', '3.3'.: need a text, or messages"):
+        row_of({"question": ["2+2", "3+3"], "answer": "4"}, query="question", answer="answer")
+    with pytest.raises(ValueError, match="column 'prompt' holds 7: need a text, or messages"):
+        row_of({"prompt": 7, "completion": "4"})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("query", {"text": "2+2?"}),
+        ("answer", ["4", "four"]),
+        ("answer", {"value": 4}),
+        ("reasoning", ["2+2", "4"]),
+        ("condensed_reasoning", ["sum"]),
+        ("steps", {"first": "2+2"}),
+        ("steps", ["2+2", {"then": "4"}]),
+    ],
+)
+def test_lists_and_dicts_are_no_text(column, value):
+    with pytest.raises(ValueError, match=rf"column '{column}' holds the (list|dict) .* need a text\. Write it as one"):
+        row_of({"query": "2+2?", "answer": "4", column: value})
+
+
 def test_a_row_without_an_answer_is_refused():
     with pytest.raises(ValueError, match="no column holds the answer, and the reasoning '1.1=2' ends on no '####"):
         row_of({"query": "?", "reasoning": "1+1=2"})

@@ -1,7 +1,10 @@
 """Questions are normalised, and owned by splits, by their text alone."""
 
+import hashlib
+
 import pytest
 
+from semcot_hf.data.loading import TASKS
 from semcot_hf.data.splits import SPLITS, draw_distinct, normalise_question, question_fraction, split_of
 
 
@@ -12,6 +15,12 @@ from semcot_hf.data.splits import SPLITS, draw_distinct, normalise_question, que
         ("Ann’s pie costs $1,200.", "ann's pie costs $1200"),
         ("She said “four”, twice!", "She said 'four' twice"),
         ("\u00bd of it", "1\u20442 of it"),
+        ("Half (1½) of it", "half (1 1/2) of it"),
+        ("What is 6 × 3?", "What is 6 * 3?"),
+        ("What is 6 ÷ 3?", "What is 6 / 3?"),
+        ("What is 6 \u2212 3?", "What is 6 - 3?"),
+        ("What is 2²?", "What is 2^2?"),
+        ("Bo (a 7 year old) waits!", "Bo a 7 year old waits"),
     ],
 )
 def test_wording_alone_does_not_make_a_new_question(one, other):
@@ -27,10 +36,43 @@ def test_wording_alone_does_not_make_a_new_question(one, other):
         ("Sum of 1,2,3", "Sum of 12,3"),
         ("7 6 * 1 2", "7 6 + 1 2"),
         ("It costs 5%", "It costs $5"),
+        ("6 × 3", "6 ÷ 3"),
+        ("6 × 3", "6 \u2212 3"),
+        ("6 ÷ 3", "6 3"),
+        ("3 ≤ 4", "3 ≥ 4"),
+        ("3 ≠ 4", "3 = 4"),
+        ("√4", "4"),
+        ("2²", "22"),
+        ("2⁻²", "2²"),
+        ("½", "12"),
+        ("1½", "11/2"),
+        ("½2", "1/22"),
+        ("(2+3)*4", "2+(3*4)"),
+        ("( 2 + 3 ) * 4", "2 + ( 3 * 4 )"),
+        ("(a + b) * c", "a + (b * c)"),
+        ("6 - (2 - 1)", "6 - 2 - 1"),
+        ("6 - (2)", "6 (2)"),
+        ("What is 5!", "What is 5"),
+        ("Is 3 != 4", "Is 3 = 4"),
     ],
 )
 def test_other_numbers_and_signs_make_a_new_question(one, other):
     assert normalise_question(one) != normalise_question(other)
+
+
+@pytest.mark.parametrize(
+    ("task", "digest"),
+    [
+        ("coin_flip", "e6e017032449705b"),
+        ("arithmetic", "95582671f084c3c3"),
+        ("multiplication", "ba9bbe9ac6614726"),
+        ("graph", "68fb933f0489f878"),
+    ],
+)
+def test_generated_questions_keep_their_normalised_text_and_split(task, digest):
+    rows = [row for split in SPLITS for row in TASKS[task].generate(100, split=split)]
+    text = "\n".join(f"{normalise_question(row['query'])} {split_of(row['query'])}" for row in rows)
+    assert hashlib.blake2b(text.encode(), digest_size=8).hexdigest() == digest
 
 
 def test_hash_shares_are_even_and_depend_on_the_seed():

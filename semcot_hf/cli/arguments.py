@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data import load_reasoning_dataset
+from ..data.loading import pick_split
 from ..demo import GENERATOR_PATH, HOST_PATH
 
 
@@ -88,11 +89,7 @@ def load_splits(arguments, *needed):
             options["columns"][name] = column
     splits = load_reasoning_dataset(arguments.dataset, **options)
     for name in needed:
-        if name not in splits:
-            raise ValueError(
-                f"dataset={arguments.dataset!r} has only {', '.join(splits)}, but {name} is needed: rename the file, "
-                f"or pass a folder with a {name} file too."
-            )
+        pick_split(splits, name, arguments.dataset)
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,

@@ -10,7 +10,8 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from . import hub, schema
+from . import cells, hub, schema
+from .cells import decoded, no_row, read_cells
 from .splits import SPLITS, normalise_question, question_fraction
 from .tasks import arithmetic, coin_flip, graph, multiplication
 
@@ -24,7 +25,7 @@ _SPLIT_WORDS = {
     "eval": ("eval", "evaluation"),
 }
 # datasets names an importable function in the key of its cache, but leaves its code out of it.
-_CODE = "".join(inspect.getsource(module) for module in (schema, hub, sys.modules[__name__]))
+_CODE = "".join(inspect.getsource(module) for module in (schema, hub, cells, sys.modules[__name__]))
 
 
 def load_reasoning_dataset(
@@ -45,7 +46,7 @@ def load_reasoning_dataset(
     `completion` are found without it); `config`, the Hub configuration; `num_proc`, the processes that prepare rows;
     `validation_fraction` and `test_fraction` (0.1 each) and `seed`, for what is cut from train, by a hash of the
     question, when the source has no such split. A source whose name says that it is all test or all validation,
-    such as `eval_42.json` alone, stays that one split.
+    such as `eval_42.json` alone, stays that one split. Text in JSON and CSV, and numbers, stay as they are written.
 
     Returns:
         The `Dataset` of `split`; without `split`, a `DatasetDict` of train, validation and test.
@@ -74,9 +75,21 @@ def load_reasoning_dataset(
         )
     if split is None:
         return loaded
-    if split not in loaded:
-        raise ValueError(f"split={split!r}: {name!r} has only {', '.join(loaded)}. Pass a source with {split} rows.")
-    return loaded[split]
+    return pick_split(loaded, split, name)
+
+
+def pick_split(splits: Mapping[str, Dataset], split: str, source: str) -> Dataset:
+    """Return the rows of `split`.
+
+    Raises:
+        ValueError: when `source` has no such split.
+    """
+    if split not in splits:
+        raise ValueError(
+            f"split={split!r}: {source!r} has only {', '.join(splits)}. Pass a source with {split} rows: a folder "
+            f"with a {split} file or, where a file's name tells the wrong split, the file renamed."
+        )
+    return splits[split]
 
 
 def _generate(
@@ -125,8 +138,7 @@ def _load_path(
         parts = [(s, rows, None) for s, rows in (saved if isinstance(saved, dict) else {"train": saved}).items()]
     else:
         parts = [
-            (split, _read_files(files, reader), _text_line if reader == "text" else None)
-            for split, reader, files in _files_by_split(path)
+            (split, _read_files(files, reader), _ADAPT.get(reader)) for split, reader, files in _files_by_split(path)
         ]
     splits = _prepare(str(path), parts, columns, num_proc)
     return _complete(str(path), splits, validation_fraction, test_fraction, seed)
@@ -182,6 +194,12 @@ def _files_by_split(path: Path) -> list[tuple[str, str, list[str]]]:
 
 
 def _read_files(files: list[str], reader: str) -> Dataset:
+    if reader in ("json", "csv"):
+        return read_cells(files, reader, _CODE)
+    for file in files if reader == "text" else []:
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            if not any(line.strip() for line in lines):
+                raise no_row(file)
     try:
         rows = datasets.load_dataset(reader, data_files=files, split="train")
     except datasets.exceptions.DatasetGenerationError as error:
@@ -194,6 +212,9 @@ def _text_line(row: Mapping) -> dict:
     if not mark or "####" not in rest:
         raise ValueError(f"the text line {row['text']!r} is not of the form 'question||reasoning #### answer'.")
     return {"query": question, "answer": rest}
+
+
+_ADAPT = {"json": decoded, "csv": decoded, "text": _text_line}
 
 
 def _prepare(
@@ -209,7 +230,7 @@ def _prepare(
     for split, rows, adapt in parts:
         if split == "eval":
             split = "validation" if "test" in names else "test"
-        mapping = {} if adapt else _mapping(source, rows.column_names, present, columns or {})
+        mapping = {} if adapt not in (None, decoded) else _mapping(source, rows.column_names, present, columns or {})
         rows = rows.map(
             _to_row,
             fn_kwargs={"adapt": adapt, "columns": mapping, "code": _CODE},
@@ -223,10 +244,8 @@ def _prepare(
 
 
 def _to_row(example: Mapping, adapt: Callable | None, columns: Mapping[str, str], code: str) -> dict:
-    if adapt is None:
-        return schema.to_row(example, columns)
-    fields = adapt(example)
-    return schema.to_row(fields, {field: field for field in fields})
+    fields = adapt(example) if adapt else example
+    return schema.to_row(fields, columns or {field: field for field in fields})
 
 
 def _mapping(source: str, names: list[str], all_names: list[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -245,7 +264,7 @@ def _mapping(source: str, names: list[str], all_names: list[str], columns: Mappi
         elif stand_in not in mapping and not (field == "answer" and "reasoning" in mapping):
             raise ValueError(
                 f"columns={dict(columns)!r}: {source!r} has no column for {field!r}; its columns are {listed}. "
-                f"Pass columns={{{field!r}: '<one of these>'}}."
+                f"Pass columns={{{field!r}: '<one of these>'}} (on the command line --columns {field}=<one of these>)."
             )
     return mapping
 

@@ -65,7 +65,7 @@ def split_answer(text: str) -> tuple[str, str]:
 
 
 def turn_text(value: object, column: str, role: str) -> str:
-    """Return the text of TRL's `prompt` or `completion`: a string, or the last message of `role`.
+    """Return the text of a turn, as in TRL's `prompt` or `completion`: a string, or the last message of `role`.
 
     Raises:
         ValueError: when a conversation has no message of `role`, or its content is not text.
@@ -75,7 +75,8 @@ def turn_text(value: object, column: str, role: str) -> str:
     """
     if isinstance(value, str):
         return value
-    messages = [message for message in value or [] if message.get("role") == role]
+    messages = [message for message in value if isinstance(message, Mapping)] if isinstance(value, list) else []
+    messages = [message for message in messages if message.get("role") == role]
     if not messages or not isinstance(messages[-1].get("content"), str):
         raise ValueError(
             f"column {column!r} holds {value!r}: need a text, or messages of which one with role {role!r} has text."
@@ -88,7 +89,7 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
 
     A "####" on the last line of the answer (or, where no answer is mapped, of the reasoning) divides reasoning from
     answer; steps are split from the reasoning unless given, and a missing reasoning is joined from given steps.
-    A true answer reads "yes", a false one "no".
+    A true answer reads "yes", a false one "no". Of a query that is a conversation, the user's last message counts.
 
     Args:
         example: one row of the source.
@@ -96,7 +97,8 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
             for reasoning with answer.
 
     Raises:
-        ValueError: when a conversation has no text of the role that is looked for, or no answer is to be found.
+        ValueError: when a conversation has no text of the role that is looked for, a list or dict stands where a text
+            should, or no answer is to be found.
 
     >>> example = {"prompt": "1+2+3?", "completion": "<<1+2=3>> <<3+3=6>> #### 6"}
     >>> row = to_row(example, {"prompt": "prompt", "completion": "completion"})
@@ -104,35 +106,47 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
     ('1+2+3?', ['<<1+2=3>>', '<<3+3=6>>'], '6')
     """
     fields = {field: example[column] for field, column in columns.items()}
+    if isinstance(fields.get("query"), list):
+        fields["query"] = turn_text(fields["query"], columns["query"], "user")
     if "prompt" in fields:
         fields["query"] = turn_text(fields["prompt"], columns["prompt"], "user")
     if "completion" in fields:
         fields["answer"] = turn_text(fields["completion"], columns["completion"], "assistant")
 
-    steps = fields.get("steps") or []
-    steps = split_steps(steps) if isinstance(steps, str) else [_text(step) for step in steps]
-    reasoning = _text(fields.get("reasoning"))
-    before, answer = split_answer(_text(fields["answer"]) if "answer" in fields else reasoning)
+    def text(field: str) -> str:
+        return _text(fields.get(field), columns.get(field, field))
+
+    if isinstance(fields.get("steps"), list):
+        steps = [_text(step, columns["steps"]) for step in fields["steps"]]
+    else:
+        steps = split_steps(text("steps"))
+    reasoning = text("reasoning")
+    before, answer = split_answer(text("answer") if "answer" in fields else reasoning)
     if "answer" not in fields:
         if answer == reasoning:
             raise ValueError(f"no column holds the answer, and the reasoning {reasoning!r} ends on no '#### answer'.")
         reasoning = before
     reasoning = reasoning or before or " ".join(steps)
     return {
-        "query": _text(fields["query"]),
+        "query": text("query"),
         "reasoning": reasoning,
-        "condensed_reasoning": _text(fields.get("condensed_reasoning")),
+        "condensed_reasoning": text("condensed_reasoning"),
         "answer": answer,
         "steps": steps or split_steps(reasoning),
     }
 
 
-def _text(value: object) -> str:
+def _text(value: object, column: str) -> str:
     if value is None:
         return ""
+    if isinstance(value, list | dict):
+        raise ValueError(
+            f"column {column!r} holds the {type(value).__name__} {value!r}: need a text. Write it as one, or name "
+            "another column; a list of texts can be the steps, and messages the query, prompt or completion."
+        )
     if isinstance(value, bool):
         return "yes" if value else "no"
-    # CSV and Parquet hold whole answers as floats where one row of the column has none.
+    # Parquet holds whole answers as floats where one row of the column has none.
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.15g}"
     return str(value).strip()

@@ -8,26 +8,43 @@ from collections.abc import Callable, Iterable
 
 SPLITS = ("train", "validation", "test")
 
-# Punctuation, but not a decimal point, a minus sign before a number, or a comma that is no thousands separator.
-_DROPPED = re.compile(
-    r"[^\w\s+*/%^=<>$€£]"
-    r"(?:(?<![.,\-])|(?<=\.)(?!\d)|(?<=-)(?!\s*\d)|(?<=,)(?!\d)|(?<=\d,)(?=\d{3}(?!\d)))"
+# Parentheses and exclamation marks beside a digit or an arithmetic sign, which are part of a formula.
+_SIGN = r"+*/%^=<>≤≥≠\-"
+_FORMULA = (
+    rf"\((?= ?[\d{_SIGN}])|[()](?<=[\d{_SIGN}].)|[()](?<=[{_SIGN}] .)|\)(?<=\d .)|\)(?=\d| ?[{_SIGN}])"
+    rf"|!(?<=\d.)|!(?<=\d\).)|!(?=[{_SIGN}])"
 )
+# Punctuation, but not a formula's, a decimal point, a minus sign before a number or parenthesis, or a comma that is no
+# thousands separator.
+_DROPPED = re.compile(
+    rf"(?!{_FORMULA})"
+    r"[^\w\s+*/%^=<>$€£±\u2200-\u22ff]"
+    r"(?:(?<![.,\-])|(?<=\.)(?!\d)|(?<=-)(?!\s*[\d(])|(?<=,)(?!\d)|(?<=\d,)(?=\d{3}(?!\d)))"
+)
+_SIGNS = str.maketrans("×⋅·∗÷∕⁄−", "****///-")
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_FRACTION_EDGE = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅟↉])|(?<=[¼½¾⅐-⅟↉])(?=\d)")
 _MAX_MISSES = 20_000
 
 
 def normalise_question(question: str) -> str:
     """Return `question` without case, punctuation, typographic variants and spacing.
 
-    Numbers, decimal points and arithmetic signs stay, so that different problems stay different.
+    Numbers, decimal points, arithmetic signs and the parentheses beside them stay, so that different problems stay
+    different.
 
     >>> normalise_question("  Ann’s coin is HEADS up:  is it still?")
     'anns coin is heads up is it still'
     >>> normalise_question("She pays $1,250.50 - 3 times.")
     'she pays $1250.50 - 3 times'
+    >>> normalise_question("Is (2² − 1½) × 3 ≤ 5!?")
+    'is (2^2 - 1 1/2) * 3 ≤ 5!'
     """
     if not question.isascii():
-        question = unicodedata.normalize("NFKC", question)
+        question = _SUPERSCRIPT.sub(r"^\g<0>", question)
+        question = _FRACTION_EDGE.sub(" ", question)
+        question = unicodedata.normalize("NFKC", question).translate(_SIGNS)
+    question = " ".join(question.split())
     return " ".join(_DROPPED.sub("", question.casefold()).split())
 
 

@@ -37,7 +37,7 @@ class BenchSettings:
     )
     methods: list[str] = field(default_factory=lambda: ["all"], metadata={"help": f"Of {', '.join(METHODS)}, or all."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
-    steps: int = field(default=700, metadata={"help": "Training steps of each method."})
+    steps: int = field(default=300, metadata={"help": "Training steps of each method."})
     batch_size: int = field(default=32, metadata={"help": "Questions a step."})
     learning_rates: list[float] = field(
         default_factory=lambda: [3e-4, 1e-3, 2e-3],
