@@ -949,10 +949,128 @@ def test_type_of_the_papers_sets(shared_data, name):
         (["18", "18 eggs"], "sequence"),
         (["1 2 3", "4"], "sequence"),
         (["", "5"], "sequence"),
+        (["2", "3", "4", "5", "6", "7", "8", "9 eggs", "10"], "numeric"),
+        (["9 eggs", "2", "$3 per hour"], "sequence"),
+        (["2", "5 km/h", "3"], "numeric"),
+        (["2", "12 square feet", "3 1/2 cups", "4", "5"], "numeric"),
+        (["1", "2", "\\sqrt{2}", "9 eggs"], "numeric"),
+        (["1", "2", "nine"], "sequence"),
+        (["1", "2", "7 8"], "sequence"),
+        (["1", "2", ""], "sequence"),
+        (["1", "2", "5 or 6"], "sequence"),
+        (["1", "2", "5 or more"], "sequence"),
+        (["1", "2", "3x"], "sequence"),
+        (["1", "2", "5 - x"], "sequence"),
+        (["1", "2", "She has 9 eggs"], "sequence"),
+        (["1", "2", "9 is the number"], "sequence"),
+        (["1", "2", "9 eggs were left"], "sequence"),
+        (["1", "2", "9. She won."], "sequence"),
+        (["1", "2", "9 she said"], "sequence"),
     ],
 )
 def test_infer_answer_type(answers, task):
     assert infer_answer_type(iter(answers)) == task
+
+
+def test_a_unit_in_one_answer_leaves_the_judge_of_all_numeric():
+    answers = ["2", "3", "4", "5", "6", "7", "8", "9 eggs", "10"]
+    task = infer_answer_type(answers)
+    assert accuracy([f"The answer is ${n}.00." for n in range(2, 11)], answers, task) == 1
+    assert accuracy([f"The answer is ${n}.00." for n in range(3, 12)], answers, task) == 0
+
+
+# "wait" and "actually" as plain words: what was said before them stands.
+@pytest.mark.parametrize(
+    ("task", "output", "answer"),
+    [
+        ("numeric", "#### 13 minutes of wait.", "13"),
+        ("numeric", "So each of them has a 15 minute wait.", "15"),
+        ("numeric", "The answer is 15. That is how long she has to wait.", "15"),
+        ("choice", "The answer is B. The others make people wait.", "B"),
+        ("yes_no", "Yes. No one had to wait.", "yes"),
+        ("yes_no", "Yes. There was no wait.", "yes"),
+        ("yes_no", "Yes. They did not wait, no one did.", "yes"),
+        ("numeric", "#### 15-minute wait: the bus is late", "15"),
+        ("numeric", "The answer is 13 minutes of wait, which is short.", "13"),
+        ("numeric", "The answer is 15. Wait time is 3 minutes less.", "15"),
+        ("numeric", "The answer is 15. Wait-lists are not counted.", "15"),
+        ("numeric", "The answer is 15. Wait for the bus.", "15"),
+        ("numeric", "The answer is 15. They mix, wait, and bake.", "15"),
+        ("numeric", "The answer is 15. They can do nothing but wait.", "15"),
+        ("numeric", 'The answer is 15. The sign said "wait," so she stopped.', "15"),
+        ("numeric", "The answer is 15. She has to wait, it is 15 minutes.", "15"),
+        ("numeric", "The answer is 5, actually.", "5"),
+        ("numeric", "The answer is actually 5.", "5"),
+        ("numeric", "The answer is 18. That is what she earns actually, each day.", "18"),
+        ("choice", "The answer is B. Actually it is a common place.", "B"),
+        ("choice", "The answer is B. Actually no one sleeps in a bank.", "B"),
+        ("numeric", "The answer is 15 after correction.", "15"),
+        ("choice", "The answer is B. Cats scratch that.", "B"),
+        ("numeric", "The answer is 5. Let me know if I made a mistake.", "5"),
+    ],
+)
+def test_a_word_that_only_looks_like_a_retraction_takes_nothing_back(task, output, answer):
+    assert check_answer(output, answer, task)
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "before", "after"),
+    [
+        ("numeric", "The answer is 5. Wait, no, it is 6.", "5", "6"),
+        ("numeric", "The answer is 5. Wait no it is 6.", "5", "6"),
+        ("numeric", "The answer is 5. Wait. It is 6.", "5", "6"),
+        ("numeric", "The answer is 5. Wait! It is 6.", "5", "6"),
+        ("numeric", "The answer is 5. Wait \u2014 it is 6.", "5", "6"),
+        ("numeric", "The answer is 5... wait... it is 6", "5", "6"),
+        ("numeric", "The answer is 5 \u2013 wait, 6.", "5", "6"),
+        ("numeric", "The answer is 5 - wait - it is 6.", "5", "6"),
+        ("numeric", "The answer is 5 wait, no, it is 6.", "5", "6"),
+        ("numeric", "The answer is 5 eggs wait, no, it is 6 eggs.", "5", "6"),
+        ("numeric", "The answer is 5 eggs wait, it is 6 eggs.", "5", "6"),
+        ("numeric", "The answer is 5. But wait, it is 6.", "5", "6"),
+        ("numeric", "The answer is 5. Hmm, wait. It is 6.", "5", "6"),
+        ("numeric", "The answer is 5. No wait, it is 6.", "5", "6"),
+        ("numeric", "#### 5\nwait, #### 6", "5", "6"),
+        ("numeric", "\\boxed{5} wait, \\boxed{6}", "5", "6"),
+        ("numeric", "The answer is 5. Actually it is 12.", "5", "12"),
+        ("numeric", "The answer is 5. Actually, it is 12.", "5", "12"),
+        ("numeric", "The answer is 5. Correction: 6.", "5", "6"),
+        ("numeric", "The answer is 5. On second thought, it is 6.", "5", "6"),
+        ("numeric", "The answer is 5. I made an error: it is 6.", "5", "6"),
+        ("choice", "The answer is B wait, C.", "B", "C"),
+        ("choice", "The answer is B. Actually C.", "B", "C"),
+        ("choice", "The answer is A. Scratch that, B.", "A", "B"),
+        ("yes_no", "The answer is yes wait, no.", "yes", "no"),
+    ],
+)
+def test_a_retraction_leaves_what_follows_it(task, output, before, after):
+    assert not check_answer(output, before, task)
+    assert check_answer(output, after, task)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ". Wait, let me reconsider.",
+        ". Wait let me reconsider.",
+        ". Wait...",
+        ". Wait\u2026",
+        ". Wait, that is wrong.",
+        ". Wait that's wrong.",
+        ".\n\n**Wait**, I forgot something.",
+        ", but wait, I forgot the ducks.",
+        " eggs wait, no, I forgot the ducks.",
+        ". Actually...",
+        ". Actually, let me think again.",
+        ". Actually let me think again.",
+        ", actually no, that is not right.",
+        ". I think I made a mistake.",
+        ". On second thought...",
+        ". A small correction, I forgot the ducks.",
+    ],
+)
+def test_an_answer_taken_back_without_another_is_none(ending):
+    assert extract_answer("The answer is 5" + ending, "numeric") is None
 
 
 def test_no_answers_have_no_type():
@@ -1006,6 +1124,10 @@ def test_formulas_are_compared_off_the_main_thread_too():
         " ,",
         "<<",
         "Q:\n",
+        "wait, ",
+        "actually it is ",
+        "wait" + " " * 2000,
+        "but oh ",
     ],
 )
 def test_long_outputs_take_linear_time(unit):

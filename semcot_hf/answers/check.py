@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from .choice import choice_stated
 from .latex import is_formula, same_formula
-from .numeric import number_stated, read_number
+from .numeric import is_quantity, number_stated, read_number
 from .sequence import normalise_sequence, sequence_stated
 from .yes_no import yes_no_stated
 
@@ -97,6 +97,8 @@ def check_answer(output: str, answer: str, task: str) -> bool:
 def infer_answer_type(answers: Iterable[str]) -> str:
     """Returns the task that a column of right answers belongs to.
 
+    Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, and text where they are the rule.
+
     Raises:
         ValueError: when there are no answers.
 
@@ -104,6 +106,8 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     ('yes_no', 'choice', 'numeric')
     >>> infer_answer_type(["7 8 0 3", "0 3 5 9"]), infer_answer_type(["12", "twelve"])
     ('sequence', 'sequence')
+    >>> infer_answer_type(["2", "9 eggs", "10"]), infer_answer_type(["2", "9 eggs"])
+    ('numeric', 'sequence')
     """
     answers = [answer.strip() for answer in answers]
     if not answers:
@@ -112,6 +116,7 @@ def infer_answer_type(answers: Iterable[str]) -> str:
         return "yes_no"
     if all(len(answer) == 1 and answer.upper() in "ABCDEFGHIJ" for answer in answers):
         return "choice"
-    if all(read_number(answer, units=False) is not None or is_formula(answer) for answer in answers):
+    others = [answer for answer in answers if read_number(answer, units=False) is None and not is_formula(answer)]
+    if 2 * len(others) < len(answers) and all(map(is_quantity, others)):
         return "numeric"
     return "sequence"

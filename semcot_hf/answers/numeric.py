@@ -36,6 +36,11 @@ _JOINED = re.compile(
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I)
 _VERB = re.compile(r"\b(?:is|are|was|were|be|has|have|had|do|does|did|will|can|makes?|gives?|of|\w+ed|\w+ing)\b", re.I)
+_NO_UNIT = re.compile(
+    rf"{_HEDGE.pattern}|{_VERB.pattern}|\b(?:he|she|it|they|we|you|i)\b"
+    r"|[-+*=<>!?,;:\n]|[.]\s+(?-i:[A-Z])|^\s*[nxyz]\b",
+    re.I,
+)
 _ASSIGNMENT = re.compile(r"(?<![\w)])([A-Za-z]\w*)\s*=")
 _TRAIL = re.compile(r"(?:[\s,;.]|\band\b|\bor\b)+$")
 _ASIDE = re.compile(r"(?<=\w)\s*\([^()]*[-+*/x\u00d7=][^()]*\)(?=\W*$)")
@@ -84,6 +89,15 @@ def read_number(text: str, units: bool = True) -> Fraction | None:
     if not units and rest.strip(" $%\u20ac\u00a3"):
         return None
     return _value(text, found[0]) if len(rest.split()) <= 4 else None
+
+
+def is_quantity(text: str) -> bool:
+    """Returns whether a text is one number with at most a unit: no clause, no choice, no term of algebra.
+
+    >>> is_quantity("9 eggs"), is_quantity("9 of them are eggs"), is_quantity("9 or more"), is_quantity("9x")
+    (True, False, False, False)
+    """
+    return read_number(text) is not None and _NO_UNIT.search(_NUMBER.split(plain(text))[-1]) is None
 
 
 def _value(text: str, match: re.Match) -> Fraction | None:

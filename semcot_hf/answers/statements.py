@@ -27,10 +27,45 @@ _NEXT_QUESTION = re.compile(
     r"^[ \t]*(?:#+[ \t]*|\*\*)?(?:Q|Question|QUESTION|Problem|User|Human)[ \t]*\d*(?:\*\*)?[ \t]*:|(?<=\s)Question:",
     re.MULTILINE,
 )
+_PAUSE = r"[\"'*_\u201d]*\s*(?:[,:;\u2013\u2014\u2026]|\.\.+|--+|(?<=\s)-|-(?=\s))"
+_VALUE = r"[\s:\"'*($\\]*(?:boxed\b|[-.]?\d|(?-i:[A-J])\b(?!\s+(?-i:[a-z]))|yes\b|no\b(?!\s+one\b))"
+_IS = r"(?:['\u2019]s|\s+(?:is|was|are|equals|(?:should|would|must)\s+be))\b"
+# What makes a correction of "wait" or "actually" in any place: "no," an error owned up to, or another value.
+_CORRECTION = (
+    r"(?:no\b(?=\s*[,.;:!\u2013\u2014\u2026]|\s+(?:it|that|the\s+answer|wait|i)\b)"
+    r"|actually\b(?!\s*[.!])|wait\b|sorry\b|never\s*mind\b|let(?:\s+me|['\u2019]s)\b"
+    r"|i\s+(?:made|forgot|was|mis\w+)\b"
+    rf"|(?:it|that|this|there|the\s+(?:\w+\s+)?answer){_IS}(?:{_VALUE}|\s+(?:not\s+(?:right|correct)|not{_VALUE}|wrong|incorrect)\b)"
+    rf"|{_VALUE}[^\s.!;]{{0,20}}(?:\s+\w+)?\s*(?:[.!;\n]|\Z))"
+)
+# What goes on from a "wait" that opens a clause, and not from "Wait 15 minutes" or "Wait time".
+_SECOND_THOUGHT = (
+    r"(?:no\b(?!\s+(?:one|longer|more)\b)|i\b|but\b|maybe\b|what\b|the\s+(?:\w+\s+)?answer\b"
+    r"|(?:it|that|this|there)(?:['\u2019]s|\s+(?:is|isn|are|aren|was|should|does|doesn|can))\b)"
+)
 _RETRACTION = re.compile(
-    r"\b(?:wait|actually|correction|scratch that|on second thought|i made an? (?:mistake|error))\s*[,.:;!\u2014-]",
+    r"\b(?:(?:(?<!if )i made an? (?:mistake|error)\s*[,.:;!\u2014-]|correction:"
+    r"|on second thoughts?\b(?!\s*[.!](?!\.)))"
+    r"|(?P<word>wait|actually|(?:an?\s+)?(?:(?:small|quick|minor)\s+)?correction|(?:let\s+me\s+)?scratch that"
+    r"|on second thoughts?)\b"
+    rf"(?:(?P<corrects>(?:{_PAUSE})?(?=\s*{_CORRECTION}))|(?P<pauses>{_PAUSE})|(?P<stops>\s*[.!])"
+    rf"|(?<=wait)(?=\s+{_SECOND_THOUGHT})))",
     re.IGNORECASE,
 )
+_OPENS_CLAUSE = re.compile(
+    r"(?:\n|[.!?;:,(\[\u2013\u2014\u2026>#]|--|-\s)[\s\"'*_\u201c]*"
+    r"(?:(?:but|so|no|oh|ah|hm+|uh+|um+|well|ok|okay|oops|sorry|yet|i\s+think|i\s+mean)\b[\s,.!*\u2026-]*)*\Z",
+    re.IGNORECASE,
+)
+# "The answer is 5 wait, ..."
+_AFTER_VALUE = re.compile(r"(?:[\d)}\]%$]|\b(?-i:[A-J])|\b(?:yes|but|oh|hm+|oops))[\s*_]*\Z", re.IGNORECASE)
+# Words before the noun or the verb: "a 15 minute wait", "had to wait".
+_NO_INTERJECTION = re.compile(
+    r"(?:\b(?:to|an?|the|this|that|his|her|their|its|any|each|every|long|short|must|will|would|can|could|should|may"
+    r"|might|not|minute|hour|day|people|they|who|he|she|we|you|i)|n['\u2019]t)\s+\Z",
+    re.IGNORECASE,
+)
+_LIST_GOES_ON = re.compile(r"\s*(?:and|or)\b", re.IGNORECASE)
 # A full stop after a lone letter ("A. ignore") does not end a sentence.
 _SENTENCE = re.compile(r"\S.*?(?:(?:(?<!\b[A-Ja-j])\.|[!?])[\"')\]*_\u201d]*(?=\s|$)|$)", re.MULTILINE)
 _REQUEST = re.compile(
@@ -58,12 +93,14 @@ def own_part(output: str) -> str:
     '18'
     >>> own_part("The answer is 5. Wait, the answer is 6.").strip()
     'the answer is 6.'
+    >>> own_part("That is a 15 minute wait.")
+    'That is a 15 minute wait.'
     """
     for heading in _NEXT_QUESTION.finditer(output):
         if output[: heading.start()].strip():
             output = output[: heading.start()]
             break
-    retractions = list(_RETRACTION.finditer(output))
+    retractions = [match for match in _RETRACTION.finditer(output) if _takes_back(output, match)]
     return output[retractions[-1].end() :] if retractions else output
 
 
@@ -130,6 +167,23 @@ def last_answer_start(text: str) -> int:
     (16, 0)
     """
     return max((match.end() for pattern in (_HEADING, _ANSWER) for match in pattern.finditer(text)), default=0)
+
+
+def _takes_back(output: str, match: re.Match) -> bool:
+    """Returns whether a word such as "wait" interrupts what was said, by where it stands and what follows it."""
+    if not match["word"]:
+        return True
+    start = match.start()
+    before = output[max(0, start - 60) : start] if start else "\n"
+    if _OPENS_CLAUSE.search(before):
+        if not before.rstrip().endswith(","):
+            return True
+        # "mix, wait, and bake", "It is 5, actually."
+        tail = match["stops"] is not None and match["word"].lower() == "actually"
+        return not tail and not _LIST_GOES_ON.match(output, match.end())
+    if match["corrects"] is not None:
+        return not _NO_INTERJECTION.search(before)
+    return match["pauses"] is not None and _AFTER_VALUE.search(before) is not None
 
 
 def _after_heading(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
