@@ -439,3 +439,12 @@ def test_shared_data(shared_data, name, sizes):
     assert sum(not row["steps"] for row in rows) == (24 if name == "gsm8k_equations" else 0)
     if name == "coin_flip":
         assert [coin_flip.solve(query) for query in loaded["test"]["query"]] == list(loaded["test"]["answer"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "read"), [(["True", "False", "TRUE"], ["yes", "no", "yes"]), (["True", "12"], None)]
+)
+def test_a_csv_column_of_truth_values_is_one(tmp_path, cells, read):
+    path = tmp_path / "test.csv"
+    path.write_text("query,answer\n" + "".join(f"q{i} is it?,{cell}\n" for i, cell in enumerate(cells)))
+    assert load_reasoning_dataset(path, split="test")["answer"][:] == (read or cells)

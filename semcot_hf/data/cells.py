@@ -9,6 +9,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
+# CSV has no types: a column of these alone is one of truth values, as JSON's true and false are.
+_TRUTH = {"true": True, "false": False}
 _SOLID = re.compile(r"\S")
 
 
@@ -23,11 +25,13 @@ def read_cells(files: list[str], reader: str, code: str) -> Dataset:
         ValueError: for a file that cannot be read so, or holds no row.
     """
     columns: dict[str, None] = {}
+    texts: set[str] = set()
     for file in files:
         empty = True
         try:
             for row in _ROWS[reader](file):
                 columns.update(dict.fromkeys(row))
+                texts.update(column for column, cell in row.items() if str(cell).lower() not in (*_TRUTH, ""))
                 empty = False
         except (ValueError, csv.Error) as error:
             raise ValueError(f"name_or_path: {file} cannot be read as {reader}: {error}.") from error
@@ -38,13 +42,22 @@ def read_cells(files: list[str], reader: str, code: str) -> Dataset:
     return Dataset.from_generator(
         _cells,
         features=Features({column: Value("string") for column in columns}),
-        gen_kwargs={"files": tuple(files), "reader": reader, "columns": tuple(columns), "key": (stamps, code)},
+        gen_kwargs={
+            "files": tuple(files),
+            "reader": reader,
+            "columns": tuple(columns),
+            "truths": tuple(column for column in columns if reader == "csv" and column not in texts),
+            "key": (stamps, code),
+        },
     )
 
 
-def _cells(files: tuple[str, ...], reader: str, columns: tuple[str, ...], key: tuple) -> Iterator[dict]:
+def _cells(
+    files: tuple[str, ...], reader: str, columns: tuple[str, ...], truths: tuple[str, ...], key: tuple
+) -> Iterator[dict]:
     for file in files:
         for row in _ROWS[reader](file):
+            row = {column: _TRUTH.get(cell.lower()) if column in truths else cell for column, cell in row.items()}
             yield {column: json.dumps(row.get(column)) for column in columns}
 
 
