@@ -100,7 +100,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
 
         Raises:
             ValueError: when its hidden size or vocabulary is not the one this model was made for, its word
-                embeddings are of another size than its layers, or its layers read ids too.
+                embeddings are of another size than its layers, its layers read ids too, or none of them has attention.
         """
         wanted, got = self.config.host_config.get_text_config(), host.config.get_text_config()
         for name in ("hidden_size", "vocab_size"):
@@ -116,6 +116,11 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
                 f"host is a {got.model_type}, whose layers read the ids of their text once more "
                 f"(hidden_size_per_layer_input={got.hidden_size_per_layer_input}); implicit tokens have none, so such "
                 "a host is not supported."
+            )
+        if "past_key_values" not in signature(type(host).forward).parameters:
+            raise ValueError(
+                f"host is a {got.model_type}, which keeps no keys and values (its forward has no past_key_values): "
+                "take one with attention in some of its layers."
             )
         # Generation asks whether the cache can be cut back.
         self._is_stateful = host._is_stateful

@@ -121,6 +121,12 @@ def test_layers_with_a_state(tiny_lm, tiny_semcot, family):
     tiny_semcot(generator=generator).implicit_embeddings(prompt).sum().backward()
 
 
+@pytest.mark.parametrize("family, sizes", [("mamba", {"state_size": 8}), ("rwkv", {"attention_hidden_size": 32})])
+def test_a_host_without_attention_is_refused(tiny_lm, tiny_semcot, family, sizes):
+    with pytest.raises(ValueError, match=f"host is a {family}, which keeps no keys and values"):
+        tiny_semcot(tiny_lm(family, **sizes))
+
+
 def test_a_host_whose_layers_read_ids_is_refused(tiny_lm, tiny_semcot):
     host = tiny_lm(
         "gemma3n_text",
