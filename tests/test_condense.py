@@ -306,12 +306,22 @@ def test_equations_are_kept_and_rows_without_any_are_told(tmp_path):
         condense_dataset(data(rows[3:]), EquationSource(), output_dir=tmp_path / "none")
 
 
-def test_data_of_another_origin_is_not_replaced(tmp_path):
-    own = tmp_path / "validation.jsonl"
-    own.write_text("mine\n")
-    with pytest.raises(ValueError, match="holds validation.jsonl, which this command did not write"):
+@pytest.mark.parametrize("name", ["validation.jsonl", "train_42.json", "test.csv", "data/train.parquet"])
+def test_data_of_another_origin_is_neither_replaced_nor_mixed_with(name, tmp_path):
+    theirs = tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs\n")
+    with pytest.raises(ValueError, match=f"holds {name}, data which this command did not write"):
         condense_dataset(data(ROWS[:4]), EquationSource(), output_dir=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["validation.jsonl"] and own.read_text() == "mine\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs] and theirs.read_text() == "theirs\n"
+
+
+def test_files_that_name_no_split_stay_beside_the_dataset(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine\n")
+    rows = [{**row, "condensed_reasoning": ""} for row in ROWS[:4]]
+    for _ in range(2):
+        condense_dataset(data(rows, validation=rows, test=rows), EquationSource(), output_dir=tmp_path)
+    assert list(load_reasoning_dataset(tmp_path)["train"]) == ROWS[:4]
 
 
 def test_the_command_condenses_a_file(tmp_path, capsys):

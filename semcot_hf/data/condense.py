@@ -16,6 +16,7 @@ from .condense_journal import Journal, Reply
 from .condense_progress import condense_progress, cost_of, tokens_text
 from .condense_requests import STAGES, Outcome, Plan, Request, fault_of, finished_row, follow
 from .files import write_lines, write_splits, write_text
+from .loading import split_files
 from .schema import COLUMNS, FEATURES
 from .splits import SPLITS
 
@@ -118,11 +119,12 @@ def condense_dataset(
     """
     _check_arguments(dataset, source, splits, make, max_words, max_attempts)
     folder = Path(output_dir)
-    held = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
-    if held and not (folder / JOURNAL_FILE).exists():
+    own = [folder / f"{name}.jsonl" for name in SPLITS] if (folder / JOURNAL_FILE).exists() else []
+    foreign = [file for file in split_files(folder) if file not in own]
+    if foreign:
         raise ValueError(
-            f"output_dir={str(folder)!r} holds {held[0]}.jsonl, which this command did not write and would replace: "
-            "name a new folder."
+            f"output_dir={str(folder)!r} holds {foreign[0].relative_to(folder)}, data which this command did not write "
+            "and would replace or mix with its own: name a new folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(split, i, row) for split in splits if split in dataset for i, row in enumerate(dataset[split])]

@@ -180,10 +180,21 @@ def _split_named(text: str) -> str | None:
     return next((split for split, names in _SPLIT_WORDS.items() if any(word in names for word in words)), None)
 
 
+def split_files(folder: Path) -> list[Path]:
+    """Return the files of `folder` that loading it would read as a split."""
+    saved = [file for file in (folder / "dataset_dict.json", folder / "dataset_info.json") if file.exists()]
+    return saved or [file for file in _data_files(folder) if _split_named(file.stem)]
+
+
+def _data_files(folder: Path) -> list[Path]:
+    files = sorted([*folder.glob("*"), *folder.glob("data/*")])
+    return [file for file in files if file.suffix in _READERS and not file.name.startswith(".")]
+
+
 def _files_by_split(path: Path) -> list[tuple[str, str, list[str]]]:
     """Return (split, reader, files) for one file or for the data files of a folder."""
-    files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("data/*")])
-    files = [file for file in files if file.suffix in _READERS and not file.name.startswith(".")]
+    files = [path] if path.is_file() else _data_files(path)
+    files = [file for file in files if file.suffix in _READERS]
     if not files:
         raise ValueError(f"name_or_path={str(path)!r} has no data file: need one of {', '.join(_READERS)}.")
     named = [(split, file) for file in files if (split := _split_named(file.stem))]
