@@ -22,6 +22,7 @@ class SemCoTTokensMixin:
         Where a generator is small, Python takes most of its time, step by step; compiled, it has one call of it. The
         first tokens of a kind (one query or many, padded or not, each k) wait for the compiler, up to a minute where
         the generator is small; on a CPU torch needs a C++ compiler of the system for it. Tokens differ by rounding.
+        On a GPU `mode="reduce-overhead"` also captures the graph, for each shape of queries, and replays it.
         Training, and whatever else asks for gradients, stays as it was; so do saved checkpoints and copies of the
         model, as after torch's own `Module.compile`.
 
@@ -101,7 +102,9 @@ class SemCoTTokensMixin:
             return _tokens(self, ids, mask, count)
         # Columns cut out of wider prompts have strides that would ask for a graph of their own.
         ids, mask = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
-        return self._compiled_tokens(self, ids, mask, count)
+        tokens = self._compiled_tokens(self, ids, mask, count)
+        # With captured graphs (mode="reduce-overhead") the next call overwrites what this one returns.
+        return tokens.clone() if tokens.is_cuda else tokens
 
     def _read_by_generator(self, ids, mask):
         """Queries and their mask in the generator's own ids, checked and on its device."""

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from semcot_hf.bench.speed import row as speed_row
 from semcot_hf.bench.speed import run as speed_run
-from semcot_hf.bench.speed.calls import generated, generator_pass, method_calls, raw_answer
+from semcot_hf.bench.speed.calls import generated, generator_pass, method_calls, prefill_in_two, raw_answer
 from semcot_hf.bench.speed.measurement import FEWEST_TURNS, PATIENCE, take_turns
 from semcot_hf.bench.speed.memory import needed_bytes
 from semcot_hf.bench.speed.report import markdown_report
@@ -100,6 +101,24 @@ def test_the_generators_pass_makes_the_models_tokens(model, mode):
 def test_bare_forwards_choose_the_tokens_of_generate(model, cache):
     ids = prompts("toy", 2, 20, CPU)
     assert raw_answer(model.host, ids, 6, cache).tolist() == generated(model.host, ids, 6, cache)[:, 20:].tolist()
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_prefill_in_two_passes_gives_the_token_of_one(model, cache):
+    ids = prompts("toy", 4, 20, CPU)
+    expected = raw_answer(model.host, ids, 1).tolist()
+    assert prefill_in_two(model.host, ids[:, :12], ids[:, 12:], cache).tolist() == expected
+
+
+def test_side_by_side_costs_the_longer_pass_and_the_rest(monkeypatch):
+    times = {"generator": 1.0, "prefill": 4.0, "prefill_k": 5.0, "decode": 13.0, "parallel": 1.0, "sequential": 1.0}
+    times |= {"question": 3.0, "prefill_in_two": 5.5}
+    for generator, expected in ((1.0, 5.5 / 6), (4.0, 6.5 / 9)):
+        turns = {name: [seconds] for name, seconds in {**times, "generator": generator}.items()}
+        monkeypatch.setattr(speed_row, "take_turns", lambda *_, turns=turns, **__: turns)
+        figures = speed_row._parts(replace(SETTING, method=PARTS), CPU)
+        assert figures["side_by_side"]["median"] == pytest.approx(expected, abs=1e-4)
+        assert figures["decode_step_s"] == 1.0 and figures["tokens_in_decode_steps"]["median"] == generator + 1
 
 
 def test_coconut_style_answers_equal_the_uncached_slow_path(model):

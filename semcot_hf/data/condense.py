@@ -123,8 +123,8 @@ def condense_dataset(
     foreign = [file for file in split_files(folder) if file not in own]
     if foreign:
         raise ValueError(
-            f"output_dir={str(folder)!r} holds {foreign[0].relative_to(folder)}, data which this command did not write "
-            "and would replace or mix with its own: name a new folder."
+            f"output_dir={str(folder)!r} holds {foreign[0].relative_to(folder)}, data which this command did not "
+            "write and would replace or mix with its own: name a new folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(split, i, row) for split in splits if split in dataset for i, row in enumerate(dataset[split])]

@@ -48,24 +48,39 @@ def raw_answer(host, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic",
     Args:
         ids: (batch, length), without padding.
         cache: "dynamic", or "static" with the decode step compiled on a GPU.
-        past: a cache of what stands before `ids`; a fresh one when `None`.
+        past: a cache, of that kind, of what stands before `ids`; a fresh one when `None`.
 
     Returns:
         LongTensor (batch, new_tokens).
     """
-    decode = host
-    if cache == "static":
-        past = StaticCache(config=host.config, max_cache_len=ids.shape[1] + new_tokens)
-        if ids.device.type == "cuda":
-            decode = host.get_compiled_call(None)
-    elif past is None:
-        past = DynamicCache(config=host.config)
+    decode = host.get_compiled_call(None) if cache == "static" and ids.device.type == "cuda" else host
+    if past is None:
+        past = _new_cache(host, cache, ids.shape[1] + new_tokens)
     logits = host(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1).logits
     tokens = [logits[:, -1:].argmax(dim=-1)]
     for _ in range(new_tokens - 1):
         logits = decode(input_ids=tokens[-1], past_key_values=past, use_cache=True).logits
         tokens.append(logits[:, -1:].argmax(dim=-1))
     return torch.cat(tokens, dim=1)
+
+
+def _new_cache(host, cache, length):
+    return (
+        StaticCache(config=host.config, max_cache_len=length)
+        if cache == "static"
+        else DynamicCache(config=host.config)
+    )
+
+
+@torch.no_grad()
+def prefill_in_two(host, question: torch.Tensor, rest: torch.Tensor, cache: str = "dynamic") -> torch.Tensor:
+    """The first answer token by two passes: over the question, then over the implicit tokens and the answer prompt.
+
+    This is what the host's share would be, were the generator to read the question beside the first of them.
+    """
+    past = _new_cache(host, cache, question.shape[1] + rest.shape[1] + 1)
+    host(input_ids=question, past_key_values=past, use_cache=True, logits_to_keep=1)
+    return raw_answer(host, rest, 1, cache, past)
 
 
 def generated(model, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic", **options) -> torch.Tensor:
@@ -171,6 +186,7 @@ def part_calls(model, setting: Setting, sequential_k: int) -> dict[str, Callable
     host, device, cache = model.host, model.projection_device(), setting.cache
     ids = prompts(setting.size, setting.batch, setting.prompt, device)
     question, longer = _question(ids), _longer(ids, setting.k)
+    rest = longer[:, question.shape[1] :]
 
     def whole(mode):
         model.config.generator_mode = mode
@@ -180,6 +196,8 @@ def part_calls(model, setting: Setting, sequential_k: int) -> dict[str, Callable
         "generator": lambda: generator_pass(model, question, setting.k, "parallel"),
         "prefill": lambda: raw_answer(host, ids, 1, cache),
         "prefill_k": lambda: raw_answer(host, longer, 1, cache),
+        "prefill_in_two": lambda: prefill_in_two(host, question, rest, cache),
+        "question": lambda: raw_answer(host, question, 1, cache),
         "decode": lambda: raw_answer(host, longer, 1 + DECODE_STEPS, cache),
         "parallel": lambda: whole("parallel"),
         "sequential": lambda: whole("sequential"),

@@ -16,7 +16,9 @@ _HOW = (
     "position only. A thought of the Coconut-style loop counts as one more decode step in its limits. Method, limits "
     "and no CoT took turns; ratios are medians over the turns, each of neighbours. One factor at a time is varied "
     "around a centre, not the full grid. Memory is the peak of the row's process beyond what it had before the "
-    "weights, over weights and caches."
+    "weights, over weights and caches. 'In two' is the host's prefill as one pass over the question and one over the "
+    "implicit tokens and what follows them; 'side by side' what generator and prefill would then cost at least, were "
+    "the first pass to run beside the generator's on hardware of its own, over what they cost in turn."
 )
 
 
@@ -45,10 +47,19 @@ def report_tables(report: dict) -> list[tuple[str, list[str], list[list[str]]]]:
         rows.sort(key=_order)
         tables.append((_title(report, rows[0]), header, [_row_cells(row) for row in rows]))
     if report["parts"]:
-        header = ["size", "prompt", "k", "generator", "prefill", "prefill with k", "decode step", "GB/s", "copy GB/s"]
-        tables.append(
-            ("Raw parts", [*header, "weights, M", "checkpoint, MB"], list(map(_part_cells, report["parts"])))
-        )
+        header = [
+            "size",
+            "prompt",
+            "k",
+            "generator",
+            "prefill",
+            "prefill with k",
+            "in two",
+            "side by side",
+            "decode step",
+        ]
+        header += ["GB/s", "copy GB/s", "weights, M", "checkpoint, MB"]
+        tables.append(("Raw parts", header, list(map(_part_cells, report["parts"]))))
     if report["not_run"]:
         tables.append(("Not run", ["row", "reason", "command"], list(map(_not_run_cells, report["not_run"]))))
     return tables
@@ -111,7 +122,7 @@ def _row_cells(row):
 
 def _part_cells(row):
     setting, checkpoint = row["setting"], row["checkpoint_bytes"]
-    times = [row[name] for name in ("generator_s", "prefill_s", "prefill_with_tokens_s", "decode_step_s")]
+    times = [row[name] for name in ("generator_s", "prefill_s", "prefill_with_tokens_s", "prefill_in_two_s")]
     speeds = [row["weights_bytes_per_token"] / row["decode_step_s"], row["copy_bytes_per_s"]]
     weights = [row["parameters"][name] / 1e6 for name in ("host", "generator")]
     return [
@@ -119,6 +130,8 @@ def _part_cells(row):
         str(setting["prompt"]),
         str(setting["k"]),
         *map(duration, times),
+        f"{row['side_by_side']['median']:.2f}",
+        duration(row["decode_step_s"]),
         *(f"{speed / 1e9:.3g}" for speed in speeds),
         " + ".join(f"{number:.4g}" for number in weights),
         " of ".join(f"{size / 1e6:.4g}" for size in checkpoint.values()) if checkpoint else "-",

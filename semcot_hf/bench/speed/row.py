@@ -85,6 +85,9 @@ def _parts(setting, device):
     turns = [dict(zip(times, turn, strict=True)) for turn in zip(*times.values(), strict=True)]
     steps = [(turn["decode"] - turn["prefill_k"]) / DECODE_STEPS for turn in turns]
     tokens = [turn["generator"] + turn["prefill_k"] - turn["prefill"] for turn in turns]
+    # Side by side, generator and host would take the longer of their passes over the question, then the host's rest.
+    apart = [turn["generator"] + turn["prefill_k"] for turn in turns]
+    beside = [max(turn["generator"], turn["question"]) + turn["prefill_in_two"] - turn["question"] for turn in turns]
     step, bandwidth = statistics.median(steps), copy_bandwidth(device)
     width = torch.finfo(getattr(torch, setting.dtype)).bits // 8
     read = width * weights_read_per_token(setting.size)
@@ -93,6 +96,8 @@ def _parts(setting, device):
         "generator_s": statistics.median(times["generator"]),
         "prefill_s": statistics.median(times["prefill"]),
         "prefill_with_tokens_s": statistics.median(times["prefill_k"]),
+        "prefill_in_two_s": statistics.median(times["prefill_in_two"]),
+        "side_by_side": ratio(beside, apart),
         "decode_step_s": step,
         "tokens_in_decode_steps": ratio(tokens, steps),
         "sequential_over_parallel": ratio(times["sequential"], times["parallel"]),
