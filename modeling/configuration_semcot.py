@@ -32,7 +32,8 @@ class SemCoTConfig(PreTrainedConfig):
         separate_generator_tokenizer: whether the generator reads queries in its own tokenizer's ids; the checkpoint
             then carries both tokenizers.
         includes_host: whether the checkpoint carries the host's weights (the whole layout).
-        host_name_or_path, host_revision: where the attached layout finds the host's weights, and the exact commit.
+        host_name_or_path, host_revision, host_subfolder: where the attached layout finds the host's weights: id or
+            path, the exact commit, and the folder within.
         generator_name_or_path: the model that the generator was started from.
 
     Raises:
@@ -55,6 +56,7 @@ class SemCoTConfig(PreTrainedConfig):
     includes_host: bool = False
     host_name_or_path: str | None = None
     host_revision: str | None = None
+    host_subfolder: str | None = None
     generator_name_or_path: str | None = None
     initializer_range: float = 0.02
 

@@ -71,11 +71,12 @@ class SemCoTLoadingMixin:
             generator = _load_generator(generator, generator_kwargs or {})
         backbone = generator.base_model
         config = SemCoTConfig(
-            host_config=_unquantized(host.config),
+            host_config=unquantized(host.config),
             generator_config=backbone.config,
             num_implicit_tokens=num_implicit_tokens,
             host_name_or_path=host.config.name_or_path or None,
             host_revision=commit,
+            host_subfolder=(host_kwargs or {}).get("subfolder"),
             generator_name_or_path=generator.config.name_or_path or None,
             separate_generator_tokenizer=host_tokenizer is not None,
             **config_kwargs,
@@ -140,13 +141,14 @@ class SemCoTLoadingMixin:
         words = generator_config.get_text_config().vocab_size
         generator_config.get_text_config().vocab_size = words + 1
         config = SemCoTConfig(
-            host_config=_unquantized(host.config),
+            host_config=unquantized(host.config),
             generator_config=generator_config,
             num_implicit_tokens=num_implicit_tokens,
             state_offset=-1,
             answer_prompt_ids=answer_prompt_ids,
             host_name_or_path=host.config.name_or_path or None,
             host_revision=commit,
+            host_subfolder=(host_kwargs or {}).get("subfolder"),
             generator_name_or_path=original["model_name"],
         )
         names = {r"^model\.": "generator.", r"^projection_layer\.": "projection."}
@@ -173,7 +175,7 @@ class SemCoTLoadingMixin:
         Args:
             host: a host model, id or path to use instead of the recorded one (attached layout only).
             host_kwargs: arguments for the host alone; they win over the shared ones.
-            kwargs: as in transformers.
+            kwargs: as in transformers; fields of `SemCoTConfig` among them replace the checkpoint's.
 
         Raises:
             ValueError: when a checkpoint that carries its host is given another one, or the host does not fit.
@@ -181,10 +183,15 @@ class SemCoTLoadingMixin:
         """
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
+        if kwargs.get("dtype", "auto") in (None, "auto"):
+            # Each part has a dtype of its own.
+            kwargs.pop("dtype", None)
         if not isinstance(config, PreTrainedConfig):
             names = (*HUB_ARGUMENTS, "revision", "subfolder")
             found = {name: kwargs[name] for name in names if name in kwargs}
             config = SemCoTConfig.from_pretrained(config or pretrained_model_name_or_path, **found)
+            for name in [name for name in kwargs if hasattr(config, name) and name not in SHARED_ARGUMENTS]:
+                setattr(config, name, kwargs.pop(name))
         if pretrained_model_name_or_path is None and host is None:
             # Weights come from `state_dict`, as for any model of transformers; the host's are among them.
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
@@ -209,6 +216,8 @@ class SemCoTLoadingMixin:
         if not isinstance(host, PreTrainedModel):
             host = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
         model.attach_host(host)
+        if "subfolder" in (host_kwargs or {}):
+            model.config.host_subfolder = host_kwargs["subfolder"]
         _load_tokenizers(loaded, pretrained_model_name_or_path, kwargs)
         return loaded
 
@@ -219,7 +228,7 @@ class SemCoTLoadingMixin:
             save_directory: the folder.
             include_host: `True` for one self-contained folder, `False` for the attached layout; `None` keeps the
                 layout the model was loaded in, and includes a host that has no id or path to be found by, or has
-                adapters, which no id names.
+                adapters or a resized vocabulary, which no id names.
             state_dict, args, kwargs: as in transformers. Adapters are merged into what is saved.
 
         Raises:
@@ -239,12 +248,23 @@ class SemCoTLoadingMixin:
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
         for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
-            getattr(self, name).save_pretrained(os.path.join(save_directory, name))
+            if getattr(self, name) is None:
+                raise ValueError(f"config.separate_generator_tokenizer=True, but model.{name} is None: set it.")
+            if args[0] if args else kwargs.get("is_main_process", True):
+                getattr(self, name).save_pretrained(os.path.join(save_directory, name))
         self.config.includes_host = include_host
+        # With adapters, transformers would save those alone.
+        adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
         try:
             return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         finally:
-            self.config.includes_host = layout
+            self.config.includes_host, self._hf_peft_config_loaded = layout, adapted
+
+    def _get_files_timestamps(self, working_dir):
+        # What has changed since is uploaded; the tokenizers are written just before.
+        return {
+            name: time for name, time in super()._get_files_timestamps(working_dir).items() if name not in TOKENIZERS
+        }
 
     def push_to_hub(self, *args, include_host=None, **kwargs):
         """Push to the Hub as transformers does; `include_host` as in `save_pretrained`."""
@@ -256,19 +276,23 @@ class SemCoTLoadingMixin:
 
     def _includes_host(self, wanted):
         """Whether a checkpoint is to hold the host, checked against what a loader could find otherwise."""
-        adapted = self.host is not None and bool(adapted_layers(self.host))
+        changed = None
+        if self.host is not None and adapted_layers(self.host):
+            changed = "has adapters"
+        elif self.host is not None and self.config.vocab_size != self._attached_words:
+            changed = f"has had its vocabulary resized from {self._attached_words} to {self.config.vocab_size}"
         if wanted is None:
-            return self.config.includes_host or self.config.host_name_or_path is None or adapted
+            return self.config.includes_host or self.config.host_name_or_path is None or changed is not None
         if not wanted and self.config.host_name_or_path is None:
             raise ValueError(
                 "include_host=False needs config.host_name_or_path, by which a loader finds the host: set it, or "
                 "pass include_host=True."
             )
-        if not wanted and adapted:
+        if not wanted and changed is not None:
             raise ValueError(
-                f"include_host=False names the host {self.config.host_name_or_path!r}, but this one has adapters, "
-                "which a loader would not find there: pass include_host=True, which saves it with them merged, or "
-                "attach the merged host, saved under a name of its own."
+                f"include_host=False names the host {self.config.host_name_or_path!r}, but this one {changed}, "
+                "which a loader would not find there: pass include_host=True, which saves it as it is (adapters "
+                "merged), or attach the changed host, saved under a name of its own."
             )
         return wanted
 
@@ -289,7 +313,7 @@ def _plain(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _unquantized(config):
+def unquantized(config):
     """The host's configuration as its repository has it: else a loader takes our own weights for quantized ones."""
     if not hasattr(config, "quantization_config"):
         return config
@@ -310,7 +334,7 @@ def _load_whole(load, name, *args):
     """Load a checkpoint that carries its host, each part in the dtype it was saved with unless one is given."""
     *model_args, config, kwargs = args
     host_dtype, generator_dtype = config.host_config.dtype, config.generator_config.dtype
-    apart = kwargs.get("dtype", "auto") == "auto" and host_dtype != generator_dtype
+    apart = "dtype" not in kwargs and host_dtype != generator_dtype
     if apart:
         kwargs["dtype"] = torch.promote_types(host_dtype, generator_dtype)
     loaded = load(name, *model_args, config=config, **kwargs)
@@ -319,7 +343,7 @@ def _load_whole(load, name, *args):
         host = model.host.to(host_dtype)
         model.host = None
         model.to(generator_dtype).host = host
-    model.attach_host(model.host)
+    model._set_host(model.host)
     return loaded
 
 
@@ -335,13 +359,16 @@ def _load_tokenizers(loaded, name, kwargs):
 
 def _load_host(host, config, kwargs, host_kwargs):
     arguments = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *SHARED_ARGUMENTS) if name in kwargs}
+    if isinstance(arguments.get("attn_implementation"), dict):
+        arguments["attn_implementation"] = arguments["attn_implementation"].get("host_config")
     name = config.host_name_or_path if host is None else host
-    if host is None and config.host_revision is not None:
-        arguments["revision"] = config.host_revision
+    if host is None:
+        found = {"revision": config.host_revision, "subfolder": config.host_subfolder}
+        arguments.update({key: value for key, value in found.items() if value is not None})
     arguments.update(host_kwargs or {})
     try:
         AutoConfig.from_pretrained(
-            name, **{key: arguments[key] for key in (*HUB_ARGUMENTS, "revision") if key in arguments}
+            name, **{key: arguments[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in arguments}
         )
     except (OSError, ValueError) as error:
         raise OSError(

@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
-from .loading_semcot import SemCoTLoadingMixin
+from .loading_semcot import SemCoTLoadingMixin, unquantized
 from .prefix_semcot import question_cache, question_split
 from .splicing_semcot import insertion_columns, left_aligned_queries, positions_from_mask, splice
 from .step_decoder_semcot import step_decoding_loss
@@ -84,7 +84,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
             self._set_step_decoder(AutoModelForCausalLM.from_config(config.step_decoder_config))
         self.host = None
         if host is not None:
-            self.attach_host(host)
+            self._set_host(host)
         self.post_init()
 
     def _init_weights(self, module):
@@ -96,12 +96,21 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
                 nn.init.zeros_(module.bias)
 
     def attach_host(self, host):
-        """Set the host causal LM and freeze it.
+        """Set the host causal LM and freeze it; from then on an attached checkpoint names what it was loaded from.
 
         Raises:
             ValueError: when its hidden size or vocabulary is not the one this model was made for, its word
                 embeddings are of another size than its layers, its layers read ids too, or none of them has attention.
         """
+        self._set_host(host)
+        name, commit = host.config.name_or_path or None, getattr(host.config, "_commit_hash", None)
+        if name != self.config.host_name_or_path:
+            self.config.host_name_or_path, self.config.host_subfolder = name, None
+            self.config.host_revision = commit
+        elif commit is not None:
+            self.config.host_revision = commit
+
+    def _set_host(self, host):
         wanted, got = self.config.host_config.get_text_config(), host.config.get_text_config()
         for name in ("hidden_size", "vocab_size"):
             if getattr(wanted, name) != getattr(got, name):
@@ -124,6 +133,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
             )
         # Generation asks whether the cache can be cut back.
         self._is_stateful = host._is_stateful
+        # What changes the one, such as resizing the embeddings, changes the other.
+        self.config.host_config = unquantized(host.config)
+        self._attached_words = got.vocab_size
         self.host = host.requires_grad_(False).eval()
 
     @torch.no_grad()

@@ -94,6 +94,33 @@ def test_a_generator_with_adapters_is_saved_merged(tiny_lm, tiny_semcot, tmp_pat
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "more", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [5, 6]}]
+)
+def test_layers_trained_beside_a_hosts_adapters_are_saved_too(tiny_lm, tiny_semcot, tmp_path, more):
+    adapted = get_peft_model(tiny_lm(), LoraConfig(**LORA, **more)).eval()
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "modules_to_save" in name or "token_adapter" in name:
+                value.add_(0.3)
+    expected = adapted(IDS).logits
+    model = tiny_semcot(adapted)
+    model.save_pretrained(tmp_path)
+    loaded, info = SemCoTForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(loaded(IDS, num_implicit_tokens=0).logits, expected)
+    torch.testing.assert_close(model(IDS, num_implicit_tokens=0).logits, expected)
+
+
+def test_a_model_with_adapters_put_into_it_is_saved_whole(tiny_semcot, tmp_path):
+    model = with_adapter(tiny_semcot(answer_prompt_ids=ANSWER))
+    model.save_pretrained(tmp_path, include_host=True)
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.implicit_embeddings(IDS), model.implicit_embeddings(IDS))
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
+    assert model._hf_peft_config_loaded
+
+
 @pytest.mark.parametrize("family", STATEFUL)
 def test_layers_with_a_state(tiny_lm, tiny_semcot, family):
     """Through states that are overwritten no gradient passes, and they cannot be cut back."""
