@@ -15,6 +15,7 @@ from .prompts_semcot import (
     check_context,
     check_layout,
     check_shapes,
+    context_of,
     generator_queries,
     inferred_mask,
     prompt_layout,
@@ -30,14 +31,22 @@ class SemCoTGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def generate(
-        self, inputs=None, generation_config=None, *, num_implicit_tokens=None, implicit_embeddings=None, **kwargs
+        self,
+        inputs=None,
+        generation_config=None,
+        logits_processor=None,
+        stopping_criteria=None,
+        *,
+        num_implicit_tokens=None,
+        implicit_embeddings=None,
+        **kwargs,
     ):
         """Generate answers with k implicit tokens in the host's input.
 
         Args:
             inputs: LongTensor (batch, length) of prompts, or `input_ids=` as usual; left-padded batches need
                 `attention_mask=`.
-            generation_config: as in transformers.
+            generation_config, logits_processor, stopping_criteria: as in transformers.
             num_implicit_tokens: k; `config.num_implicit_tokens` when `None`; 0 gives the host's own output.
             implicit_embeddings: (batch, k, host hidden size), ready-made tokens used instead of the generator's.
             kwargs: everything that transformers' `generate` takes. `past_key_values` may hold the host's pass over
@@ -49,34 +58,33 @@ class SemCoTGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: for a bad k, embeddings of a wrong shape or with NaN, ids outside the vocabulary, prompts
-                without tokens or too long for the host's context, or an option that cannot work with implicit
-                tokens.
+                without tokens or too long for the host's or the generator's context, a cache that does not fit, or an
+                option that cannot work with implicit tokens.
         """
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("inputs and input_ids were both passed: pass one of the two.")
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         count = self._check_tokens_argument(implicit_embeddings, num_implicit_tokens, input_ids)
+        cache = kwargs.get("past_key_values")
+        # Its first turn holds implicit tokens already: what stands for them has their number only.
+        held = _holds_tokens(cache, getattr(generation_config, "is_assistant", False))
+        if held:
+            count = _held_tokens(cache, num_implicit_tokens, implicit_embeddings)
+        hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         if count == 0:
-            return super().generate(input_ids, generation_config, **kwargs)
-        for name in ("inputs_embeds", "custom_generate"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"{name} cannot be used with implicit tokens, which need input_ids and transformers' own loops: "
-                    "leave it out, or pass num_implicit_tokens=0."
-                )
+            return super().generate(input_ids, generation_config, **hooks, **kwargs)
+        self._check_options(generation_config, kwargs)
         host_config = self.config.get_text_config()
         mask = self._checked_mask(input_ids, kwargs.pop("attention_mask", None), generation_config, kwargs)
         layout = prompt_layout(input_ids, mask, self.config.answer_prompt_ids)
         check_layout(layout, host_config.vocab_size)
-        check_context(layout.longest, count, self._new_tokens(input_ids, kwargs), _context(host_config))
-        columns, cache = layout.columns, kwargs.get("past_key_values")
-        cached = 0 if cache is None else int(cache.get_seq_length())
-        if _holds_tokens(cache, cached, getattr(generation_config, "is_assistant", False)):
-            # Its first turn holds implicit tokens already: what stands for them has their number only.
-            columns, count = cache.implicit_columns, cache.implicit_count
+        check_context(layout.longest, count, self._new_tokens(input_ids, kwargs), context_of(host_config))
+        columns = layout.columns
+        if held:
+            columns = _held_columns(cache.implicit_columns, input_ids.shape[0])
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
         else:
-            self._check_prefix(cached, columns)
+            self._check_prefix(cache, columns)
             self._warn_of_missing_answer_prompt(layout.found)
             if implicit_embeddings is None:
                 queries = generator_queries(input_ids, mask, layout, host_config.pad_token_id or 0)
@@ -93,8 +101,18 @@ class SemCoTGenerationMixin(GenerationMixin):
             attention_mask=mask,
             implicit_embeddings=implicit_embeddings,
             implicit_columns=columns,
+            **hooks,
             **kwargs,
         )
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """transformers' continuous batching, which would leave implicit tokens out: for models without any alone."""
+        if self.config.num_implicit_tokens > 0:
+            raise ValueError(
+                "Continuous batching (generate_batch) feeds ids to the host alone, without implicit tokens: use "
+                "generate, or model.host.generate_batch for the host's own answers."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
     # What the loops are handed
 
@@ -132,9 +150,11 @@ class SemCoTGenerationMixin(GenerationMixin):
                 "leave it out, or pass num_implicit_tokens=0."
             )
         cache = kwargs.get("past_key_values")
-        if not by_host and size > 0 and cache is not None and cache.get_seq_length() > 0:
+        filled = cache is not None and cache.get_seq_length() > 0
+        if filled and not by_host and (size > 0 or not kwargs["use_cache"]):
+            other = "assisted decoding" if kwargs["use_cache"] else "use_cache=False"
             raise ValueError(
-                "past_key_values with a prefix cannot be used with assisted decoding: leave one of the two out."
+                f"past_key_values that holds columns already cannot be used with {other}: leave one of the two out."
             )
         if by_host:
             del kwargs["implicit_embeddings"], kwargs["implicit_columns"]
@@ -175,7 +195,7 @@ class SemCoTGenerationMixin(GenerationMixin):
 
     def _length_in_context(self, max_length, width, longest, count):
         """`max_length` in text tokens, cut to what fits the host's positions beside `count` implicit tokens."""
-        context = _context(self.config.get_text_config())
+        context = context_of(self.config.get_text_config())
         if context is None:
             return max_length
         room = context - count - longest
@@ -247,6 +267,39 @@ class SemCoTGenerationMixin(GenerationMixin):
 
     # Checks
 
+    def _check_options(self, generation_config, kwargs):
+        if getattr(generation_config, "is_assistant", False):
+            # Those of the model that it assists.
+            kwargs.pop("position_ids", None)
+        for name in ("inputs_embeds", "custom_generate", "position_ids", "token_type_ids"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} cannot be used with implicit tokens, which need input_ids and transformers' own loops: "
+                    "leave it out, or pass num_implicit_tokens=0."
+                )
+        if "paged" in (kwargs.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
+            raise ValueError(
+                "cache_implementation='paged' feeds ids to the host alone, without implicit tokens: leave it out, or "
+                "pass num_implicit_tokens=0."
+            )
+
+    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args):
+        # Strategies that transformers fetches from the Hub come by here with their own loop.
+        if custom_generate is not None and kwargs.get("implicit_embeddings") is not None:
+            raise ValueError(
+                "This decoding strategy is a custom_generate of the Hub, whose loop does not know implicit tokens: "
+                "choose another one, or pass num_implicit_tokens=0."
+            )
+        return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args)
+
+    def _validate_model_kwargs(self, model_kwargs):
+        """The host tells what it takes."""
+        own = ("implicit_embeddings", "implicit_columns")
+        self.host._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in own})
+
+    def _supports_default_dynamic_cache(self):
+        return self.host._supports_default_dynamic_cache()
+
     def _check_tokens_argument(self, implicit_embeddings, num_implicit_tokens, input_ids):
         count = self._check_count(num_implicit_tokens)
         if input_ids is None and (implicit_embeddings is not None or count > 0):
@@ -280,8 +333,9 @@ class SemCoTGenerationMixin(GenerationMixin):
         length = kwargs.get("max_length")
         return 1 if length is None else max(1, length - input_ids.shape[1])
 
-    def _check_prefix(self, cached, columns):
+    def _check_prefix(self, cache, columns):
         """A cache of the prompts' first columns must end before the implicit tokens."""
+        cached = 0 if cache is None else int(cache.get_seq_length())
         if cached == 0:
             return
         first = columns if isinstance(columns, int) else int(columns.min())
@@ -301,18 +355,35 @@ class SemCoTGenerationMixin(GenerationMixin):
             )
 
 
-def _holds_tokens(cache, cached, is_assistant):
-    """Whether a cache with `cached` columns holds the implicit tokens that `generate` put there once.
+def _holds_tokens(cache, is_assistant):
+    """Whether a cache holds the implicit tokens that `generate` put there once.
 
     Cut back to less, it is a prefix again; but an assistant's is cut by a loop that counts text only.
     """
-    if cached == 0 or not hasattr(cache, "implicit_columns"):
+    cached = int(cache.get_seq_length()) if hasattr(cache, "implicit_columns") else 0
+    if cached == 0:
         return False
     columns = cache.implicit_columns
     last = columns if isinstance(columns, int) else int(columns.max())
     return is_assistant or cached >= last + cache.implicit_count
 
 
-def _context(host_config):
-    """Number of the host's positions, `None` where it is not limited."""
-    return getattr(host_config, "max_position_embeddings", None)
+def _held_tokens(cache, num_implicit_tokens, implicit_embeddings):
+    """Number of the implicit tokens that a cache holds, checked against what was asked for."""
+    if num_implicit_tokens not in (None, cache.implicit_count) or implicit_embeddings is not None:
+        raise ValueError(
+            f"past_key_values holds {cache.implicit_count} implicit tokens from its first turn: leave "
+            "implicit_embeddings and num_implicit_tokens out, or start with a new cache."
+        )
+    return cache.implicit_count
+
+
+def _held_columns(columns, batch):
+    """Columns of the implicit tokens in a cache, also after `batch_repeat_interleave`."""
+    if isinstance(columns, int) or len(columns) == batch:
+        return columns
+    if batch % len(columns):
+        raise ValueError(
+            f"past_key_values holds the implicit tokens of {len(columns)} rows, input_ids has {batch}: pass as many."
+        )
+    return columns.repeat_interleave(batch // len(columns))

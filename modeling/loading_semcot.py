@@ -70,6 +70,9 @@ class SemCoTLoadingMixin:
         if not isinstance(generator, PreTrainedModel):
             generator = _load_generator(generator, generator_kwargs or {})
         backbone = generator.base_model
+        if backbone is generator and generator.get_output_embeddings() is not None:
+            # Llama 4 names its backbone otherwise than it says.
+            backbone = next(part for part in generator.children() if isinstance(part, PreTrainedModel))
         config = SemCoTConfig(
             host_config=unquantized(host.config),
             generator_config=backbone.config,

@@ -14,6 +14,7 @@ from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
 from .loading_semcot import SemCoTLoadingMixin, unquantized
 from .prefix_semcot import question_cache, question_split
+from .prompts_semcot import check_shapes, context_of
 from .splicing_semcot import insertion_columns, left_aligned_queries, positions_from_mask, splice
 from .step_decoder_semcot import step_decoding_loss
 from .tokens_semcot import SemCoTTokensMixin
@@ -78,6 +79,11 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
             self.projection = nn.Linear(width, config.generator_config.get_text_config().vocab_size, bias=False)
         else:
             self.projection = nn.Linear(width, config.host_config.get_text_config().hidden_size)
+        if config.generator_mode == "sequential" and not _takes_cache(self.generator):
+            raise ValueError(
+                f"generator_mode='sequential' needs a generator that keeps keys and values, which a "
+                f"{config.generator_config.model_type} does not: choose generator_mode='parallel'."
+            )
         self.thought_embedding = nn.Parameter(torch.empty(width))
         self.step_decoder = self.step_projection = None
         if config.step_decoder_config is not None:
@@ -126,7 +132,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
                 f"(hidden_size_per_layer_input={got.hidden_size_per_layer_input}); implicit tokens have none, so such "
                 "a host is not supported."
             )
-        if "past_key_values" not in signature(type(host).forward).parameters:
+        if not _takes_cache(host):
             raise ValueError(
                 f"host is a {got.model_type}, which keeps no keys and values (its forward has no past_key_values): "
                 "take one with attention in some of its layers."
@@ -145,7 +151,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
         A backbone's states are many times larger than its word embeddings (12 times in the demo's models), and a
         transformer that is handed such an input hardly changes it in its residual stream.
         """
-        ids = torch.arange(min(64, self.config.generator_config.get_text_config().vocab_size))[None]
+        config = self.config.generator_config.get_text_config()
+        ids = torch.arange(min(64, config.vocab_size, context_of(config) or 64))[None]
         words = self.generator.get_input_embeddings()(ids.to(self.projection_device()))
         states = self.generator(inputs_embeds=words, use_cache=False).last_hidden_state
         host_ids = torch.arange(min(64, self.config.vocab_size))[None]
@@ -244,7 +251,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
 
         The prompt's end is known from `completion_mask`, or else from `labels` whose prompt is masked by -100; with
         neither, implicit tokens must be asked for, and then all of the input is prompt. Without them (log-likelihoods
-        of plain text, decoding steps), and with `num_implicit_tokens=0`, this is the host's own forward.
+        of plain text, labels of which some row has no prompt, decoding steps), and with `num_implicit_tokens=0`, this
+        is the host's own forward.
 
         Args:
             input_ids: (batch, length); attention_mask: (batch, length), padding on either side.
@@ -266,6 +274,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
         Raises:
             ValueError: for implicit tokens together with cached, embedded or badly shaped input.
         """
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(self.config, name):
+                kwargs.setdefault(name, True)
         if completion_mask is None and labels is not None and inputs_embeds is None:
             completion_mask = _completion_of(labels, attention_mask)
         wanted = num_implicit_tokens is not None or implicit_embeddings is not None or completion_mask is not None
@@ -281,11 +292,13 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
-        if input_ids is None or position_ids is not None or past_key_values is not None:
+        others = (position_ids, past_key_values, kwargs.get("token_type_ids"))
+        if input_ids is None or any(value is not None for value in others):
             raise ValueError(
-                "implicit tokens need input_ids, and take neither position_ids nor past_key_values: pass input_ids "
-                "and attention_mask, or num_implicit_tokens=0 for the host alone."
+                "implicit tokens need input_ids, and take neither position_ids, past_key_values nor token_type_ids: "
+                "pass input_ids and attention_mask, or num_implicit_tokens=0 for the host alone."
             )
+        check_shapes(input_ids, attention_mask)
         if labels is not None and not isinstance(logits_to_keep, int):
             raise ValueError("logits_to_keep is a tensor of positions, which labels cannot follow: pass a number.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -369,10 +382,15 @@ def check_word_size(host):
         )
 
 
+def _takes_cache(model):
+    return "past_key_values" in signature(type(model).forward).parameters
+
+
 def _completion_of(labels, attention_mask):
     """Mask of the labelled tokens, or `None` when some row has no prompt before them."""
     labelled = labels != -100
-    real = torch.ones_like(labelled) if attention_mask is None else attention_mask.bool()
+    whole = attention_mask is None or attention_mask.shape != labelled.shape
+    real = torch.ones_like(labelled) if whole else attention_mask.bool()
     has_prompt = (real & (labelled.cumsum(dim=1) == 0)).any(dim=1)
     return labelled.long() if bool(has_prompt.all()) else None
 

@@ -120,6 +120,13 @@ def check_layout(layout, vocab_size):
         )
 
 
+def context_of(config):
+    """Number of a text model's positions; `None` where it is not limited, or stretched with the text's length."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    stretched = any(part.get("rope_type") == "dynamic" for part in (rope, *rope.values()) if isinstance(part, dict))
+    return None if stretched else getattr(config, "max_position_embeddings", None)
+
+
 def check_context(length, count, new_tokens, context):
     """Raise ValueError where prompt, implicit tokens and new tokens exceed the host's positions (`None`: no limit)."""
     if context is not None and length + count + new_tokens > context:

@@ -8,7 +8,8 @@ def prompt_ends(attention_mask, completion_mask=None):
 
     Args:
         attention_mask: (batch, length), 1 for real tokens, padded on either side.
-        completion_mask: (batch, length), 1 for tokens of the completion; `None` when all real tokens are prompt.
+        completion_mask: (batch, length), 1 for tokens of the completion, of which a row's last run counts, with all
+            that follows it; `None` when all real tokens are prompt.
 
     Returns:
         LongTensor (batch,).
@@ -17,10 +18,15 @@ def prompt_ends(attention_mask, completion_mask=None):
     [4, 3]
     >>> prompt_ends(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]])).tolist()
     [2]
+    >>> prompt_ends(torch.tensor([[1, 1, 1, 1, 1]]), torch.tensor([[0, 1, 0, 1, 0]])).tolist()
+    [3]
     """
     real = attention_mask.bool()
     if completion_mask is not None:
-        real = real & ~completion_mask.bool()
+        completion = completion_mask.bool()
+        # What is masked behind the answer, such as the end of its turn, is no prompt.
+        later = completion.flip(1).cumsum(dim=1).flip(1) > 0
+        real = real & ~completion & (later | ~completion.any(dim=1, keepdim=True))
     columns = torch.arange(1, real.shape[1] + 1, device=real.device)
     return (real * columns).amax(dim=1)
 

@@ -1,9 +1,12 @@
 """From queries to implicit tokens: what the generator reads, its states, and the embeddings made of them."""
 
+from numbers import Integral
+
 import torch
 from transformers.utils import logging
 
 from .generator_semcot import parallel_states, sequential_states
+from .prompts_semcot import context_of
 from .retokenizing_semcot import retokenize
 from .splicing_semcot import insertion_columns, left_aligned_queries
 
@@ -98,6 +101,12 @@ class SemCoTTokensMixin:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype)
         ids, mask = self._read_by_generator(ids, mask)
+        context = context_of(self.config.generator_config.get_text_config())
+        if context is not None and ids.shape[1] + count > context:
+            raise ValueError(
+                f"A query of {ids.shape[1]} tokens and {count} implicit tokens are more than the generator's context "
+                f"of {context}: shorten the query."
+            )
         if self._compiled_tokens is None or torch.is_grad_enabled():
             return _tokens(self, ids, mask, count)
         # Columns cut out of wider prompts have strides that would ask for a graph of their own.
@@ -159,14 +168,14 @@ class SemCoTTokensMixin:
 
     def _check_count(self, num_implicit_tokens):
         count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
             raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
         if count > self.config.num_implicit_tokens:
             logger.warning_once(
                 f"num_implicit_tokens={count} is more than the {self.config.num_implicit_tokens} this model was "
                 "trained with (config.num_implicit_tokens): answers may get worse."
             )
-        return count
+        return int(count)
 
 
 def _tokens(model, ids, mask, count):

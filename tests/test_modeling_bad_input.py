@@ -2,9 +2,10 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 HOST_SIZE = 32
 
@@ -57,6 +58,12 @@ BAD = {
         dict(inputs=PROMPT, custom_generate=lambda model, input_ids, **kwargs: input_ids),
         "custom_generate cannot be used with implicit tokens",
     ),
+    "positions of the user's": (
+        dict(inputs=PROMPT, position_ids=torch.arange(5)[None]),
+        "position_ids cannot be used",
+    ),
+    "token types": (dict(inputs=PROMPT, token_type_ids=torch.zeros_like(PROMPT)), "token_type_ids cannot be used"),
+    "continuous batching": (dict(inputs=PROMPT, cache_implementation="paged"), "'paged' feeds ids to the host alone"),
     "embeddings of another size": (
         dict(inputs=PROMPT, implicit_embeddings=torch.zeros(1, 3, 16)),
         r"shape \(1, 3, 16\): must be \(batch, k, hidden size\) = \(1, k, 32\)",
@@ -102,15 +109,62 @@ def test_forward_refuses_embeddings_of_another_size(model):
         model(PROMPT, implicit_embeddings=torch.zeros(1, 3, 16))
 
 
-@pytest.mark.parametrize("cached", ["past_key_values", "position_ids", "inputs_embeds"])
+@pytest.mark.parametrize("cached", ["past_key_values", "position_ids", "token_type_ids", "inputs_embeds"])
 def test_forward_refuses_implicit_tokens_in_the_middle_of_a_sequence(model, cached):
     values = {
         "past_key_values": {"input_ids": PROMPT, "past_key_values": object()},
         "position_ids": {"input_ids": PROMPT, "position_ids": torch.arange(5)[None]},
+        "token_type_ids": {"input_ids": PROMPT, "token_type_ids": torch.zeros_like(PROMPT)},
         "inputs_embeds": {"inputs_embeds": torch.zeros(1, 5, HOST_SIZE, dtype=torch.float64)},
     }[cached]
-    with pytest.raises(ValueError, match="implicit tokens need input_ids, and take neither position_ids nor"):
+    with pytest.raises(ValueError, match="implicit tokens need input_ids, and take neither position_ids, "):
         model(**values, num_implicit_tokens=2)
+
+
+def test_a_mask_for_each_pair_of_tokens_is_refused(model):
+    labels = PROMPT.masked_fill(torch.arange(5) < 3, -100)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, 5, 5\)"):
+        model(PROMPT, labels=labels, attention_mask=torch.ones(1, 1, 5, 5).tril())
+
+
+def test_continuous_batching_is_refused(model):
+    with pytest.raises(ValueError, match="Continuous batching .* feeds ids to the host alone"):
+        model.generate_batch([[10, 11, 12, 7, 8]])
+
+
+def test_strategies_of_the_hub_are_refused_and_run_without_tokens(model, monkeypatch):
+    """As `transformers-community/contrastive-search` does: it calls `generate` again with a loop of its own."""
+
+    def loop(model, input_ids, **kwargs):
+        return input_ids
+
+    def fetched(model, *args, penalty_alpha=None, top_k=None, **kwargs):
+        return GenerationMixin.generate(model, *args, custom_generate=loop, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "load_custom_generate", lambda self, *args, **kwargs: fetched)
+    options = dict(penalty_alpha=0.6, top_k=4, trust_remote_code=True, max_new_tokens=2)
+    with pytest.raises(ValueError, match="decoding strategy is a custom_generate of the Hub"):
+        model.generate(PROMPT, **options)
+    assert torch.equal(model.generate(PROMPT, num_implicit_tokens=0, **options), PROMPT)
+
+
+def test_a_query_longer_than_the_generators_context_is_refused(tiny_lm, tiny_semcot):
+    model = tiny_semcot(generator=tiny_lm("gpt2", hidden_size=16, n_positions=16, max_position_embeddings=16))
+    prompt = torch.arange(10, 24)[None]
+    with pytest.raises(ValueError, match="query of 14 tokens and 3 implicit tokens .* generator's context of 16"):
+        model.generate(prompt)
+    assert model.generate(prompt[:, 1:], max_new_tokens=2).shape == (1, 15)
+
+
+def test_a_generator_without_a_cache_makes_no_sequential_tokens(tiny_lm, tiny_semcot):
+    generator = tiny_lm("openai-gpt", hidden_size=16)
+    assert tiny_semcot(generator=generator).generate(PROMPT, max_new_tokens=2).shape == (1, 7)
+    with pytest.raises(ValueError, match="'sequential' needs a generator that keeps keys and values"):
+        tiny_semcot(generator=generator, generator_mode="sequential")
+
+
+def test_numbers_of_numpy_count(model):
+    assert model.implicit_embeddings(PROMPT, num_implicit_tokens=np.int64(2)).shape[1] == 2
 
 
 def test_a_generator_with_nan_weights_does_not_answer(tiny_semcot):

@@ -223,3 +223,20 @@ def test_loss_over_several_batches_is_a_mean_over_their_tokens(model):
         for row in range(3)
     ]
     torch.testing.assert_close(sum(parts), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("told_by", ["labels", "completion_mask"])
+def test_what_is_masked_behind_the_answer_is_no_prompt(model, told_by):
+    """The end of a turn, or padding without a mask: the generator must not read the answer on its account."""
+    ids = torch.tensor([[20, 21, *ANSWER, 30, 31, 2, 9], [22, 23, *ANSWER, 32, 33, 2, 9]])
+    answer = torch.tensor([[0, 0, 0, 0, 1, 1, 0, 0]]).expand(2, -1)
+    known = {"labels": ids.masked_fill(answer == 0, -100)} if told_by == "labels" else {"completion_mask": answer}
+    out = model(ids, **known)
+    assert out.implicit_columns.tolist() == [2, 2]
+    torch.testing.assert_close(out.implicit_embeddings, model.implicit_embeddings(ids[:, :4]))
+
+
+def test_of_several_turns_the_last_is_the_completion(model):
+    ids = torch.tensor([[20, 21, 30, 31, 22, 23, *ANSWER, 32, 2]])
+    turns = torch.tensor([[0, 0, 1, 1, 0, 0, 0, 0, 1, 0]])
+    assert model(ids, labels=ids.masked_fill(turns == 0, -100)).implicit_columns.tolist() == [6]

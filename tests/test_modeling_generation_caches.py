@@ -1,5 +1,6 @@
 """Generation with implicit tokens: caches, conversations, assistants and compiled decoding against the slow path."""
 
+import copy
 from importlib.util import find_spec
 
 import pytest
@@ -184,6 +185,36 @@ def test_a_prefix_is_refused_where_the_loop_reads_ids_again(model, prompts):
     cache = model.host(torch.tensor([prefix]), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="past_key_values .* cannot be used with assisted decoding"):
         model.generate(torch.tensor(longer[:1]), past_key_values=cache, max_new_tokens=2, prompt_lookup_num_tokens=3)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"num_implicit_tokens": 0}, {"num_implicit_tokens": 1}, {"use_cache": False}, "own"]
+)
+def test_a_conversation_goes_on_with_the_tokens_it_began_with(model, prompts, asked):
+    first = model.generate(torch.tensor([prompts[0]]), max_new_tokens=4, return_dict_in_generate=True)
+    text = torch.cat([first.sequences, torch.tensor([[30, 31, 32]])], dim=1)
+    options = {"implicit_embeddings": torch.zeros(1, 3, 32)} if asked == "own" else asked
+    with pytest.raises(ValueError, match="past_key_values .*holds"):
+        model.generate(text, past_key_values=first.past_key_values, **options)
+
+
+def test_a_conversation_is_forked(model, prompts):
+    """Each row of a cache several times, as its `batch_repeat_interleave` makes it."""
+    inputs = padded(prompts[:2])
+    inputs["input_ids"][1, -2:] = 40  # the tokens of this row go elsewhere
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "return_dict_in_generate": True}
+    first = model.generate(**inputs, **options)
+    more = torch.tensor([[30, 31, 32]]).expand(2, -1)
+    text = torch.cat([first.sequences, more], dim=1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 7, dtype=torch.long)], dim=1)
+    cache = copy.deepcopy(first.past_key_values)
+    expected = model.generate(text, attention_mask=mask, past_key_values=first.past_key_values, **options).sequences
+    cache.batch_repeat_interleave(2)
+    twice = {"attention_mask": mask.repeat_interleave(2, dim=0), "past_key_values": cache}
+    forked = model.generate(text.repeat_interleave(2, dim=0), **twice, **options).sequences
+    assert torch.equal(forked, expected.repeat_interleave(2, dim=0))
+    with pytest.raises(ValueError, match="holds the implicit tokens of 4 rows, input_ids has 3"):
+        model.generate(text[:1].expand(3, -1), attention_mask=mask[:1].expand(3, -1), past_key_values=cache)
 
 
 def test_logits_at_prefill_are_those_of_the_last_position(model, prompts):

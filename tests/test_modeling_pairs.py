@@ -104,3 +104,21 @@ def test_both_layouts_reload_equal(host, lms, tiny_semcot, tmp_path):
         tied = loaded.host.get_output_embeddings().weight is loaded.host.get_input_embeddings().weight
         assert tied == bool(model.host.config.tie_word_embeddings)
         assert torch.equal(loaded.generate(prompts, max_new_tokens=NEW), expected)
+
+
+def test_a_host_with_a_cache_of_its_own(tiny_lm, tiny_semcot):
+    """Linear attention keeps no keys and values in some layers; transformers tells such families by name."""
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["linear_attention", "full_attention"]}
+    host = tiny_lm("minimax", **sizes)
+    model = tiny_semcot(host, answer_prompt_ids=ANSWER)
+    prompt = torch.tensor(example_prompts()[:1])
+    plain = model.generate(prompt, max_new_tokens=NEW, num_implicit_tokens=0)
+    assert torch.equal(plain, host.generate(prompt, max_new_tokens=NEW))
+    ids, _ = slow_path(model, prompt[0].tolist(), NEW)
+    assert new_ids(model.generate(prompt, max_new_tokens=NEW), prompt.shape[1]) == [ids]
+
+
+def test_a_generator_whose_backbone_has_no_name(tiny_lm, tiny_semcot):
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "head_dim": 8}
+    model = tiny_semcot(generator=tiny_lm("llama4_text", hidden_size=16, **sizes), answer_prompt_ids=ANSWER)
+    assert model.implicit_embeddings(torch.tensor(example_prompts()[:1])).isfinite().all()
