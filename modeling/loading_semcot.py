@@ -211,8 +211,11 @@ class SemCoTLoadingMixin:
         saved = {"dtype": config.host_config.dtype or "auto"}
         if config.host_config._attn_implementation is not None:
             saved["attn_implementation"] = config.host_config._attn_implementation
+        own = (
+            {"device_map": _places(kwargs["device_map"], False)} if isinstance(kwargs.get("device_map"), dict) else {}
+        )
         loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, build_host=False, **kwargs
+            pretrained_model_name_or_path, *model_args, config=config, build_host=False, **{**kwargs, **own}
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         host = _plain(host)
@@ -360,10 +363,18 @@ def _load_tokenizers(loaded, name, kwargs):
             setattr(model, part, AutoTokenizer.from_pretrained(name, subfolder=folder, **arguments))
 
 
+def _places(device_map, of_host):
+    """The places of the host's parts by the host's own names, or those of all other parts."""
+    parts = {part: part == "host" or part.startswith("host.") for part in device_map}
+    return {part[5:] if of_host else part: device_map[part] for part, hosts in parts.items() if hosts is of_host}
+
+
 def _load_host(host, config, kwargs, host_kwargs):
     arguments = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *SHARED_ARGUMENTS) if name in kwargs}
     if isinstance(arguments.get("attn_implementation"), dict):
         arguments["attn_implementation"] = arguments["attn_implementation"].get("host_config")
+    if isinstance(arguments.get("device_map"), dict):
+        arguments["device_map"] = _places(arguments["device_map"], True) or arguments["device_map"]
     name = config.host_name_or_path if host is None else host
     if host is None:
         found = {"revision": config.host_revision, "subfolder": config.host_subfolder}

@@ -94,6 +94,13 @@ def test_attention_of_the_host_alone(folders):
     assert model.host.config._attn_implementation == "eager" != model.generator.config._attn_implementation
 
 
+def test_a_device_map_may_name_parts_of_the_host(folders):
+    places = dict.fromkeys(("generator", "projection", "thought_embedding"), "cpu")
+    for host in ({"host": "meta"}, {"host.model": "meta", "host.lm_head": "meta"}):
+        model = SemCoTForCausalLM.from_pretrained(folders / "attached", device_map={**places, **host})
+        assert model.host.device.type == "meta" and model.generator.device.type == "cpu"
+
+
 def test_fields_of_the_configuration_may_be_passed(folders):
     model = SemCoTForCausalLM.from_pretrained(
         folders / "attached", num_implicit_tokens=1, output_attentions=True, attn_implementation="eager"
