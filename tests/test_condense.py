@@ -109,6 +109,18 @@ def test_an_endpoint_in_trouble_gives_every_row_and_is_paid_once(server, tmp_pat
     assert load_reasoning_dataset(tmp_path)["train"][0] == made["train"][0]
 
 
+def test_half_a_surrogate_pair_stops_nothing(server, tmp_path):
+    server.behave = lambda stage, query, number: "half" if stage == REASONING else "ok"
+    made, report = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
+    assert report.made == {"train": 2} and made["train"][0]["reasoning"].endswith(f"{ROWS[0]['answer']}. \ufffd")
+    before = server.asked.copy()
+    again, _ = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
+    assert again["train"][:] == made["train"][:] and server.asked == before
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.fail("a", "HTTP 500: \ud83d", {})
+    assert "HTTP 500: \ufffd" in (tmp_path / "journal.jsonl").read_text(encoding="utf-8")
+
+
 def test_killed_at_any_point_it_goes_on_and_buys_nothing_twice(server, tmp_path):
     write_splits(data(bare(ROWS[:8])), tmp_path / "data")
     (tmp_path / "data" / "test.jsonl").write_text(json.dumps(ROWS[8]) + "\n")
