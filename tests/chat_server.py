@@ -12,8 +12,8 @@ class ChatServer:
 
     Attributes:
         behave: function (stage, query, number of this request for both, from 1) -> what to do: "ok", "wrong", "long",
-            "half" (ends on half a surrogate pair), "empty", "cut", "garbage" (200 without a completion), "drop" (close the connection), "hold" (no answer
-            until `released` is set, then close), or (status, headers).
+            "half" (ends on half a surrogate pair), "empty", "cut", "garbage" (200 without a completion), "drop" (close
+            the connection), "hold" (no answer until `released` is set, then close), or (status, headers).
         asked: requests that came, by (stage, query).
         answered: completions that were sent, by (stage, query).
         arrivals: (time, stage, query) of each request.

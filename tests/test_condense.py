@@ -343,8 +343,13 @@ def test_the_command_condenses_a_file(tmp_path, capsys):
     )
     flags = ["--dataset", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")]
     assert main(["condense", *flags, "--source", "equations"]) == 0
-    assert "4 of 4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 of 4" in printed and "Nothing was made" not in printed
     assert list(load_reasoning_dataset(tmp_path / "out")["train"]) == ROWS[:4]
+    whole = ["--dataset", str(tmp_path / "out"), "--output_dir", str(tmp_path / "anew"), "--source", "equations"]
+    for more in ([], ["--replace"]):
+        assert main(["condense", *whole, *more]) == 0
+        assert ("Nothing was made: no row lacks it. Add --replace" in capsys.readouterr().out) == (not more)
     for wrong, message in (
         (["--source", "rules"], "source='rules' is unknown: choose one of endpoint, local, equations, surprisal"),
         (["--source", "local"], "source='local' needs a model: add --model"),

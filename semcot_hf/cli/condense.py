@@ -83,6 +83,8 @@ def run(argv):
     _print(report)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in completed.items())
     print(f"The dataset is in {args.output_dir} ({sizes} rows).")
+    if not report.lacking:
+        print("Nothing was made: no row lacks it. Add --replace to make it anew.")
     if report.rejected_rows or report.failed_rows:
         print(f"Rows that were left out are told in {args.output_dir}/{FAILURES_FILE}.")
     if report.failed_rows:
