@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Questions:
     digest: str
 
     def write(self, answers: Sequence[Mapping]) -> None:
-        """Write the output: each row of the input, in its order, with the fields of its answer.
+        """Write the output: each row of the input as it stands, in its order, with the fields of its answer behind.
 
         Raises:
             ValueError: when the input is no longer what was read.
@@ -42,9 +43,9 @@ class Questions:
         try:
             with temporary.open("wb") as file:
                 for (_, line), answer in zip(_lines(self.path), answers, strict=True):
-                    row = json.dumps({**json.loads(line), **answer}, ensure_ascii=False)
                     # Half a surrogate pair is valid JSON, but no UTF-8.
-                    file.write(row.encode("utf-8", "backslashreplace") + b"\n")
+                    fields = json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
+                    file.write(line.strip().removesuffix(b"}").rstrip() + b", " + fields[1:] + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.output)
@@ -128,7 +129,7 @@ def _question(line: bytes, column: str, output_column: str) -> str | list[dict]:
     [{'role': 'user', 'content': '1 + 1?'}]
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     except ValueError as error:
@@ -147,6 +148,8 @@ def _question(line: bytes, column: str, output_column: str) -> str | list[dict]:
     question = _text_or_chat(row[name], name)
     if not question:
         raise ValueError(f"has an empty question in column {name!r}. Fill it in, or take the line out.")
+    if re.search("[\ud800-\udfff]", json.dumps(question, ensure_ascii=False)):
+        raise ValueError(f"has half a surrogate pair in column {name!r}, which is no character. Correct the text.")
     return question
 
 

@@ -12,8 +12,8 @@ class ChatServer:
 
     Attributes:
         behave: function (stage, query, number of this request for both, from 1) -> what to do: "ok", "wrong", "long",
-            "empty", "cut", "garbage" (200 without a completion), "drop" (close the connection), "hold" (no answer
-            until `released` is set, then close), or (status, headers).
+            "half" (ends on half a surrogate pair), "empty", "cut", "garbage" (200 without a completion), "drop" (close
+            the connection), "hold" (no answer until `released` is set, then close), or (status, headers).
         asked: requests that came, by (stage, query).
         answered: completions that were sent, by (stage, query).
         arrivals: (time, stage, query) of each request.
@@ -68,6 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = {
             ("reasoning", "ok"): f"{row['reasoning']} The answer is {row['answer']}.",
             ("reasoning", "wrong"): f"{row['reasoning']} The answer is {int(row['answer']) + 1}.",
+            ("reasoning", "half"): f"{row['reasoning']} The answer is {row['answer']}. \ud83d",
             ("condensed_reasoning", "ok"): row["condensed_reasoning"],
             ("condensed_reasoning", "long"): "so " * 30 + row["answer"],
         }.get((stage, action), "" if action == "empty" else row["reasoning"])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 
 from semcot_hf.bench.methods import hosts, runs
 from semcot_hf.bench.methods.bench import BenchSettings, run_bench
+from semcot_hf.bench.methods.report import write_report
 from semcot_hf.bench.methods.runs import Questions, RunSettings, run_method
-from semcot_hf.bench.methods.summary import paired_p_value, summarize_task
+from semcot_hf.bench.methods.summary import paired_p_value, seeds_interval, summarize_task
 from semcot_hf.bench.methods.tasks import TASKS
 from semcot_hf.data.splits import normalise_question
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+from semcot_hf.evaluation.statistics import accuracy_interval
 
 OTHER_GENERATOR = Path(__file__).parents[1] / "examples" / "bench" / "models" / "graph" / "generator"
 SMALL = {
@@ -27,6 +30,9 @@ SMALL = {
     "eval_questions": 8,
     "latency_samples": 2,
 }
+
+
+BUDGET = {"learning_rates": [1e-3], "search_share": 0.5}
 
 
 def settings(**changes):
@@ -85,7 +91,14 @@ def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkey
     assert run_method(settings(), questions(), folder) == made and not trainings
     with pytest.raises(ValueError, match="finished run of other settings .*'steps': 2"):
         run_method(settings(steps=3), questions(), folder)
+    others = replace(questions(), test=coin_flip.generate(8, seed=2, split="test"))
+    with pytest.raises(ValueError, match=r"finished run of other questions \(test\)"):
+        run_method(settings(), others, folder)
     assert run_method(settings(), questions(), folder) == made
+    # As written before runs told their questions.
+    del made["questions"]
+    (folder / "run.json").write_text(json.dumps(made))
+    assert run_method(settings(), others, folder) == made
 
 
 def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(tmp_path, monkeypatch):
@@ -109,6 +122,8 @@ def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(t
         settings(learning_rates=tuple(accuracies), steps=10, seed=2), questions(), tmp_path / "search.json", tmp_path
     )
     assert again == best and len(asked) == 3
+    runs._search(given, replace(questions(), train=questions().validation), tmp_path / "search.json", tmp_path)
+    assert len(asked) == 6
 
 
 def test_the_paired_test_agrees_with_the_binomial_one_on_one_seed():
@@ -118,6 +133,23 @@ def test_the_paired_test_agrees_with_the_binomial_one_on_one_seed():
     assert paired_p_value(a, b) == paired_p_value(b, a)
     repeated = np.repeat(a, 3, axis=0), np.repeat(b, 3, axis=0)
     assert paired_p_value(*repeated) == paired_p_value(a, b)
+
+
+def test_the_interval_of_several_seeds_covers_their_spread():
+    rng = np.random.default_rng(1)
+    verdicts = rng.random((3, 400)) < np.array([[0.8], [0.9], [0.99]])
+    low, high = seeds_interval(verdicts)
+    drawn = []
+    for _ in range(2_000):
+        rows = verdicts[rng.integers(3, size=3)]
+        drawn.append(rows[:, rng.integers(400, size=400)].mean())
+    slow = np.percentile(drawn, [2.5, 97.5])
+    assert (low, high) == pytest.approx(tuple(slow), abs=0.006)
+    # Of the questions alone: 0.86 to 0.92.
+    assert low < 0.84 and high > 0.95 and seeds_interval(verdicts) == (low, high)
+    assert seeds_interval(verdicts[:1]) == accuracy_interval(verdicts[0].sum(), 400)
+    for share in (0, 1):
+        assert seeds_interval(np.full((3, 400), share)) == accuracy_interval(400 * share, 400)
 
 
 def fake_run(folder, method, accuracy, ratio, seed=0, n=200, **compiled):
@@ -130,12 +162,13 @@ def fake_run(folder, method, accuracy, ratio, seed=0, n=200, **compiled):
         (folder / "evaluation" / f"predictions-{file}.jsonl").write_text("\n".join(lines) + "\n")
     row = {"accuracy": sum(verdicts) / n, "n": n, "new_tokens_per_query": 2.0, "implicit_tokens": 4, "by_steps": []}
     run = {
-        "settings": {"task": "coin_flip", "method": method, "seed": seed},
+        "settings": {**SMALL, "task": "coin_flip", "method": method, "seed": seed, **BUDGET},
         "training": {"seconds": 1.0, "trainable_parameters": 5, "seen_questions": 8, "learning_rate": 1e-3},
         "latency": {"ratio": ratio, "seconds": 0.1, **compiled},
         "report": {
             "rows": [{"method": name, **row}],
             "controls": [{"control": other, "accuracy": 0.5} for other in ("none", *others[1:])],
+            "environment": dict.fromkeys(("cpu", "threads", "device", "torch", "transformers", "trl"), "x"),
         },
     }
     return run, folder
@@ -163,6 +196,33 @@ def test_the_goal_is_told_condition_by_condition(tmp_path):
     }
     slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_best", 0.9, 1.4)]
     assert not any(goal["met"] for goal in summarize_task(slow)["goal"] if "control" not in goal["condition"])
+
+
+def test_seeds_that_lie_apart_have_a_wide_interval(tmp_path):
+    made = [fake_run(tmp_path / str(seed), "pause", share, 2.0, seed) for seed, share in enumerate((0.4, 0.9))]
+    row = summarize_task(made)["rows"][0]
+    assert row["accuracy"] == 0.65 and row["ci95"][0] < 0.41 and row["ci95"][1] > 0.89
+
+
+def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
+    one, other = fake_run(tmp_path / "a", "no_cot", 0.5, 1.0), fake_run(tmp_path / "b", "pause", 0.6, 2.0)
+    # Runs of earlier versions do not tell their questions.
+    told = {split: {"rows": 7, "digest": split} for split in ("train", "validation", "test")}
+    other[0]["questions"] = told
+    report = write_report([one, other], tmp_path / "out", command="x")
+    budget = report["tasks"][0]["budget"]
+    assert [budget[f"{split}_questions"] for split in ("train", "validation", "eval")] == [7, 7, 200]
+    written = (tmp_path / "out/report.md").read_text()
+    assert "of 7 training questions" in written and "200 test questions" in written
+    # None of their questions tell their steps.
+    assert "number of reasoning steps" not in written and not (tmp_path / "out/difficulty-coin_flip.png").exists()
+    other[0]["settings"]["steps"] = 5
+    with pytest.raises(ValueError, match=r"coin_flip differ in steps \(2: no_cot/seed0; 5: pause/seed0\)"):
+        write_report([one, other], tmp_path / "out", command="x")
+    other[0]["settings"]["steps"] = 2
+    one[0]["questions"] = {**told, "test": {"rows": 7, "digest": "others"}}
+    with pytest.raises(ValueError, match=r"differ in test questions \(others: no_cot/seed0; test: pause/seed0\)"):
+        write_report([one, other], tmp_path / "out", command="x")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -247,7 +307,7 @@ def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
     assert [row["method"] for row in report["tasks"][0]["rows"]] == ["no_cot", "pause"]
     assert (tmp_path / "out" / "pareto-coin_flip.png").stat().st_size > 10_000
     told = (tmp_path / "out" / "report.md").read_text()
-    assert "| Pause |" in told
+    assert "| Pause |" in told and "Accuracy in % by number of reasoning steps" in told
     assert f"{SMALL['steps']} steps of {SMALL['batch_size']} of" in told and "0.001 (not searched)" in told
     kept = os.stat(tmp_path / "out/coin_flip/pause/seed0/run.json").st_mtime_ns
     again = run_bench(
@@ -270,10 +330,12 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
             generator=str(GENERATOR_PATH),
             seeds=[0],
             learning_rates=[1e-3],
-            **{**SMALL, "latency_samples": 0},
+            **{**SMALL, "train_questions": 20_000, "latency_samples": 0},
         )
     )
-    assert report["tasks"][0]["rows"][0]["n"] >= 2
+    n = report["tasks"][0]["rows"][0]["n"]
+    budget = report["tasks"][0]["budget"]
+    assert 2 <= n == budget["eval_questions"] < 8 and 40 < budget["train_questions"] < 60
 
 
 def test_what_cannot_be_benched_is_refused(tmp_path):

@@ -195,9 +195,17 @@ def test_turns_rotate_and_keep_to_their_budget(monkeypatch):
 
 def test_fits_recover_known_slopes_and_sweeps():
     rows = [
-        {"setting": {"method": method, "batch": batch, "k": k}, "latency_s": base + 0.01 * batch + 0.002 * k}
+        {
+            "setting": {"method": method, "batch": batch, "k": k},
+            "environment": 0,
+            "latency_s": base + 0.01 * batch + 0.002 * k,
+        }
         for method, base in (("a", 0.1), ("b", 0.5))
         for batch, k in [(1, 5), (2, 5), (4, 5), (8, 5), (1, 0), (1, 10), (1, 20)]
+    ]
+    # Another machine's rows belong to no sweep of this one's.
+    rows += [
+        {"setting": {"method": "a", "batch": batch, "k": 5}, "environment": 1, "latency_s": 9.0} for batch in (16, 32)
     ]
     fits = {(fit["setting"]["method"], fit["factor"]): fit for fit in growth_of_rows(rows, ("batch", "k"))}
     assert set(fits) == {(method, factor) for method in "ab" for factor in ("batch", "k")}
@@ -214,14 +222,19 @@ def test_fits_recover_known_slopes_and_sweeps():
 def test_targets_are_judged_on_the_centre_and_at_batch_1_and_32():
     centre = dict(size="tiny", prompt=128, k=5, answer=8, dtype="float32", device="cpu", threads=1, cache="dynamic")
     part = {"setting": {**centre, "batch": 1, "method": PARTS}, "sequential_k": 8, "decode_bandwidth_share": 0.9}
+    part["environment"] = 0
     part |= {"tokens_in_decode_steps": {"median": 1.2}, "sequential_over_parallel": {"median": 1.6}}
     rows = [
         {
             "setting": {**centre, "batch": batch, "method": "semcot_parallel", "prompt": prompt},
+            "environment": machine,
             "overhead": {"median": overhead},
             "memory": {"ratio": 1.04, "weights_bytes": 10**9},
         }
-        for batch, prompt, overhead in [(1, 128, 1.04), (32, 128, 1.06), (8, 128, 9.0), (1, 64, 9.0)]
+        for batch, prompt, overhead, machine in [
+            *((1, 128, 1.04, 0), (32, 128, 1.06, 0), (8, 128, 9.0, 0), (1, 64, 9.0, 0)),
+            (1, 128, 9.0, 1),
+        ]
     ]
     slope = {"setting": {"size": "tiny", "method": "semcot_parallel"}, "factor": "batch", "exponent": 1.2}
     judged = [(row["measured"], row["target"], row["met"]) for row in judge(rows, [part], [slope])]

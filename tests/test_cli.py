@@ -86,6 +86,25 @@ def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
     assert "is no SemCoT checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate", "generate", "condense"])
+def test_models_run_on_the_gpu_where_there_is_one(command, tmp_path, monkeypatch, capsys):
+    import torch
+
+    from semcot_hf.demo import GENERATOR_PATH
+
+    def to(model, device):
+        raise ValueError(f"moved to {device}")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    (tmp_path / "in.jsonl").write_text('{"query": "q"}\n')
+    data = ["--dataset", "coin_flip", "--output_dir", str(tmp_path / "out")]
+    files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    flags = {"evaluate": data, "generate": files, "condense": [*data, "--source", "local"]}
+    assert main([command, "--model", str(GENERATOR_PATH), *flags[command]]) == 1
+    assert "moved to cuda" in capsys.readouterr().err
+
+
 def test_evaluate_compiles_the_generator_where_asked(tmp_path, captured, capturing):
     from transformers import AutoTokenizer
 

@@ -109,6 +109,18 @@ def test_an_endpoint_in_trouble_gives_every_row_and_is_paid_once(server, tmp_pat
     assert load_reasoning_dataset(tmp_path)["train"][0] == made["train"][0]
 
 
+def test_half_a_surrogate_pair_stops_nothing(server, tmp_path):
+    server.behave = lambda stage, query, number: "half" if stage == REASONING else "ok"
+    made, report = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
+    assert report.made == {"train": 2} and made["train"][0]["reasoning"].endswith(f"{ROWS[0]['answer']}. \ufffd")
+    before = server.asked.copy()
+    again, _ = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
+    assert again["train"][:] == made["train"][:] and server.asked == before
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.fail("a", "HTTP 500: \ud83d", {})
+    assert "HTTP 500: \ufffd" in (tmp_path / "journal.jsonl").read_text(encoding="utf-8")
+
+
 def test_killed_at_any_point_it_goes_on_and_buys_nothing_twice(server, tmp_path):
     write_splits(data(bare(ROWS[:8])), tmp_path / "data")
     (tmp_path / "data" / "test.jsonl").write_text(json.dumps(ROWS[8]) + "\n")
@@ -331,8 +343,13 @@ def test_the_command_condenses_a_file(tmp_path, capsys):
     )
     flags = ["--dataset", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")]
     assert main(["condense", *flags, "--source", "equations"]) == 0
-    assert "4 of 4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 of 4" in printed and "Nothing was made" not in printed
     assert list(load_reasoning_dataset(tmp_path / "out")["train"]) == ROWS[:4]
+    whole = ["--dataset", str(tmp_path / "out"), "--output_dir", str(tmp_path / "anew"), "--source", "equations"]
+    for more in ([], ["--replace"]):
+        assert main(["condense", *whole, *more]) == 0
+        assert ("Nothing was made: no row lacks it. Add --replace" in capsys.readouterr().out) == (not more)
     for wrong, message in (
         (["--source", "rules"], "source='rules' is unknown: choose one of endpoint, local, equations, surprisal"),
         (["--source", "local"], "source='local' needs a model: add --model"),

@@ -1,5 +1,6 @@
 """Tests of batched answers, controls and latency on tiny models."""
 
+import copy
 import json
 import logging
 
@@ -78,6 +79,26 @@ def test_tokens_count_up_to_the_end_of_sequence(model, tokenizer):
         assert answer.finished and answer.new_tokens == length + 1 < 8
     cut = answer_questions(model, tokenizer, QUERIES, method="no_cot", max_new_tokens=1)
     assert {(answer.new_tokens, answer.finished) for answer in cut} == {(1, False)}
+
+
+@pytest.mark.parametrize("limit", [20, 0])
+def test_a_stop_string_counts_alike_in_any_batch(host, tokenizer, monkeypatch, limit):
+    base = copy.deepcopy(tokenizer)
+    base.chat_template, base.pad_token = None, base.eos_token
+    stopped, other = (base(text, add_special_tokens=False)["input_ids"] for text in (" yes\nQuestion:", " no" * 15))
+
+    def generate(input_ids, **_):
+        made = [stopped, other][: len(input_ids)]
+        width = max(map(len, made))
+        made = [ids + [base.eos_token_id] * (width - len(ids)) for ids in made]
+        return torch.cat([input_ids, torch.tensor(made)], dim=1)
+
+    monkeypatch.setattr(host, "generate", generate)
+    assert len(other) > len(stopped)
+    for queries in (["A longer one?"], ["A longer one?", "B?"]):
+        options = {"method": "no_cot", "max_new_tokens": limit or len(stopped)}
+        first = answer_questions(host, base, queries, **options)[0]
+        assert (first.output, first.new_tokens, first.finished) == (" yes", len(stopped), True)
 
 
 def test_checkpoint_tokenizer_gives_the_same_prompts(tokenizer):
@@ -212,3 +233,11 @@ def test_latency_interleaves_methods_and_leaves_the_warm_up_out(monkeypatch):
     assert [batch for _, batch in calls[4::2]] == [("q1",), ("q2",), ("q3",)]
     entry = {"batch_size": 1, "n": 3, "peak_memory_bytes": None}
     assert measured == {"a": [{**entry, "median": 1.0, "p95": 1.0}], "b": [{**entry, "median": 3.0, "p95": 3.0}]}
+
+
+def test_latency_tells_the_size_of_the_batches_that_ran():
+    ran = []
+    measured = measure_latency(
+        {"a": lambda batch: ran.append(len(batch))}, list("12345"), device=torch.device("cpu"), batch_sizes=(64, 2)
+    )
+    assert [row["batch_size"] for row in measured["a"]] == [5, 2] and set(ran) == {5, 2}

@@ -252,6 +252,12 @@ BAD_LINES = {
     "no role": (b'{"prompt": [{"content": "a"}]}', "column 'prompt' holds"),
     "taken": (b'{"query": "1?", "output": "2"}', "has a column 'output' already. Name another one"),
     "error": (b'{"query": "1?", "error": "2"}', "has a column 'error'"),
+    "half a pair": (b'{"query": "a \\ud83d?"}', "has half a surrogate pair in column 'query', which is no character."),
+    "half a pair in a chat": (
+        b'{"messages": [{"role": "user", "content": "\\ud83d"}]}',
+        "has half a surrogate pair in column 'messages'",
+    ),
+    "half a pair as UTF-8": (b'{"query": "a \xed\xa0\xbd?"}', "is not UTF-8"),
     "latin-1": ('{"query": "é?"}'.encode("latin-1"), "is not UTF-8"),
 }
 
@@ -291,13 +297,17 @@ def test_many_bad_lines_and_bad_files(tmp_path):
 
 def test_every_field_comes_back_and_the_answers_column_may_be_named(tmp_path):
     source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
-    lines = [b'\xef\xbb\xbf{"q": "1?", "output": [1, {"a": null}], "big": 12345678901234567890}', b'{"q": "\\ud83d"}']
+    # As they stand: numbers beyond a float and half a surrogate pair included.
+    lines = [
+        b'\xef\xbb\xbf{"q": "1?", "output": [1, {"a": null}], "big": 1e400, "long": 0.10000000000000000555 }',
+        b'{"q":"2?","half":"\\ud83d","k":1,"k":2}',
+    ]
     source.write_bytes(b"\r\n".join(lines))
     questions = read_questions(source, output, column="q", output_column="mine")
     questions.write([{"mine": "\udc00"}, {"mine": None}])
-    assert read_rows(output) == [
-        {"q": "1?", "output": [1, {"a": None}], "big": 12345678901234567890, "mine": "\udc00"},
-        {"q": "\ud83d", "mine": None},
+    assert output.read_bytes().splitlines() == [
+        b'{"q": "1?", "output": [1, {"a": null}], "big": 1e400, "long": 0.10000000000000000555, "mine": "\\udc00"}',
+        b'{"q":"2?","half":"\\ud83d","k":1,"k":2, "mine": null}',
     ]
 
 

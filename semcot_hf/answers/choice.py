@@ -7,18 +7,18 @@ from .statements import Sentence, marked_values, only, own_part, sentences
 
 _LETTER = re.compile(r"\b[A-J]\b")
 _LONE = re.compile(r"\W*(?:(?:option|choice|letter)\W+)?([A-J])\W*", re.IGNORECASE)
-_LABEL = re.compile(r"\W*([A-Ja-j])(?:[.):](?!\w)|\*\*)")
+_LABEL = re.compile(r"\W*([A-Ja-j])(?:[.):](?!\w)|\)(?=\d)|\*\*)")
 _MENTIONS = re.compile(
     r"""
     \(\s*(?P<bracketed>[A-Ja-j])\s*\)
     | \[(?P<square>[A-J])\]
     | \b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer)\s+["'*(]*(?P<named>[A-J])\b(?!['\u2019])
-    | (?<![\w.'\u2019])(?P<labelled>[A-J])(?=[.):](?!\w))
+    | (?<![\w.'\u2019])(?P<labelled>[A-J])(?=[.):](?!\w)|\)(?=\d))
     | (?<![\w*])[*"'`]+(?P<quoted>[A-J])[*"'`]+
-    | (?<![\w.'\u2019])(?P<small>[a-j])(?=[.)](?!\w))
+    | (?<![\w.'\u2019])(?P<small>[a-j])(?=[.)](?!\w)|\)(?=\d))
     | (?<![\w'\u2019])(?<!\w\.)(?P<plain>[B-HJ])(?![\w'\u2019]|-[a-z])
     # "A" is an article unless a sign follows it or a word that goes with a subject.
-    | (?<![\w.'\u2019-])(?P<a>A)
+    | (?<![\w.'\u2019])(?<!\w-)(?P<a>A)
       (?=\W*$|(?!-[a-z])\s*[^\w\s'"\u2019\u201c(]|\s+\(or\b|\s+[A-J]\b
         |\s+(?:to|through|is|was|or|and|nor|if|unless|then|but|because|since|as)\b)
     """,

@@ -61,6 +61,8 @@ def plain(text: str) -> str:
     '9*2=$18, -5, 2 1/2, 10^2'
     """
     text = re.sub(r"<<[^<>]*>>", "", text).replace("\u2212", "-").replace("\uff0d", "-").replace("\u2248", "=")
+    # An en dash right before a number is a minus, unless it joins a range.
+    text = re.sub(r"(?<!\w)\u2013(?=[$\u20ac\u00a3]?\.?\d)", "-", text)
     text = re.sub(rf"(?<=\d)(?:[{_SPACES}]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(f"[{_SPACES}]", " ", text)
     text = _VULGAR.sub(_vulgar, text)

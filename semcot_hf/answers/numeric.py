@@ -13,13 +13,16 @@ _NUMBER = re.compile(
       (?:(?P<whole>\d+)(?:\s+and)?\s+)?(?P<top>\d+)/(?P<bottom>\d+)(?![\d/]|\.\d)
       | (?P<decimal>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
         (?:[eE](?P<exponent>[+-]?\d+)|(?:\s*[*x\u00d7]\s*10\s*\^\s*\{?(?P<ten>[+-]?\d+)\}?)|\^\{?(?P<power>\d+)\}?)?
-        (?:\s*(?P<scale>thousand|million|billion|trillion)\b)?
+        (?:\s*(?P<scale>thousand|million|billion|trillion)\b|(?P<suffix>(?(currency)[kKmMbB]|k))(?!\w))?
     )
     (?!(?:st|nd|rd|th)\b)
     """,
     re.VERBOSE,
 )
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES = {
+    **{"": 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
+    **{"k": 10**3, "m": 10**6, "b": 10**9},
+}
 _MOST_DIGITS, _MOST_EXPONENT = 400, 300
 
 _FILLER = re.compile(
@@ -35,6 +38,13 @@ _JOINED = re.compile(
 )
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I)
+# "At least 7" alone is no number, but "so he needs at least 7 bags" tells the fewest, which questions ask for.
+_BOUND_BEFORE = re.compile(
+    rf"(?:\b(?:more|less|fewer|greater|higher|lower)\s+than|\A{_FILLER.pattern}\b(?:at\s+(?:least|most)|up\s+to|over|under))"
+    r"\s+$",
+    re.I,
+)
+_BOUND_BEHIND = re.compile(r"(?:\s+[a-z]+)?\s+or\s+(?:more|less|fewer)\b", re.I)
 _VERB = re.compile(r"\b(?:is|are|was|were|be|has|have|had|do|does|did|will|can|makes?|gives?|of|\w+ed|\w+ing)\b", re.I)
 _NO_UNIT = re.compile(
     rf"{_HEDGE.pattern}|{_VERB.pattern}|\b(?:he|she|it|they|we|you|i)\b"
@@ -45,6 +55,10 @@ _ASSIGNMENT = re.compile(r"(?<![\w)])([A-Za-z]\w*)\s*=")
 _TRAIL = re.compile(r"(?:[\s,;.]|\band\b|\bor\b)+$")
 _ASIDE = re.compile(r"(?<=\w)\s*\([^()]*[-+*/x\u00d7=][^()]*\)(?=\W*$)")
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
+# "Answer: - 5"; on a line of its own "- 5" is an item of a list.
+_SPACED_MINUS = re.compile(
+    r"((?:[:=]|\b(?:is|are|was|equals))[*_]*[ \t]*)[-\u2013][ \t]+(?=[$\u20ac\u00a3]?\.?\d)", re.I
+)
 _ITEM = re.compile(r"^([ \t#*-]*)(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
 
@@ -61,10 +75,12 @@ def number_stated(output: str) -> str | None:
     ('3.5', '-1/3', '1500', '50')
     >>> number_stated("5 or 6"), number_stated("1 2 3"), number_stated("He has 5 apples. How many are left?")
     (None, None, None)
+    >>> number_stated("The answer is more than 14."), number_stated("He needs at least 7 bags.")
+    (None, '7')
     >>> number_stated(r"\boxed{2\sqrt{2}}")
     '2\\sqrt{2}'
     """
-    text = _without_item_numbers(plain(own_part(output)))
+    text = _SPACED_MINUS.sub(r"\1-", _without_item_numbers(plain(own_part(output))))
     parts = sentences(text)
     values = marked_values(text, parts, _bare, _statement)
     if not values:
@@ -115,7 +131,7 @@ def _value(text: str, match: re.Match) -> Fraction | None:
         if abs(exponent) > _MOST_EXPONENT or power * len(match["decimal"]) > _MOST_DIGITS:
             return None
         value = value**power * Fraction(10) ** exponent
-        value *= _SCALES.get((match["scale"] or "").lower(), 1)
+        value *= _SCALES[(match["scale"] or match["suffix"] or "").lower()]
     # A minus after a number or a closing bracket subtracts.
     binary = text[max(0, match.start() - 8) : match.start()].rstrip()[-1:]
     negative = match["inner"] or (match["sign"] and not (binary.isdigit() or (binary and binary in ")]}%")))
@@ -136,12 +152,19 @@ def _normal(value: Fraction) -> str:
 
 
 def _numbers(text: str) -> list[tuple[re.Match, str]]:
-    """Returns the numbers of a text that it does not deny, each with its normal form."""
+    """Returns the numbers of a text that it does not deny, each with its normal form; bounds have one of their own.
+
+    >>> [value for _, value in _numbers("$70k, not 5, and more than 14")]
+    ['70000', 'not exactly 14']
+    """
     found = []
     for match in _NUMBER.finditer(text):
-        if not _DENIED.search(text[max(0, match.start() - 24) : match.start()]):
+        before = max(0, match.start() - 24)
+        if not _DENIED.search(text[before : match.start()]):
             value = _value(text, match)
-            found.append((match, match.group() if value is None else _normal(value)))
+            normal = match.group() if value is None else _normal(value)
+            bound = _BOUND_BEFORE.search(text, before, match.start()) or _BOUND_BEHIND.match(text, match.end())
+            found.append((match, f"not exactly {normal}" if bound else normal))
     return found
 
 

@@ -11,8 +11,9 @@ Reader = Callable[[str], set[str]]
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
 _BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|\{|\}")
+# "18 correct answers: 72 points" is about answers and gives none.
 _PHRASE = (
-    r"\b(?:answers?|(?:correct|best|right|most\s+\w+)\s+(?:choice|option))\b"
+    r"\b(?:answer|(?:correct|best|right|most\s+\w+)\s+(?:choice|option))\b"
     r"(?:[\s*_]*(?:\([^)\n]*\))?[\s*_]*[:=]"
     r"|[^.?!:=\n]{0,120}?\b(?:is|are|was|equals|comes\s+to|(?:would|will|should|must)\s+be)\b(?!\s*not\b)\s*:?)"
 )

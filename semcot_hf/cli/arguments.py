@@ -3,6 +3,8 @@
 import shlex
 from dataclasses import dataclass, field
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data import load_reasoning_dataset
@@ -100,6 +102,14 @@ def load_splits(arguments, *needed):
         for name, limit in limits.items()
         if name in splits
     }
+
+
+def load_model(arguments):
+    """The model and the tokenizer of a command's `--model`, in its `--dtype`, on the GPU where there is one."""
+    options = {"trust_remote_code": arguments.trust_remote_code}
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype, **options)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **options)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def resume_point(value):

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..data.condense import FAILURES_FILE, CondenseReport, condense_dataset
 from ..data.condense_endpoint import EndpointSource
 from ..data.condense_local import LocalSource
 from ..data.condense_progress import tokens_text
 from ..data.condense_rules import EquationSource, SurprisalSource
-from .arguments import DataArguments, load_splits, parse
+from .arguments import DataArguments, load_model, load_splits, parse
 
 _SOURCES = ("endpoint", "local", "equations", "surprisal")
 
@@ -85,6 +83,8 @@ def run(argv):
     _print(report)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in completed.items())
     print(f"The dataset is in {args.output_dir} ({sizes} rows).")
+    if not report.lacking:
+        print("Nothing was made: no row lacks it. Add --replace to make it anew.")
     if report.rejected_rows or report.failed_rows:
         print(f"Rows that were left out are told in {args.output_dir}/{FAILURES_FILE}.")
     if report.failed_rows:
@@ -110,10 +110,7 @@ def _source(args):
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
         )
-    options = {"trust_remote_code": args.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(args.model, **options)
+    model, tokenizer = load_model(args)
     if args.source == "surprisal":
         return SurprisalSource(model, tokenizer, name=args.model, max_loss=args.max_loss, batch_size=args.batch_size)
     return LocalSource(

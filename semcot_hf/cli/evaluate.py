@@ -3,9 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from .arguments import DataArguments, load_splits, parse
+from .arguments import DataArguments, load_model, load_splits, parse
 
 
 @dataclass
@@ -54,15 +52,14 @@ def run(argv):
     splits = load_splits(data, args.split, *(["train"] if args.few_shot else []))
     if args.few_shot > len(splits.get("train", ())):
         raise ValueError(f"few_shot={args.few_shot}: the training rows are only {len(splits.get('train', ()))}.")
-    options = {"trust_remote_code": args.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options)
+    model, tokenizer = load_model(args)
     if args.compile_generator:
         if not hasattr(model, "compile_generator"):
             raise ValueError(f"compile_generator=True: {args.model} is no SemCoT checkpoint; leave the flag out.")
         model.compile_generator()
     report = evaluate(
         model,
-        AutoTokenizer.from_pretrained(args.model, **options),
+        tokenizer,
         splits[args.split],
         task=args.task,
         methods=args.methods,

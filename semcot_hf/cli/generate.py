@@ -3,11 +3,9 @@
 import sys
 from dataclasses import dataclass, field
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from .arguments import parse
+from .arguments import load_model, parse
 
 
 @dataclass
@@ -69,11 +67,10 @@ def run(argv):
     )
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    options = {"trust_remote_code": args.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **options)
+    model, tokenizer = load_model(args)
     summary = generate_file(
-        model.to("cuda" if torch.cuda.is_available() else "cpu"),
-        AutoTokenizer.from_pretrained(args.model, **options),
+        model,
+        tokenizer,
         questions,
         method=args.method,
         num_implicit_tokens=args.num_implicit_tokens,

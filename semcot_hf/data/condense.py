@@ -52,6 +52,7 @@ class CondenseReport:
     Attributes:
         rows: rows of each split that was gone through.
         made: rows of each split that are complete.
+        lacking: rows that came without what was to be made; with `replace`, all.
         rejected_rows: rows that were given up, by reason.
         failed_rows: rows whose requests got no reply, by problem; the next run asks again.
         wrong_given: rows that came with a reasoning that ends on a wrong answer.
@@ -62,6 +63,7 @@ class CondenseReport:
 
     rows: dict[str, int] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
+    lacking: int = 0
     rejected_rows: dict[str, int] = field(default_factory=dict)
     failed_rows: dict[str, int] = field(default_factory=dict)
     wrong_given: int = 0
@@ -272,6 +274,7 @@ def _report(rows, outcomes, left_out, prices) -> CondenseReport:
             if fault is not None:
                 faults[f"{stage.replace('_', ' ')}: {fault}"] += 1
     report.rejected_replies = dict(faults)
+    report.lacking = sum(bool(outcome.replies or outcome.request or outcome.rejected) for outcome in outcomes)
     report.wrong_given = sum(outcome.given_wrong for outcome in outcomes)
     report.cost = cost_of(report.input_tokens, report.output_tokens, prices)
     return report

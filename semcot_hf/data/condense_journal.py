@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,7 +31,8 @@ class Journal:
     """The replies in a file, by the key of the request that they answer, in the order in which they came.
 
     A record is written as a whole line as soon as it is there, so that a killed process loses none; half a line that
-    it may have left at the end is dropped. Failures are written down as well, but asked again by the next run.
+    it may have left at the end is dropped. Failures are written down as well, but asked again by the next run. Half a
+    surrogate pair, which an endpoint's JSON may hold but no file, becomes U+FFFD.
 
     Args:
         path: the file; made when missing.
@@ -80,6 +81,7 @@ class Journal:
 
     def keep(self, key: str, reply: Reply, about: Mapping) -> None:
         """Write down a reply; `about` (stage and question) is for people who read the file."""
+        reply = replace(reply, text=_whole(reply.text))
         content = {name: value for name, value in asdict(reply).items() if value or name == "text"}
         with self._lock:
             self._write({"key": key, **about, "reply": content})
@@ -87,6 +89,7 @@ class Journal:
 
     def fail(self, key: str, problem: str, about: Mapping) -> None:
         """Write down that a request got no reply."""
+        problem = _whole(problem)
         with self._lock:
             self._write({"key": key, **about, "failure": problem})
             self.failures[key] = problem
@@ -104,3 +107,12 @@ class Journal:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _whole(text: str) -> str:
+    r"""A text without halves of surrogate pairs.
+
+    >>> _whole("smile \ud83d!"), _whole("\ud83d\ude00") == "\U0001f600"
+    ('smile \ufffd!', True)
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -146,8 +146,9 @@ class Answerer:
         new, ends = sequences[:, ids.shape[1] :].tolist(), self._config.eos_token_id or []
         answers = []
         for tokens, text in zip(new, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            used = _used_tokens(tokens, ends, self._config.pad_token_id)
-            finished = used < self._config.max_new_tokens or tokens[used - 1] in ends
+            stopped = self.stop is not None and self.stop in text
+            used = _used_tokens(tokens, ends, self._config.pad_token_id, stopped)
+            finished = stopped or used < self._config.max_new_tokens or tokens[used - 1] in ends
             answers.append(Answer(text.partition(self.stop)[0] if self.stop else text, used, seconds, finished))
         return answers
 
@@ -171,15 +172,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
-def _used_tokens(tokens, ends, pad):
+def _used_tokens(tokens, ends, pad, stopped):
     """Number of tokens up to the first end-of-sequence token, or without the padding behind a stop string.
 
-    >>> _used_tokens([5, 6, 2, 0], [2], 0), _used_tokens([5, 6, 0, 0], [2], 0), _used_tokens([5, 6, 2, 2], [2], 2)
-    (3, 2, 3)
+    >>> _used_tokens([5, 6, 2, 0], [2], 0, False), _used_tokens([5, 6, 2, 2], [2], 2, False)
+    (3, 3)
+    >>> _used_tokens([5, 6, 0, 0], [2], 0, True), _used_tokens([5, 6, 2, 2], [2], 2, True)
+    (2, 2)
     """
     for count, token in enumerate(tokens, start=1):
         if token in ends:
-            return count
+            return count - stopped
     used = len(tokens)
     while used > 1 and tokens[used - 1] == pad:
         used -= 1

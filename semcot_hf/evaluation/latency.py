@@ -28,7 +28,8 @@ def measure_latency(
         calls: for each method, what answers a list of queries.
         queries: the questions, the same for each method.
         device: where the model runs.
-        batch_sizes: sizes to measure at; queries that fill no batch are left out, but one batch is always measured.
+        batch_sizes: sizes to measure at; queries that fill no batch are left out, but one batch is always measured:
+            of fewer queries than a size there is one of all of them, and its size is what the row tells.
         warmup: batches run beforehand by each method and not counted.
         progress: called with the method and the number of queries after each counted batch.
 
@@ -65,7 +66,7 @@ def measure_latency(
         for name in names:
             results[name].append(
                 {
-                    "batch_size": size,
+                    "batch_size": len(batches[0]),
                     **summarize_latency(seconds[name]),
                     "peak_memory_bytes": peaks[name] if cuda else None,
                 }

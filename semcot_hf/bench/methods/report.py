@@ -2,15 +2,16 @@
 
 import io
 import re
+from collections import defaultdict
 from itertools import groupby
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ...evaluation.records import to_json, write_atomically
 from .plots import plot_by_difficulty, plot_pareto
-from .summary import summarize_task
+from .summary import own_row, summarize_task
 
-# What a task's methods had alike.
+# What a task's methods have alike.
 BUDGET = (
     "steps",
     "batch_size",
@@ -20,22 +21,31 @@ BUDGET = (
     "validation_questions",
     "eval_questions",
 )
+_INTERVALS = (
+    "Accuracies are means over seeds. Brackets hold 95 %: Wilson's interval, which covers other questions; with "
+    "several seeds, widened to the percentiles of resampled seeds and questions, which cover another training too, "
+    "roughly where seeds are two or three."
+)
 
 
 def write_report(runs, output, *, command) -> dict:
     """Write `report.json`, `report.md`, `pareto-<task>.png` and `difficulty-<task>.png`; returns the report.
 
+    Without latency there is no Pareto plot, and none by difficulty for questions that do not tell their steps.
+
     Args:
         runs: (run, folder) pairs, as `run_method` returns and keeps them.
         output: folder.
         command: what made them.
+
+    Raises:
+        ValueError: for runs of one task that differ in budget or questions.
     """
     ordered = sorted(runs, key=lambda pair: pair[0]["settings"]["task"])
     tasks = []
     for _, grouped in groupby(ordered, key=lambda pair: pair[0]["settings"]["task"]):
         found = list(grouped)
-        settings = found[0][0]["settings"]
-        tasks.append({**summarize_task(found), "budget": {name: settings[name] for name in BUDGET}})
+        tasks.append({**summarize_task(found), "budget": _budget([run for run, _ in found])})
     report = {
         "command": command,
         "environment": ordered[0][0]["report"]["environment"],
@@ -43,7 +53,9 @@ def write_report(runs, output, *, command) -> dict:
     }
     output.mkdir(parents=True, exist_ok=True)
     for task in tasks:
-        figures = {"difficulty": plot_by_difficulty(task)}
+        figures = {}
+        if _has_steps(task["rows"]):
+            figures["difficulty"] = plot_by_difficulty(task)
         if all(row["latency_ratio"] is not None for row in task["rows"]):
             figures["pareto"] = plot_pareto(task)
         for name, figure in figures.items():
@@ -65,10 +77,14 @@ def markdown(report) -> str:
         "",
         f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}, trl {machine['trl']}.",
+        "",
+        _INTERVALS,
     ]
     for task in report["tasks"]:
         lines += ["", f"## {task['task']}", "", _told(task["budget"]), ""]
-        lines += [*_table(task["rows"]), "", *_difficulty(task["rows"])]
+        lines += _table(task["rows"])
+        if _has_steps(task["rows"]):
+            lines += ["", *_difficulty(task["rows"])]
         if task["goal"]:
             lines += ["", "SemCoT at its best against its goal:", ""]
             lines += [f"- {'met' if goal['met'] else 'MISSED'}: {goal['condition']}" for goal in task["goal"]]
@@ -82,6 +98,35 @@ def folder_name(task):
     ('coin_flip', 'data-gsm8k.jsonl', 'openai-gsm8k')
     """
     return re.sub(r"[^\w.-]+", "-", task).strip("-.")
+
+
+def _budget(runs):
+    """What a task's runs have alike, with the questions that there were rather than those asked for."""
+    names = [f"{run['settings']['method']}/seed{run['settings']['seed']}" for run in runs]
+    alike = [(name, [run["settings"][name] for run in runs]) for name in BUDGET]
+    # Runs of earlier versions do not tell their questions.
+    questions = [run.get("questions") for run in runs]
+    for split in ("train", "validation", "test"):
+        alike.append((f"{split} questions", [told and told[split]["digest"] for told in questions]))
+    for what, values in alike:
+        groups = defaultdict(list)
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                groups[str(value)].append(name)
+        if len(groups) > 1:
+            listed = "; ".join(f"{value}: {', '.join(group)}" for value, group in groups.items())
+            raise ValueError(
+                f"runs of {runs[0]['settings']['task']} differ in {what} ({listed}), so that no table can compare "
+                "them: name alike ones by --methods and --seeds, or run the others anew in another output_dir."
+            )
+    budget = {name: runs[0]["settings"][name] for name in BUDGET}
+    told = next(filter(None, questions), {})
+    budget |= {f"{split}_questions": told[split]["rows"] for split in ("train", "validation") if told}
+    return {**budget, "eval_questions": own_row(runs[0])["n"]}
+
+
+def _has_steps(rows):
+    return all(row["by_steps"] for row in rows)
 
 
 def _told(budget):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...answers import check_answer
 from ...evaluation import answer_questions, evaluate, measure_latency
-from ...evaluation.records import to_json, write_atomically
+from ...evaluation.records import text_digest, to_json, write_atomically
 from ...modeling import SemCoTForCausalLM
 from .catalogue import METHODS
 from .training import Setting
@@ -34,6 +34,11 @@ class Questions:
     answer_type: str
     max_new_tokens: int
 
+    def told(self) -> dict:
+        """The number of rows of each split and a digest of them, by which runs of other questions are told apart."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: {"rows": len(rows), "digest": text_digest(rows)} for name, rows in splits.items()}
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -48,7 +53,7 @@ class RunSettings:
             `seen_questions` of the result counts.
         learning_rates: candidates of the search; with one there is no search.
         search_share: share of the steps that each candidate is trained for.
-        train_questions, eval_questions, validation_questions: numbers of different questions.
+        train_questions, eval_questions, validation_questions: numbers of different questions, at most.
         latency_samples: questions whose latency is measured.
         device: where it runs.
     """
@@ -84,22 +89,28 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
     """Train and evaluate, or take the finished run over from `folder`; returns its figures.
 
     The figures are those of `evaluate`'s report with `training`: seconds, seen questions, operations, trainable
-    parameters, learning rate, losses; and `latency`: seconds per question against the untouched host's answer at
-    once, measured in turn.
+    parameters, learning rate, losses; `questions`: the number of rows of each split and their digest; and `latency`:
+    seconds per question against the untouched host's answer at once, measured in turn.
 
     Args:
         compiled_latency: measure a SemCoT model in two ways more: with its generator compiled, and with the hosts'
             forward compiled too, its own and the untouched one. A finished run is not measured again for it.
 
     Raises:
-        ValueError: when the folder holds a finished run of other settings, which stays untouched.
+        ValueError: when the folder holds a finished run of other settings or questions, which stays untouched.
     """
-    folder = Path(folder)
+    folder, told = Path(folder), questions.told()
     path = folder / "run.json"
     if path.exists():
         known, wanted = json.loads(path.read_text()), json.loads(to_json(asdict(settings)))
         if known["settings"] == wanted:
-            return known
+            other = [split for split in told if known.get("questions", told)[split] != told[split]]
+            if not other:
+                return known
+            raise ValueError(
+                f"{folder} holds a finished run of other questions ({', '.join(other)}): choose another output_dir, "
+                "or delete it."
+            )
         differing = {
             name: known["settings"].get(name) for name in wanted if known["settings"].get(name) != wanted[name]
         }
@@ -114,6 +125,7 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
     report = _evaluate(settings, trained, questions, folder)
     run = {
         "settings": asdict(settings),
+        "questions": told,
         "training": {
             "seconds": round(seconds, 1),
             "seen_questions": trained.seen_questions or settings.steps * settings.batch_size,
@@ -166,7 +178,9 @@ def _search(settings, questions, path, work):
     if len(settings.learning_rates) == 1:
         return settings.learning_rates[0], None
     asked = json.loads(to_json({**asdict(settings), "seed": 0, "eval_questions": 0, "latency_samples": 0}))
-    if path.exists() and (known := json.loads(path.read_text()))["settings"] == asked:
+    told = {split: rows for split, rows in questions.told().items() if split != "test"}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("settings") == asked and known.get("questions", told) == told:
         found = known["accuracy"]
     else:
         steps = max(1, round(settings.steps * settings.search_share))
@@ -174,7 +188,7 @@ def _search(settings, questions, path, work):
         for rate in sorted(settings.learning_rates):
             trained, _ = _train(replace(settings, seed=0), questions, rate, steps, work)
             found.append([rate, _accuracy(trained, settings, questions, questions.validation)])
-        write_atomically(path, to_json({"settings": asked, "steps": steps, "accuracy": found}))
+        write_atomically(path, to_json({"settings": asked, "questions": told, "steps": steps, "accuracy": found}))
     best = max(found, key=lambda pair: (pair[1], -pair[0]))
     return best[0], found
 

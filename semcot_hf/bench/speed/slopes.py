@@ -48,23 +48,24 @@ def fit_growth(xs: Sequence[float], seconds: Sequence[float]) -> dict:
 
 
 def growth_of_rows(rows: Sequence[dict], factors: Sequence[str]) -> list[dict]:
-    """The fits of all sweeps in `rows`: rows alike in all of their `setting` but one factor, at three values or more.
+    """The fits of all sweeps in `rows`: three or more rows of one machine, alike in their `setting` but for a factor.
 
     Args:
-        rows: rows of a report, with `setting` and `latency_s`.
+        rows: rows of a report, with `setting`, `environment` and `latency_s`.
         factors: names within `setting` that may be swept.
 
     Returns:
-        For each sweep its `setting` without the factor, `factor`, and the figures of `fit_growth`.
+        For each sweep its `setting` without the factor, `environment`, `factor`, and the figures of `fit_growth`.
     """
     fits = []
     for factor in factors:
         groups: dict[tuple, list[dict]] = {}
         for row in rows:
             rest = tuple((name, value) for name, value in row["setting"].items() if name != factor)
-            groups.setdefault(rest, []).append(row)
-        for rest, group in groups.items():
+            groups.setdefault((row["environment"], rest), []).append(row)
+        for (environment, rest), group in groups.items():
             points = sorted((row["setting"][factor], row["latency_s"]) for row in group)
             if len(points) >= 3:
-                fits.append({"setting": dict(rest), "factor": factor, **fit_growth(*zip(*points, strict=True))})
+                where = {"setting": dict(rest), "environment": environment, "factor": factor}
+                fits.append({**where, **fit_growth(*zip(*points, strict=True))})
     return fits

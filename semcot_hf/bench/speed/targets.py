@@ -33,6 +33,7 @@ def judge(rows: Sequence[dict], parts: Sequence[dict], slopes: Sequence[dict]) -
             row
             for row in rows
             if row["setting"]["method"].startswith("semcot")
+            and row["environment"] == part["environment"]
             and all(row["setting"][name] == centre[name] for name in same)
             # Without a static cache Python is what a GPU waits for.
             and (not gpu or row["setting"]["cache"] == "static")
