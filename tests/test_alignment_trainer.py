@@ -276,6 +276,9 @@ def test_evaluate_on_other_pairs(run):
     assert other["eval_mrr"] != own["eval_mrr"]
     assert trainer.evaluate()["eval_mrr"] == own["eval_mrr"]
     assert trainer.evaluate(fresh.remove_columns(["query", "answer", "steps"]))["eval_loss"] == other["eval_loss"]
+    predicted = trainer.predict(fresh).metrics
+    assert all(predicted[f"test_{name}"] == pytest.approx(other[f"eval_{name}"]) for name in ("mrr", "loss"))
+    assert trainer.evaluate()["eval_mrr"] == own["eval_mrr"]
 
 
 def test_the_run_makes_no_noise(dataset, host, tokenizer, tmp_path, capfd, caplog):
