@@ -2,12 +2,9 @@
 
 import contextlib
 
-import torch
 from transformers import AutoModelForCausalLM
 
-from .adapters import add_adapters
-
-HALF = (torch.float16, torch.bfloat16)
+from .adapters import HALF, add_adapters
 
 
 def prepare_model(model, args, peft_config):
@@ -47,7 +44,7 @@ def _full_precision(model, adapted):
     """Turn what is trained to float32: steps of 1e-5 are lost in 16-bit weights, and `bf16` autocasts the computation.
 
     Args:
-        adapted: whether the generator is trained through adapters only, which have float32 weights of their own.
+        adapted: whether the generator is trained through adapters only, which `add_adapters` makes in float32.
     """
     for module in (model.projection, model.step_decoder, model.step_projection, None if adapted else model.generator):
         if module is not None and any(weight.dtype in HALF for weight in module.parameters()):

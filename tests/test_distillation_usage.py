@@ -39,6 +39,25 @@ def test_adapters_train_alone_and_are_merged_into_what_is_saved(tiny_folder, tmp
     torch.testing.assert_close(saved.implicit_embeddings(ids), trainer.model.implicit_embeddings(ids))
 
 
+def test_adapters_of_a_16_bit_generator_train_in_float32(parts, tiny_tokenizer, rows, tmp_path):
+    model = parts()
+    model.generator.to(torch.bfloat16)
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        # Bfloat16 has no step of 1e-5 at weights of 0.1.
+        args=config(tmp_path, learning_rate=1e-5, weight_decay=0.0),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer,
+        peft_config=LoraConfig(**LORA),
+    )
+    before = {name: value for name, value in snapshot(model).items() if "lora_A" in name}
+    trainer.train()
+    assert {value.dtype for value in model.parameters() if value.requires_grad} == {torch.float32}
+    assert moved(model, before) == before.keys()
+    assert all((model.get_parameter(name) != value).float().mean() > 0.9 for name, value in before.items())
+    assert model.generator.dtype == torch.bfloat16
+
+
 def test_adapters_leave_other_modules_alone(parts, tiny_tokenizer, rows, tmp_path):
     with pytest.raises(ValueError, match="modules_to_save=.*leave it out"):
         SemCoTDistillationTrainer(
