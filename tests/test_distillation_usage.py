@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
 from semcot_hf.data.tasks import coin_flip
+from semcot_hf.distillation_embeddings import EncoderEmbeddings, MeanStates
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -97,6 +98,25 @@ def test_embeddings_are_computed_once(parts, tiny_tokenizer, rows, tmp_path, mon
     prepare(rows)
     assert len(encoded) == 2 * len(rows)
     assert len(list(datasets_cache.glob("semcot_hf/reasoning-*.arrow"))) == 2
+    encoder.max_seq_length = 6
+    cut = torch.tensor(prepare(rows)["reasoning_embedding"])
+    torch.testing.assert_close(cut, torch.tensor(encode(encoder, rows["reasoning"])), atol=1e-5, rtol=1e-5)
+    assert len(encoded) == 3 * len(rows)
+
+
+@pytest.mark.parametrize("view", ["embedding", "mean_pooled"])
+def test_stored_embeddings_depend_on_the_configuration(parts, tiny_tokenizer, view):
+    """Of equal weights, one computes by another epsilon."""
+    host = parts().host
+    prints = set()
+    for epsilon in (1e-6, 1e-6, 1e-3):
+        host.config.rms_norm_eps = epsilon
+        encoder = build_alignment_encoder(host, tiny_tokenizer, embedding_dim=8)
+        torch.nn.init.ones_(encoder[2].linear.weight)
+        torch.nn.init.zeros_(encoder[2].linear.bias)
+        embedder = MeanStates(host, tiny_tokenizer) if view == "mean_pooled" else EncoderEmbeddings(encoder)
+        prints.add(embedder.fingerprint())
+    assert len(prints) == 2
 
 
 def test_streams_several_evaluation_sets_and_reports(parts, tiny_tokenizer, rows, tmp_path, caplog):
