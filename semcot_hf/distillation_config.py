@@ -69,8 +69,12 @@ class SemCoTDistillationConfig(_BaseConfig):
     projection_weight_decay: float | None = field(
         default=None, metadata={"help": "Weight decay of projection and <thought>. None: weight_decay."}
     )
-    answer_prompt: str = field(
-        default=ANSWER_PROMPT, metadata={"help": "Text between the implicit tokens and the answer."}
+    answer_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text between the implicit tokens and the answer. None: the one that the model was trained with "
+            f"before, or else {ANSWER_PROMPT!r}."
+        },
     )
     max_length: int | None = field(
         default=None,

@@ -25,7 +25,7 @@ from .losses import distribution_loss, hidden_state_loss, semantic_alignment_los
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
 from .modeling.prefix_semcot import known_questions
-from .prompts import answer_prompt_ids, with_answer_prompt
+from .prompts import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
 
 
 class SemCoTDistillationTrainer(_BaseTrainer):
@@ -85,8 +85,10 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             )
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
-        model.config.answer_prompt_ids = answer_prompt_ids(processing_class, args.answer_prompt)
-        processing_class = with_answer_prompt(processing_class, args.answer_prompt)
+        known = model.config.answer_prompt_ids
+        self._answer_prompt = choose_answer_prompt(processing_class, args.answer_prompt, known)
+        model.config.answer_prompt_ids = answer_prompt_ids(processing_class, self._answer_prompt)
+        processing_class = with_answer_prompt(processing_class, self._answer_prompt)
         if args.include_host is not None:
             model.config.includes_host = args.include_host
         prepare_model(model, args, peft_config)
@@ -344,7 +346,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 method="semcot",
                 batch_size=self.args.per_device_eval_batch_size,
                 max_new_tokens=self.args.generation_max_new_tokens,
-                answer_prompt=self.args.answer_prompt,
+                answer_prompt=self._answer_prompt,
             )
             model.train(was_training)
             right = sum(check_answer(a.output, row["answer"], task) for a, row in zip(answers, mine, strict=True))

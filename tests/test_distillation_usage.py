@@ -1,5 +1,7 @@
 """Stage 2 as users of TRL expect it: adapters, streams, several evaluation sets, stored embeddings, early errors."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -250,3 +252,32 @@ def test_too_long_for_the_teacher_is_an_error(parts, tiny_tokenizer, tmp_path):
             train_dataset=Dataset.from_list([row]),
             processing_class=tiny_tokenizer,
         )
+
+
+def test_training_on_keeps_the_models_own_answer_prompt(parts, tiny_tokenizer, rows, tmp_path):
+    def trainer(model, processing_class=None, **options):
+        return SemCoTDistillationTrainer(
+            model=model, args=config(tmp_path, **options), train_dataset=rows, processing_class=processing_class
+        )
+
+    first = trainer(parts(), tiny_tokenizer, answer_prompt="\nA:")
+    saved = str(tmp_path / "saved")
+    first.save_model(saved)
+    ids, prompts = first.model.config.answer_prompt_ids, first.train_dataset["prompt_ids"]
+    assert tiny_tokenizer.decode(prompts[0]).endswith("<assistant>\nA:")
+    # With the checkpoint's tokenizer and with the host's, by default and by name.
+    for processing_class, options in ((None, {}), (tiny_tokenizer, {}), (None, {"answer_prompt": "\nA:"})):
+        again = trainer(saved, processing_class, **options)
+        assert again.model.config.answer_prompt_ids == ids and again.train_dataset["prompt_ids"] == prompts
+    other = trainer(saved, tiny_tokenizer, answer_prompt="\nSo:")
+    assert tiny_tokenizer.decode(other.train_dataset["prompt_ids"][0]).endswith("<assistant>\nSo:")
+    with pytest.raises(ValueError, match=r"answer_prompt='\\nSo:': processing_class ends prompts on the model's own"):
+        trainer(saved, answer_prompt="\nSo:")
+
+
+def test_an_answer_prompt_that_the_tokenizer_lacks_is_refused(parts, char_tokenizer, tiny_tokenizer, rows, tmp_path):
+    model = parts(answer_prompt_ids=tiny_tokenizer("\nA:")["input_ids"])
+    other = copy.deepcopy(char_tokenizer)
+    other.eos_token = "[bos]"
+    with pytest.raises(ValueError, match="answer_prompt=None keeps the model's own, .* does not give it: pass"):
+        SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows, processing_class=other)
