@@ -91,10 +91,14 @@ def load_adapters(model, folder):
         model.load_state_dict(load_file(path), strict=False)
 
 
-def unexplained_keys(model, load_result):
-    """The missing and unexpected keys of a loaded checkpoint that neither a host apart nor adapters account for."""
+def unexplained_keys(model, load_result, apart):
+    """The missing and unexpected keys of a loaded checkpoint that neither adapters nor what is saved apart explain.
+
+    Args:
+        apart: beginnings of the names of weights that the checkpoint's own file does without.
+    """
     adapted = tuple(f"{name}." for name, _ in adapted_layers(model))
-    explained = ("host.", *adapted)
+    explained = (*apart, *adapted)
     return type(load_result)(
         [key for key in load_result.missing_keys if not key.startswith(explained)],
         [key for key in load_result.unexpected_keys if not adapted or not key.startswith(adapted)],

@@ -17,7 +17,15 @@ from .distillation_config import SemCoTDistillationConfig
 from .distillation_curriculum import curriculum_stage, with_words
 from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .distillation_model import group_projection, prepare_model, without_step_decoder
+from .distillation_model import (
+    copy_code_and_tokenizers,
+    group_projection,
+    load_step_decoder,
+    prepare_model,
+    save_step_decoder,
+    split_step_decoder,
+    without_step_decoder,
+)
 from .distillation_objectives import embed_tokens, explicit_reasoning, frozen_encoder
 from .distillation_questions import StoredQuestions, question_ids
 from .encoder import no_loading_bars
@@ -382,26 +390,38 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def _save(self, output_dir=None, state_dict=None):
-        """Save a whole model, the step decoder left out where it is not to be kept."""
-        drop = not self._in_checkpoint and not self.args.keep_step_decoder
-        if drop:
-            state_dict = self.model.state_dict() if state_dict is None else state_dict
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith("step_")}
-        with no_loading_bars(), without_step_decoder(self.model.config) if drop else contextlib.nullcontext():
+        """Save a whole model; of a step decoder that is not to be kept only a checkpoint has the weights, apart."""
+        steps = None
+        if not self.args.keep_step_decoder:
+            steps, state_dict = split_step_decoder(self.model.state_dict() if state_dict is None else state_dict)
+        with no_loading_bars(), without_step_decoder(self.model.config) if steps else contextlib.nullcontext():
             super()._save(output_dir, state_dict)
         if self._in_checkpoint and self.args.should_save:
             save_adapters(self.model, output_dir)
+            if steps:
+                save_step_decoder(steps, output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if self.is_world_process_zero() and (self.args.hub_always_push or not pushing):
+            copy_code_and_tokenizers(checkpoint_folder, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_adapters(self.model, resume_from_checkpoint)
+        self._load_parts(resume_from_checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
-        load_adapters(self.model, self.state.best_model_checkpoint)
+        self._load_parts(self.state.best_model_checkpoint)
+
+    def _load_parts(self, checkpoint):
+        load_adapters(self.model, checkpoint)
+        load_step_decoder(self.model, checkpoint)
 
     def _issue_warnings_after_load(self, load_result):
-        super()._issue_warnings_after_load(unexplained_keys(self.model, load_result))
+        apart = ("host.",) if self.args.keep_step_decoder else ("host.", "step_")
+        super()._issue_warnings_after_load(unexplained_keys(self.model, load_result, apart))
 
 
 def _columns(dataset):

@@ -13,6 +13,7 @@ import torch
 from distillation_models import make_model, train
 from peft import LoraConfig
 
+from semcot_hf import SemCoTForCausalLM
 from semcot_hf.checkpoints import last_complete_checkpoint
 
 pytest_plugins = ["distillation_fixtures"]
@@ -84,6 +85,18 @@ def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):
     whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
     shutil.rmtree(tmp_path / "a" / "checkpoint-4")
     resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)
+    assert_same(resumed.model.state_dict(), whole.model.state_dict())
+    assert "keys" not in caplog.text
+
+
+def test_a_step_decoder_that_is_not_kept_resumes_too(tiny_folder, tmp_path, caplog):
+    """Checkpoints are models without it; its weights, which go on being trained, lie beside them."""
+    options = {"max_steps": 4, "keep_step_decoder": False, "projection_warmup": 0.0}
+    whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
+    assert SemCoTForCausalLM.from_pretrained(tmp_path / "a" / "checkpoint-2").step_decoder is None
+    shutil.rmtree(tmp_path / "a" / "checkpoint-4")
+    resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)
+    assert any(name.startswith("step_decoder.") for name in whole.model.state_dict())
     assert_same(resumed.model.state_dict(), whole.model.state_dict())
     assert "keys" not in caplog.text
 
