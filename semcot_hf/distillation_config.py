@@ -117,6 +117,9 @@ class SemCoTDistillationConfig(_BaseConfig):
         super().__post_init__()
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = json.loads(self.model_init_kwargs)
+        if self.accelerator_config.dispatch_batches is None:
+            # Else one process reads streams for all, and cannot join batches that are padded to their own lengths.
+            self.accelerator_config.dispatch_batches = False
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: must lie within 0 and 1.")
         for name in ("step_weight", "kl_weight", "hidden_weight"):

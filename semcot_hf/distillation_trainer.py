@@ -15,7 +15,14 @@ from .answers import check_answer, infer_answer_type
 from .checkpoints import last_complete_checkpoint
 from .distillation_config import SemCoTDistillationConfig
 from .distillation_curriculum import curriculum_stage, with_words
-from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
+from .distillation_data import (
+    DistillationCollator,
+    RowSettings,
+    in_one_shard,
+    schema_row,
+    tokenize_dataset,
+    warn_of_overlap,
+)
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
 from .distillation_model import (
     copy_code_and_tokenizers,
@@ -161,6 +168,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
     def _tokenize(self, dataset, name):
         """The dataset as token ids, with the reasoning's embeddings; one process does the work, the others read it."""
+        if name != "train_dataset":
+            dataset = in_one_shard(dataset)
         with PartialState().main_process_first():
             dataset = tokenize_dataset(
                 dataset, name, self.processing_class, self._settings, self.args.dataset_num_proc

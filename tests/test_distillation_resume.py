@@ -101,14 +101,24 @@ def test_a_step_decoder_that_is_not_kept_resumes_too(tiny_folder, tmp_path, capl
     assert "keys" not in caplog.text
 
 
-def test_two_processes_are_one_with_twice_the_accumulation(tiny_folder, tmp_path):
+@pytest.fixture
+def two_processes(tiny_folder, tmp_path):
+    """Function (**options) -> what `train` leaves on each of two processes."""
+
+    def run(**options):
+        output = tmp_path / "two"
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "unused" not in done.stderr
+        return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return run
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(two_processes, tiny_folder, tmp_path):
     options = {"max_steps": 8, "per_device_train_batch_size": 8, "eval_generations": 5, "learning_rate": 1e-3}
-    output = tmp_path / "two"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "unused" not in done.stderr
-    ranks = [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = two_processes(**options)
     assert_same(ranks[0]["weights"], ranks[1]["weights"])
     alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, **options)
     for name, value in alone.model.state_dict().items():
@@ -118,3 +128,14 @@ def test_two_processes_are_one_with_twice_the_accumulation(tiny_folder, tmp_path
             assert log[part] == pytest.approx(expected[part], rel=1e-4)
     evaluated = alone.evaluate()
     assert ranks[0]["evaluated"]["eval_accuracy"] == evaluated["eval_accuracy"]
+
+
+def test_two_processes_read_a_stream_as_one_does(two_processes, tiny_folder, tmp_path):
+    """Each of them has its own share of it; in evaluation they have equally many batches, whatever its shards."""
+    options = {"max_steps": 4, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1, "stream": True}
+    ranks = two_processes(learning_rate=1e-3, **options)
+    assert_same(ranks[0]["weights"], ranks[1]["weights"])
+    alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, learning_rate=1e-3, **options)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(ranks[0]["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert ranks[0]["evaluated"]["eval_loss"] == ranks[1]["evaluated"]["eval_loss"]
