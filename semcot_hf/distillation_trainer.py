@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections import defaultdict
+from dataclasses import fields
 
 import torch
 from accelerate import PartialState
@@ -39,6 +40,7 @@ from .encoder import no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
+from .modeling.modeling_semcot import SemCoTCausalLMOutput
 from .modeling.prefix_semcot import known_questions
 from .prompts import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
 
@@ -157,9 +159,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 f"projection_warmup={args.projection_warmup}: DeepSpeed keeps gradients where the phase cannot hold "
                 "them back. Set projection_warmup=0."
             )
-        # Trainer computes evaluation losses through compute_loss only under these two.
-        self.can_return_loss = True
-        self.label_names = []
+        # With labels in a batch, Trainer computes evaluation losses through compute_loss.
+        self.label_names = ["labels"]
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self):
@@ -239,10 +240,9 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 states = torch.stack([layer[:, before] for layer in teacher.hidden_states[1:]])
                 parts["hidden_loss"] = (args.hidden_weight, hidden_state_loss(student, states))
         loss = sum(weight * value for weight, value in parts.values())
-        mode = "train" if self.model.training else "eval"
         for name, (_, value) in parts.items():
-            self._metrics[mode][name].append(value.detach())
-        if mode == "train" and not torch.isfinite(loss):
+            self._note(name, value.detach())
+        if self.model.training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step} "
                 f"({', '.join(f'{name} {value.item():.4g}' for name, (_, value) in parts.items())}): lower "
@@ -310,12 +310,20 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             logs.update(self._means("train"))
         super().log(logs, start_time)
 
+    def _note(self, name, value):
+        """Keep a loss part; in evaluation once for each row of each process, as Trainer keeps the loss."""
+        if self.model.training:
+            self._metrics["train"][name].append(value)
+        else:
+            rows = value.repeat(self.args.eval_batch_size)
+            self._metrics["eval"][name].append(self.accelerator.gather_for_metrics(rows))
+
     def _means(self, mode):
         """Mean of each loss part since the last call, over all processes."""
-        means = {
-            name: round(self.accelerator.gather(torch.stack(values).mean()).mean().item(), 6)
-            for name, values in self._metrics[mode].items()
-        }
+        means = {}
+        for name, values in self._metrics[mode].items():
+            mean = torch.cat(values).mean() if mode == "eval" else torch.stack(values).mean()
+            means[name] = round(self.accelerator.gather(mean).mean().item(), 6)
         self._metrics[mode].clear()
         return means
 
@@ -338,6 +346,15 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if "prompt_ids" not in _columns(test_dataset):
             test_dataset = self._tokenize(test_dataset, "test_dataset")
         return super().predict(test_dataset, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As in `Trainer`, with the logits as only predictions, and the labels of the same positions.
+
+        Both begin at the token before the answers; as for any causal LM, position i predicts label i + 1.
+        """
+        ignore_keys = ignore_keys or [part.name for part in fields(SemCoTCausalLMOutput) if part.name != "logits"]
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, logits, None if labels is None else labels[:, -logits.shape[1] :]
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         self._metrics["eval"].clear()

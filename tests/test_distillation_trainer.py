@@ -240,6 +240,47 @@ def test_predictions_take_the_rows_that_evaluation_takes(parts, tiny_tokenizer, 
     assert predicted == pytest.approx(trainer.evaluate(some)["eval_loss"], rel=1e-5)
 
 
+def test_metrics_of_the_users_own_get_logits_and_labels(parts, tiny_tokenizer, rows, tmp_path):
+    """The batches are of different widths; what the user computes of them is the answers' cross-entropy."""
+
+    def cross_entropy(prediction):
+        logits, labels = (torch.tensor(part) for part in (prediction.predictions, prediction.label_ids))
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100
+        )
+        wanted = (labels[:, 1:] != -100).float()
+        return {"own": (losses.view_as(wanted).sum(dim=1) / wanted.sum(dim=1)).mean().item()}
+
+    # Answers of equal lengths in each batch, whose mean over tokens is that over rows.
+    answers = ["yes", "yes", "a longer one", "a longer one", "no"]
+    data = Dataset.from_list([{"query": row["query"], "answer": a} for row, a in zip(rows, answers, strict=False)])
+    trainer = SemCoTDistillationTrainer(
+        model=parts(),
+        args=config(tmp_path, per_device_eval_batch_size=2),
+        train_dataset=rows,
+        eval_dataset=data,
+        processing_class=tiny_tokenizer,
+        compute_metrics=cross_entropy,
+    )
+    found = trainer.evaluate()
+    assert found["eval_own"] == pytest.approx(found["eval_loss"], rel=1e-4)
+    predicted = trainer.predict(data)
+    assert predicted.predictions.shape[:2] == predicted.label_ids.shape
+
+
+def test_parts_of_the_evaluation_loss_weigh_rows_as_it_does(parts, tiny_tokenizer, rows, tmp_path):
+    """Of five rows the last is a batch of its own."""
+    trainer = SemCoTDistillationTrainer(
+        model=parts(),
+        args=config(tmp_path, per_device_eval_batch_size=4),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(5)),
+        processing_class=tiny_tokenizer,
+    )
+    found = trainer.evaluate()
+    assert found["eval_answer_loss"] == pytest.approx(found["eval_loss"], abs=2e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
