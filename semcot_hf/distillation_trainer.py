@@ -84,6 +84,11 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         **kwargs,
     ):
         args = SemCoTDistillationConfig("semcot-distillation") if args is None else args
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "compute_loss_func: the losses of stage 2 are computed without it. Leave it out, and weigh them by "
+                "alpha, step_weight, kl_weight and hidden_weight."
+            )
         set_seed(args.seed)
         if isinstance(model, str | os.PathLike):
             model = SemCoTForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))

@@ -290,8 +290,29 @@ def test_parts_of_the_evaluation_loss_weigh_rows_as_it_does(parts, tiny_tokenize
         ({"curriculum": 1.0}, "curriculum=1.0: must be at least 0 and less than 1"),
         ({"steps_per_token": 0}, "steps_per_token=0"),
         ({"alignment_view": "both"}, "alignment_view='both'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: the losses of stage 2 are computed without it"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0: the losses of stage 2 are computed without it"),
     ],
 )
 def test_config_refuses_values_out_of_range(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **options)
+
+
+def test_config_survives_a_round_trip(tmp_path):
+    args = config(tmp_path, steps_per_token=3, model_init_kwargs='{"dtype": "float32"}')
+    assert args.model_init_kwargs == {"dtype": "float32"}
+    values = args.to_dict()
+    assert values["steps_per_token"] == 3
+    assert type(args)(**values).to_dict() == values
+
+
+def test_a_loss_function_of_the_users_own_is_refused(parts, tiny_tokenizer, rows, tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func: the losses of stage 2 are computed without it"):
+        SemCoTDistillationTrainer(
+            model=parts(),
+            args=config(tmp_path),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            compute_loss_func=lambda outputs, labels, **_: outputs.loss,
+        )
