@@ -4,15 +4,17 @@ import contextlib
 import copy
 import os
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from .modeling.adapters_semcot import adapted_layers, merged_layer
 
 ADAPTERS_NAME = "adapters.safetensors"
+HALF = (torch.float16, torch.bfloat16)
 
 
 def add_adapters(model, peft_config, besides):
-    """Put adapters into `model`, a transformers model; of it only they are trained.
+    """Put adapters, in float32, into `model`, a transformers model; of it only they are trained.
 
     Args:
         besides: what is trained beside the adapters in any case, in words.
@@ -41,6 +43,10 @@ def add_adapters(model, peft_config, besides):
             f"peft_config with target_modules={targets!r} cannot be put into {type(model).__name__}: {error} Name "
             "linear modules of the layers that are trained, or target_modules='all-linear'."
         ) from error
+    # Steps of 1e-5 are lost in 16-bit weights; transformers, unlike peft's own wrapper, gives adapters the model's.
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in HALF:
+            parameter.data = parameter.data.float()
 
 
 @contextlib.contextmanager
@@ -85,10 +91,14 @@ def load_adapters(model, folder):
         model.load_state_dict(load_file(path), strict=False)
 
 
-def unexplained_keys(model, load_result):
-    """The missing and unexpected keys of a loaded checkpoint that neither a host apart nor adapters account for."""
+def unexplained_keys(model, load_result, apart):
+    """The missing and unexpected keys of a loaded checkpoint that neither adapters nor what is saved apart explain.
+
+    Args:
+        apart: beginnings of the names of weights that the checkpoint's own file does without.
+    """
     adapted = tuple(f"{name}." for name, _ in adapted_layers(model))
-    explained = ("host.", *adapted)
+    explained = (*apart, *adapted)
     return type(load_result)(
         [key for key in load_result.missing_keys if not key.startswith(explained)],
         [key for key in load_result.unexpected_keys if not adapted or not key.startswith(adapted)],

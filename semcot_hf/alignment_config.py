@@ -16,6 +16,8 @@ class SemCoTAlignmentConfig(SentenceTransformerTrainingArguments):
     `per_device_train_batch_size` gives more negatives.
     """
 
+    _VALID_DICT_FIELDS = [*SentenceTransformerTrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
     first_layer: int | None = field(
         default=None,
         metadata={

@@ -1,5 +1,6 @@
 """SemCoTAlignmentTrainer: stage 1, the contrastive training of the alignment encoder on reasoning pairs."""
 
+import contextlib
 import copy
 import os
 
@@ -176,10 +177,21 @@ class SemCoTAlignmentTrainer(SentenceTransformerTrainer):
         """Return the loss and the retrieval metrics on `eval_dataset`, or on the validation pairs when `None`."""
         if eval_dataset is None:
             return super().evaluate(None, ignore_keys, metric_key_prefix)
-        pairs = reasoning_pairs(eval_dataset, "eval_dataset").select_columns(list(PAIR_COLUMNS))
+        with self._retrieval_among(eval_dataset, "eval_dataset") as pairs:
+            return super().evaluate(pairs, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset, *args, **kwargs):
+        """As in `Trainer`: what `evaluate` measures, and the embeddings, of the pairs of `test_dataset`."""
+        with self._retrieval_among(test_dataset, "test_dataset") as pairs:
+            return super().predict(pairs, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _retrieval_among(self, dataset, name):
+        """While it lasts, retrieval is measured among the pairs of `dataset`, which it gives."""
+        pairs = reasoning_pairs(dataset, name).select_columns(list(PAIR_COLUMNS))
         kept, self.evaluator = self.evaluator, PairRetrievalEvaluator(pairs, self.args.eval_batch_size)
         try:
-            return super().evaluate(pairs, ignore_keys, metric_key_prefix)
+            yield pairs
         finally:
             self.evaluator = kept
 

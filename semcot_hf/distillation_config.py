@@ -1,6 +1,5 @@
 """Arguments of stage 2, the distillation of reasoning into implicit tokens."""
 
-import json
 from dataclasses import dataclass, field
 
 from trl.trainer.base_config import _BaseConfig
@@ -18,6 +17,8 @@ class SemCoTDistillationConfig(_BaseConfig):
     The loss is L = alpha * L_reason + (1 - alpha) * L_answer + step_weight * L_step + kl_weight * L_KL
     + hidden_weight * L_hidden (SemCoT, section 3.2; SIM-CoT; CODI). An objective of weight 0 is not computed.
     """
+
+    _VALID_DICT_FIELDS = [*_BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     alpha: float = field(
         default=0.25, metadata={"help": "Weight of the semantic alignment; the answer's cross-entropy has 1 - alpha."}
@@ -69,8 +70,12 @@ class SemCoTDistillationConfig(_BaseConfig):
     projection_weight_decay: float | None = field(
         default=None, metadata={"help": "Weight decay of projection and <thought>. None: weight_decay."}
     )
-    answer_prompt: str = field(
-        default=ANSWER_PROMPT, metadata={"help": "Text between the implicit tokens and the answer."}
+    answer_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text between the implicit tokens and the answer. None: the one that the model was trained with "
+            f"before, or else {ANSWER_PROMPT!r}."
+        },
     )
     max_length: int | None = field(
         default=None,
@@ -91,7 +96,11 @@ class SemCoTDistillationConfig(_BaseConfig):
         },
     )
     model_init_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Arguments for from_pretrained, where the model is given by id or path."}
+        default=None,
+        metadata={
+            "help": "Arguments for from_pretrained, where the model is given by id or path; `semcot distill` has them "
+            "for host and generator."
+        },
     )
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the dataset."})
     eval_generations: int = field(
@@ -111,8 +120,14 @@ class SemCoTDistillationConfig(_BaseConfig):
     def __post_init__(self):
         set_device_defaults(self)
         super().__post_init__()
-        if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = json.loads(self.model_init_kwargs)
+        for name in ("label_smoothing_factor", "neftune_noise_alpha"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: the losses of stage 2 are computed without it. Leave it out."
+                )
+        if self.accelerator_config.dispatch_batches is None:
+            # Else one process reads streams for all, and cannot join batches that are padded to their own lengths.
+            self.accelerator_config.dispatch_batches = False
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: must lie within 0 and 1.")
         for name in ("step_weight", "kl_weight", "hidden_weight"):
@@ -128,3 +143,7 @@ class SemCoTDistillationConfig(_BaseConfig):
             raise ValueError(f"steps_per_token={self.steps_per_token}: must be 1 or more.")
         if self.alignment_view not in ALIGNMENT_VIEWS:
             raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
+
+    def to_dict(self):
+        # TrainingArguments takes whatever ends on "_token" for a secret.
+        return {**super().to_dict(), "steps_per_token": self.steps_per_token}

@@ -80,6 +80,21 @@ def tokenize_dataset(dataset, name, tokenizer, settings, num_proc=None):
     )
 
 
+def in_one_shard(dataset):
+    """A stream of several shards as one of one shard; any other dataset as it is.
+
+    Of several shards, processes read some each, and those with fewer batches leave the others waiting in evaluation;
+    of one, all of them read equally many.
+    """
+    if isinstance(dataset, IterableDataset) and dataset.num_shards > 1:
+        return IterableDataset.from_generator(_rows, gen_kwargs={"dataset": dataset})
+    return dataset
+
+
+def _rows(dataset):
+    yield from dataset
+
+
 def _checked_row(example, name, tokenizer, settings):
     row = schema_row(example, name)
     if not row["query"] or not row["answer"]:

@@ -48,7 +48,8 @@ class MeanStates:
 
     def fingerprint(self):
         """Hash of what the vectors depend on."""
-        return fingerprint(self.backbone, self.tokenizer, f"mean of states {self.layer}")
+        description = f"mean of states {self.layer} {self.backbone.config.to_json_string()}"
+        return fingerprint(self.backbone, self.tokenizer, description)
 
 
 class EncoderEmbeddings:
@@ -67,7 +68,9 @@ class EncoderEmbeddings:
 
     def fingerprint(self):
         """Hash of what the vectors depend on."""
-        return fingerprint(self.encoder, self.encoder.tokenizer, repr(self.encoder))
+        encoder = self.encoder
+        description = f"{encoder!r} up to {encoder.max_seq_length} {encoder[0].model.config.to_json_string()}"
+        return fingerprint(encoder, encoder.tokenizer, description)
 
 
 def add_reasoning_embeddings(dataset, name, embedder):

@@ -1,13 +1,16 @@
 """The SemCoT model as stage 2 trains it: what moves, in which precision and at which rate; and what of it is saved."""
 
 import contextlib
+import os
+import shutil
 
-import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from .adapters import add_adapters
+from .adapters import HALF, add_adapters
+from .modeling.loading_semcot import TOKENIZERS
 
-HALF = (torch.float16, torch.bfloat16)
+STEPS_NAME = "step_decoder.safetensors"
 
 
 def prepare_model(model, args, peft_config):
@@ -47,7 +50,7 @@ def _full_precision(model, adapted):
     """Turn what is trained to float32: steps of 1e-5 are lost in 16-bit weights, and `bf16` autocasts the computation.
 
     Args:
-        adapted: whether the generator is trained through adapters only, which have float32 weights of their own.
+        adapted: whether the generator is trained through adapters only, which `add_adapters` makes in float32.
     """
     for module in (model.projection, model.step_decoder, model.step_projection, None if adapted else model.generator):
         if module is not None and any(weight.dtype in HALF for weight in module.parameters()):
@@ -88,3 +91,32 @@ def without_step_decoder(config):
         yield
     finally:
         config.step_decoder_config = kept
+
+
+def split_step_decoder(state_dict):
+    """(the step decoder's weights, all others) of a state dict."""
+    own = {key: value for key, value in state_dict.items() if key.startswith("step_")}
+    return own, {key: value for key, value in state_dict.items() if key not in own}
+
+
+def save_step_decoder(weights, folder):
+    """Write a step decoder that is not to be kept beside a checkpoint's weights, to go on from."""
+    # Copies, since tied weights are one tensor, which safetensors refuses.
+    save_file({key: value.clone().contiguous() for key, value in weights.items()}, os.path.join(folder, STEPS_NAME))
+
+
+def load_step_decoder(model, folder):
+    """Read back what `save_step_decoder` wrote."""
+    path = os.path.join(folder, STEPS_NAME)
+    if os.path.isfile(path):
+        model.load_state_dict(load_file(path), strict=False)
+
+
+def copy_code_and_tokenizers(checkpoint, folder):
+    """Copy of a checkpoint what `Trainer` leaves behind where it pushes one: the model's code and its tokenizers."""
+    for name in os.listdir(checkpoint):
+        source, target = os.path.join(checkpoint, name), os.path.join(folder, name)
+        if name.endswith(".py"):
+            shutil.copy(source, target)
+        elif name in TOKENIZERS:
+            shutil.copytree(source, target, dirs_exist_ok=True)

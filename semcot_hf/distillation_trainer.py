@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections import defaultdict
+from dataclasses import fields
 
 import torch
 from accelerate import PartialState
@@ -15,17 +16,33 @@ from .answers import check_answer, infer_answer_type
 from .checkpoints import last_complete_checkpoint
 from .distillation_config import SemCoTDistillationConfig
 from .distillation_curriculum import curriculum_stage, with_words
-from .distillation_data import DistillationCollator, RowSettings, schema_row, tokenize_dataset, warn_of_overlap
+from .distillation_data import (
+    DistillationCollator,
+    RowSettings,
+    in_one_shard,
+    schema_row,
+    tokenize_dataset,
+    warn_of_overlap,
+)
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .distillation_model import group_projection, prepare_model, without_step_decoder
+from .distillation_model import (
+    copy_code_and_tokenizers,
+    group_projection,
+    load_step_decoder,
+    prepare_model,
+    save_step_decoder,
+    split_step_decoder,
+    without_step_decoder,
+)
 from .distillation_objectives import embed_tokens, explicit_reasoning, frozen_encoder
 from .distillation_questions import StoredQuestions, question_ids
 from .encoder import no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
+from .modeling.modeling_semcot import SemCoTCausalLMOutput
 from .modeling.prefix_semcot import known_questions
-from .prompts import answer_prompt_ids, with_answer_prompt
+from .prompts import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
 
 
 class SemCoTDistillationTrainer(_BaseTrainer):
@@ -67,6 +84,11 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         **kwargs,
     ):
         args = SemCoTDistillationConfig("semcot-distillation") if args is None else args
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "compute_loss_func: the losses of stage 2 are computed without it. Leave it out, and weigh them by "
+                "alpha, step_weight, kl_weight and hidden_weight."
+            )
         set_seed(args.seed)
         if isinstance(model, str | os.PathLike):
             model = SemCoTForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
@@ -85,8 +107,10 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             )
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
-        model.config.answer_prompt_ids = answer_prompt_ids(processing_class, args.answer_prompt)
-        processing_class = with_answer_prompt(processing_class, args.answer_prompt)
+        known = model.config.answer_prompt_ids
+        self._answer_prompt = choose_answer_prompt(processing_class, args.answer_prompt, known)
+        model.config.answer_prompt_ids = answer_prompt_ids(processing_class, self._answer_prompt)
+        processing_class = with_answer_prompt(processing_class, self._answer_prompt)
         if args.include_host is not None:
             model.config.includes_host = args.include_host
         prepare_model(model, args, peft_config)
@@ -140,9 +164,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 f"projection_warmup={args.projection_warmup}: DeepSpeed keeps gradients where the phase cannot hold "
                 "them back. Set projection_warmup=0."
             )
-        # Trainer computes evaluation losses through compute_loss only under these two.
-        self.can_return_loss = True
-        self.label_names = []
+        # With labels in a batch, Trainer computes evaluation losses through compute_loss.
+        self.label_names = ["labels"]
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self):
@@ -151,6 +174,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
     def _tokenize(self, dataset, name):
         """The dataset as token ids, with the reasoning's embeddings; one process does the work, the others read it."""
+        if name != "train_dataset":
+            dataset = in_one_shard(dataset)
         with PartialState().main_process_first():
             dataset = tokenize_dataset(
                 dataset, name, self.processing_class, self._settings, self.args.dataset_num_proc
@@ -220,10 +245,9 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 states = torch.stack([layer[:, before] for layer in teacher.hidden_states[1:]])
                 parts["hidden_loss"] = (args.hidden_weight, hidden_state_loss(student, states))
         loss = sum(weight * value for weight, value in parts.values())
-        mode = "train" if self.model.training else "eval"
         for name, (_, value) in parts.items():
-            self._metrics[mode][name].append(value.detach())
-        if mode == "train" and not torch.isfinite(loss):
+            self._note(name, value.detach())
+        if self.model.training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step} "
                 f"({', '.join(f'{name} {value.item():.4g}' for name, (_, value) in parts.items())}): lower "
@@ -291,12 +315,20 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             logs.update(self._means("train"))
         super().log(logs, start_time)
 
+    def _note(self, name, value):
+        """Keep a loss part; in evaluation once for each row of each process, as Trainer keeps the loss."""
+        if self.model.training:
+            self._metrics["train"][name].append(value)
+        else:
+            rows = value.repeat(self.args.eval_batch_size)
+            self._metrics["eval"][name].append(self.accelerator.gather_for_metrics(rows))
+
     def _means(self, mode):
         """Mean of each loss part since the last call, over all processes."""
-        means = {
-            name: round(self.accelerator.gather(torch.stack(values).mean()).mean().item(), 6)
-            for name, values in self._metrics[mode].items()
-        }
+        means = {}
+        for name, values in self._metrics[mode].items():
+            mean = torch.cat(values).mean() if mode == "eval" else torch.stack(values).mean()
+            means[name] = round(self.accelerator.gather(mean).mean().item(), 6)
         self._metrics[mode].clear()
         return means
 
@@ -319,6 +351,15 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if "prompt_ids" not in _columns(test_dataset):
             test_dataset = self._tokenize(test_dataset, "test_dataset")
         return super().predict(test_dataset, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As in `Trainer`, with the logits as only predictions, and the labels of the same positions.
+
+        Both begin at the token before the answers; as for any causal LM, position i predicts label i + 1.
+        """
+        ignore_keys = ignore_keys or [part.name for part in fields(SemCoTCausalLMOutput) if part.name != "logits"]
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, logits, None if labels is None else labels[:, -logits.shape[1] :]
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         self._metrics["eval"].clear()
@@ -344,7 +385,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 method="semcot",
                 batch_size=self.args.per_device_eval_batch_size,
                 max_new_tokens=self.args.generation_max_new_tokens,
-                answer_prompt=self.args.answer_prompt,
+                answer_prompt=self._answer_prompt,
             )
             model.train(was_training)
             right = sum(check_answer(a.output, row["answer"], task) for a, row in zip(answers, mine, strict=True))
@@ -380,26 +421,38 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def _save(self, output_dir=None, state_dict=None):
-        """Save a whole model, the step decoder left out where it is not to be kept."""
-        drop = not self._in_checkpoint and not self.args.keep_step_decoder
-        if drop:
-            state_dict = self.model.state_dict() if state_dict is None else state_dict
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith("step_")}
-        with no_loading_bars(), without_step_decoder(self.model.config) if drop else contextlib.nullcontext():
+        """Save a whole model; of a step decoder that is not to be kept only a checkpoint has the weights, apart."""
+        steps = None
+        if not self.args.keep_step_decoder:
+            steps, state_dict = split_step_decoder(self.model.state_dict() if state_dict is None else state_dict)
+        with no_loading_bars(), without_step_decoder(self.model.config) if steps else contextlib.nullcontext():
             super()._save(output_dir, state_dict)
         if self._in_checkpoint and self.args.should_save:
             save_adapters(self.model, output_dir)
+            if steps:
+                save_step_decoder(steps, output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if self.is_world_process_zero() and (self.args.hub_always_push or not pushing):
+            copy_code_and_tokenizers(checkpoint_folder, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_adapters(self.model, resume_from_checkpoint)
+        self._load_parts(resume_from_checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
-        load_adapters(self.model, self.state.best_model_checkpoint)
+        self._load_parts(self.state.best_model_checkpoint)
+
+    def _load_parts(self, checkpoint):
+        load_adapters(self.model, checkpoint)
+        load_step_decoder(self.model, checkpoint)
 
     def _issue_warnings_after_load(self, load_result):
-        super()._issue_warnings_after_load(unexplained_keys(self.model, load_result))
+        apart = ("host.",) if self.args.keep_step_decoder else ("host.", "step_")
+        super()._issue_warnings_after_load(unexplained_keys(self.model, load_result, apart))
 
 
 def _columns(dataset):

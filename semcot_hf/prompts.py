@@ -47,8 +47,7 @@ def with_answer_prompt(tokenizer, answer_prompt=ANSWER_PROMPT):
     It is what a SemCoT checkpoint carries, so that chats sent through `pipeline` end as the training prompts did.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    suffix = "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
-    template = chat_template_of(tokenizer)
+    suffix, template = _suffix(answer_prompt), chat_template_of(tokenizer)
     if not template.endswith(suffix):
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         template += suffix
@@ -67,7 +66,7 @@ def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
         return []
     tails = []
     for query in ("What is 1 + 1?", "Is the sky blue (yes or no)"):
-        text = prompt_text(tokenizer, query)
+        text = prompt_text(tokenizer, query).removesuffix(answer_prompt)
         bare, full = (encode_prompt(tokenizer, part) for part in (text, text + answer_prompt))
         if full[: len(bare)] != bare:
             raise ValueError(
@@ -83,6 +82,33 @@ def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
     return tails[0]
 
 
+def choose_answer_prompt(tokenizer, answer_prompt, own_ids):
+    """The answer prompt to train by: `answer_prompt`, or when `None` the model's own, or else `ANSWER_PROMPT`.
+
+    Args:
+        own_ids: token ids of the answer prompt that the model was trained with, empty for none.
+
+    Raises:
+        ValueError: for another one than the model's where the tokenizer ends prompts on the model's already, and for
+            a tokenizer that does not give the model's own one its ids.
+    """
+    own = tokenizer.decode(own_ids) if own_ids else None
+    if answer_prompt is None:
+        if own is not None and answer_prompt_ids(tokenizer, own) != list(own_ids):
+            raise ValueError(
+                f"answer_prompt=None keeps the model's own, {own!r}, whose ids {list(own_ids)} processing_class does "
+                "not give it: pass the model's tokenizer, or answer_prompt='...' to train on with another one."
+            )
+        return ANSWER_PROMPT if own is None else own
+    if own is not None and answer_prompt != own and chat_template_of(tokenizer).endswith(_suffix(own)):
+        raise ValueError(
+            f"answer_prompt={answer_prompt!r}: processing_class ends prompts on the model's own, {own!r}, and they "
+            "would have both. Leave answer_prompt out, or pass the host's tokenizer as processing_class to train on "
+            "with another one."
+        )
+    return answer_prompt
+
+
 def shares_tokenizer(host_tokenizer, generator_tokenizer):
     """Whether each of the host's tokens has the same id for the generator, which can then read the host's ids."""
     return host_tokenizer.get_vocab().items() <= generator_tokenizer.get_vocab().items()
@@ -91,6 +117,11 @@ def shares_tokenizer(host_tokenizer, generator_tokenizer):
 def encode_prompt(tokenizer, text):
     """Token ids of a rendered prompt; the template itself writes whatever special tokens belong there."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _suffix(answer_prompt):
+    """What a chat template ends on to put the answer prompt behind the generation prompt."""
+    return "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
 
 
 def _jinja_string(text):

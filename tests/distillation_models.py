@@ -42,22 +42,26 @@ def config(folder, **options):
     return SemCoTDistillationConfig(str(folder), **{**defaults, **options})
 
 
-def train(folder, output_dir, resume=None, kill_at=None, peft_config=None, fields=None, **options):
+def train(folder, output_dir, resume=None, kill_at=None, peft_config=None, fields=None, stream=False, **options):
     """Train the models of `folder` on CoinFlip by all objectives but those of a teacher, and return the trainer.
 
     Args:
         resume: `resume_from_checkpoint`.
+        stream: whether both data sets are streams, that for evaluation of two unequal shards.
         kill_at: step whose checkpoint is cut off by SIGKILL while it is written.
         fields: of the model; options: of the configuration.
     """
     objectives = {"alpha": 0.25, "alignment_view": "mean_pooled", "step_weight": 1.0, "curriculum": 0.25}
     options = {**objectives, "projection_warmup": 0.5, **options}
     rows = Dataset.from_list(coin_flip.generate(40, seed=0, min_people=1, max_people=3))
+    train_rows, eval_rows = rows.select(range(32)), rows.select(range(32, 37))
+    if stream:
+        train_rows, eval_rows = train_rows.to_iterable_dataset(), eval_rows.to_iterable_dataset(num_shards=2)
     trainer = SemCoTDistillationTrainer(
         model=make_model(Path(folder), **(fields or {})),
         args=config(output_dir, **options),
-        train_dataset=rows.select(range(32)),
-        eval_dataset=rows.select(range(32, 37)),
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
         processing_class=AutoTokenizer.from_pretrained(folder / "host"),
         peft_config=peft_config,
     )

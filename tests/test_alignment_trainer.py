@@ -276,6 +276,9 @@ def test_evaluate_on_other_pairs(run):
     assert other["eval_mrr"] != own["eval_mrr"]
     assert trainer.evaluate()["eval_mrr"] == own["eval_mrr"]
     assert trainer.evaluate(fresh.remove_columns(["query", "answer", "steps"]))["eval_loss"] == other["eval_loss"]
+    predicted = trainer.predict(fresh).metrics
+    assert all(predicted[f"test_{name}"] == pytest.approx(other[f"eval_{name}"]) for name in ("mrr", "loss"))
+    assert trainer.evaluate()["eval_mrr"] == own["eval_mrr"]
 
 
 def test_the_run_makes_no_noise(dataset, host, tokenizer, tmp_path, capfd, caplog):
@@ -423,6 +426,12 @@ def test_hosts_and_encoders_are_taken_by_path(dataset, host, tokenizer, tmp_path
     assert all(torch.equal(value, expected[name]) for name, value in by_path.model.state_dict().items())
     again = SemCoTAlignmentTrainer(str(tmp_path / "encoder"), args, train_dataset=dataset)
     assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())
+    shallow = SemCoTAlignmentTrainer(
+        str(tmp_path / "host"),
+        config(tmp_path, model_init_kwargs='{"num_hidden_layers": 2}', last_layer=1),
+        train_dataset=dataset,
+    )
+    assert alignment_layers(shallow.model) == (1, 1)
     with pytest.raises(ValueError, match="processing_class is None and the host has no id or path"):
         SemCoTAlignmentTrainer(host, args, train_dataset=dataset)
 

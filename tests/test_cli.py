@@ -148,6 +148,15 @@ def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
     assert model.projection.weight.equal(generator.lm_head.weight)
 
 
+def test_distill_loads_both_models_as_told(tmp_path):
+    from semcot_hf import SemCoTForCausalLM
+
+    flags = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "1", "--alpha", "0", "--use_cpu"]
+    flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(tmp_path), "--include_host", "true"]
+    assert main(["distill", *flags, "--model_init_kwargs", '{"dtype": "bfloat16"}']) == 0
+    assert str(SemCoTForCausalLM.from_pretrained(tmp_path).host.dtype) == "torch.bfloat16"
+
+
 def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path):
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer

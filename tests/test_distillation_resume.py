@@ -13,6 +13,7 @@ import torch
 from distillation_models import make_model, train
 from peft import LoraConfig
 
+from semcot_hf import SemCoTForCausalLM
 from semcot_hf.checkpoints import last_complete_checkpoint
 
 pytest_plugins = ["distillation_fixtures"]
@@ -88,14 +89,36 @@ def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):
     assert "keys" not in caplog.text
 
 
-def test_two_processes_are_one_with_twice_the_accumulation(tiny_folder, tmp_path):
+def test_a_step_decoder_that_is_not_kept_resumes_too(tiny_folder, tmp_path, caplog):
+    """Checkpoints are models without it; its weights, which go on being trained, lie beside them."""
+    options = {"max_steps": 4, "keep_step_decoder": False, "projection_warmup": 0.0}
+    whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
+    assert SemCoTForCausalLM.from_pretrained(tmp_path / "a" / "checkpoint-2").step_decoder is None
+    shutil.rmtree(tmp_path / "a" / "checkpoint-4")
+    resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)
+    assert any(name.startswith("step_decoder.") for name in whole.model.state_dict())
+    assert_same(resumed.model.state_dict(), whole.model.state_dict())
+    assert "keys" not in caplog.text
+
+
+@pytest.fixture
+def two_processes(tiny_folder, tmp_path):
+    """Function (**options) -> what `train` leaves on each of two processes."""
+
+    def run(**options):
+        output = tmp_path / "two"
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "unused" not in done.stderr
+        return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return run
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(two_processes, tiny_folder, tmp_path):
     options = {"max_steps": 8, "per_device_train_batch_size": 8, "eval_generations": 5, "learning_rate": 1e-3}
-    output = tmp_path / "two"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "unused" not in done.stderr
-    ranks = [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = two_processes(**options)
     assert_same(ranks[0]["weights"], ranks[1]["weights"])
     alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, **options)
     for name, value in alone.model.state_dict().items():
@@ -105,3 +128,14 @@ def test_two_processes_are_one_with_twice_the_accumulation(tiny_folder, tmp_path
             assert log[part] == pytest.approx(expected[part], rel=1e-4)
     evaluated = alone.evaluate()
     assert ranks[0]["evaluated"]["eval_accuracy"] == evaluated["eval_accuracy"]
+
+
+def test_two_processes_read_a_stream_as_one_does(two_processes, tiny_folder, tmp_path):
+    """Each of them has its own share of it; in evaluation they have equally many batches, whatever its shards."""
+    options = {"max_steps": 4, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1, "stream": True}
+    ranks = two_processes(learning_rate=1e-3, **options)
+    assert_same(ranks[0]["weights"], ranks[1]["weights"])
+    alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, learning_rate=1e-3, **options)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(ranks[0]["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert ranks[0]["evaluated"]["eval_loss"] == ranks[1]["evaluated"]["eval_loss"]

@@ -240,6 +240,47 @@ def test_predictions_take_the_rows_that_evaluation_takes(parts, tiny_tokenizer, 
     assert predicted == pytest.approx(trainer.evaluate(some)["eval_loss"], rel=1e-5)
 
 
+def test_metrics_of_the_users_own_get_logits_and_labels(parts, tiny_tokenizer, rows, tmp_path):
+    """The batches are of different widths; what the user computes of them is the answers' cross-entropy."""
+
+    def cross_entropy(prediction):
+        logits, labels = (torch.tensor(part) for part in (prediction.predictions, prediction.label_ids))
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100
+        )
+        wanted = (labels[:, 1:] != -100).float()
+        return {"own": (losses.view_as(wanted).sum(dim=1) / wanted.sum(dim=1)).mean().item()}
+
+    # Answers of equal lengths in each batch, whose mean over tokens is that over rows.
+    answers = ["yes", "yes", "a longer one", "a longer one", "no"]
+    data = Dataset.from_list([{"query": row["query"], "answer": a} for row, a in zip(rows, answers, strict=False)])
+    trainer = SemCoTDistillationTrainer(
+        model=parts(),
+        args=config(tmp_path, per_device_eval_batch_size=2),
+        train_dataset=rows,
+        eval_dataset=data,
+        processing_class=tiny_tokenizer,
+        compute_metrics=cross_entropy,
+    )
+    found = trainer.evaluate()
+    assert found["eval_own"] == pytest.approx(found["eval_loss"], rel=1e-4)
+    predicted = trainer.predict(data)
+    assert predicted.predictions.shape[:2] == predicted.label_ids.shape
+
+
+def test_parts_of_the_evaluation_loss_weigh_rows_as_it_does(parts, tiny_tokenizer, rows, tmp_path):
+    """Of five rows the last is a batch of its own."""
+    trainer = SemCoTDistillationTrainer(
+        model=parts(),
+        args=config(tmp_path, per_device_eval_batch_size=4),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(5)),
+        processing_class=tiny_tokenizer,
+    )
+    found = trainer.evaluate()
+    assert found["eval_answer_loss"] == pytest.approx(found["eval_loss"], abs=2e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -249,8 +290,29 @@ def test_predictions_take_the_rows_that_evaluation_takes(parts, tiny_tokenizer, 
         ({"curriculum": 1.0}, "curriculum=1.0: must be at least 0 and less than 1"),
         ({"steps_per_token": 0}, "steps_per_token=0"),
         ({"alignment_view": "both"}, "alignment_view='both'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: the losses of stage 2 are computed without it"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0: the losses of stage 2 are computed without it"),
     ],
 )
 def test_config_refuses_values_out_of_range(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **options)
+
+
+def test_config_survives_a_round_trip(tmp_path):
+    args = config(tmp_path, steps_per_token=3, model_init_kwargs='{"dtype": "float32"}')
+    assert args.model_init_kwargs == {"dtype": "float32"}
+    values = args.to_dict()
+    assert values["steps_per_token"] == 3
+    assert type(args)(**values).to_dict() == values
+
+
+def test_a_loss_function_of_the_users_own_is_refused(parts, tiny_tokenizer, rows, tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func: the losses of stage 2 are computed without it"):
+        SemCoTDistillationTrainer(
+            model=parts(),
+            args=config(tmp_path),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            compute_loss_func=lambda outputs, labels, **_: outputs.loss,
+        )

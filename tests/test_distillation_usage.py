@@ -1,5 +1,7 @@
 """Stage 2 as users of TRL expect it: adapters, streams, several evaluation sets, stored embeddings, early errors."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -11,6 +13,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
 from semcot_hf.data.tasks import coin_flip
+from semcot_hf.distillation_embeddings import EncoderEmbeddings, MeanStates
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -37,6 +40,25 @@ def test_adapters_train_alone_and_are_merged_into_what_is_saved(tiny_folder, tmp
     ids = torch.tensor([[5, 6, 7, 8]])
     trainer.model.eval()
     torch.testing.assert_close(saved.implicit_embeddings(ids), trainer.model.implicit_embeddings(ids))
+
+
+def test_adapters_of_a_16_bit_generator_train_in_float32(parts, tiny_tokenizer, rows, tmp_path):
+    model = parts()
+    model.generator.to(torch.bfloat16)
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        # Bfloat16 has no step of 1e-5 at weights of 0.1.
+        args=config(tmp_path, learning_rate=1e-5, weight_decay=0.0),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer,
+        peft_config=LoraConfig(**LORA),
+    )
+    before = {name: value for name, value in snapshot(model).items() if "lora_A" in name}
+    trainer.train()
+    assert {value.dtype for value in model.parameters() if value.requires_grad} == {torch.float32}
+    assert moved(model, before) == before.keys()
+    assert all((model.get_parameter(name) != value).float().mean() > 0.9 for name, value in before.items())
+    assert model.generator.dtype == torch.bfloat16
 
 
 def test_adapters_leave_other_modules_alone(parts, tiny_tokenizer, rows, tmp_path):
@@ -78,6 +100,25 @@ def test_embeddings_are_computed_once(parts, tiny_tokenizer, rows, tmp_path, mon
     prepare(rows)
     assert len(encoded) == 2 * len(rows)
     assert len(list(datasets_cache.glob("semcot_hf/reasoning-*.arrow"))) == 2
+    encoder.max_seq_length = 6
+    cut = torch.tensor(prepare(rows)["reasoning_embedding"])
+    torch.testing.assert_close(cut, torch.tensor(encode(encoder, rows["reasoning"])), atol=1e-5, rtol=1e-5)
+    assert len(encoded) == 3 * len(rows)
+
+
+@pytest.mark.parametrize("view", ["embedding", "mean_pooled"])
+def test_stored_embeddings_depend_on_the_configuration(parts, tiny_tokenizer, view):
+    """Of equal weights, one computes by another epsilon."""
+    host = parts().host
+    prints = set()
+    for epsilon in (1e-6, 1e-6, 1e-3):
+        host.config.rms_norm_eps = epsilon
+        encoder = build_alignment_encoder(host, tiny_tokenizer, embedding_dim=8)
+        torch.nn.init.ones_(encoder[2].linear.weight)
+        torch.nn.init.zeros_(encoder[2].linear.bias)
+        embedder = MeanStates(host, tiny_tokenizer) if view == "mean_pooled" else EncoderEmbeddings(encoder)
+        prints.add(embedder.fingerprint())
+    assert len(prints) == 2
 
 
 def test_streams_several_evaluation_sets_and_reports(parts, tiny_tokenizer, rows, tmp_path, caplog):
@@ -211,3 +252,32 @@ def test_too_long_for_the_teacher_is_an_error(parts, tiny_tokenizer, tmp_path):
             train_dataset=Dataset.from_list([row]),
             processing_class=tiny_tokenizer,
         )
+
+
+def test_training_on_keeps_the_models_own_answer_prompt(parts, tiny_tokenizer, rows, tmp_path):
+    def trainer(model, processing_class=None, **options):
+        return SemCoTDistillationTrainer(
+            model=model, args=config(tmp_path, **options), train_dataset=rows, processing_class=processing_class
+        )
+
+    first = trainer(parts(), tiny_tokenizer, answer_prompt="\nA:")
+    saved = str(tmp_path / "saved")
+    first.save_model(saved)
+    ids, prompts = first.model.config.answer_prompt_ids, first.train_dataset["prompt_ids"]
+    assert tiny_tokenizer.decode(prompts[0]).endswith("<assistant>\nA:")
+    # With the checkpoint's tokenizer and with the host's, by default and by name.
+    for processing_class, options in ((None, {}), (tiny_tokenizer, {}), (None, {"answer_prompt": "\nA:"})):
+        again = trainer(saved, processing_class, **options)
+        assert again.model.config.answer_prompt_ids == ids and again.train_dataset["prompt_ids"] == prompts
+    other = trainer(saved, tiny_tokenizer, answer_prompt="\nSo:")
+    assert tiny_tokenizer.decode(other.train_dataset["prompt_ids"][0]).endswith("<assistant>\nSo:")
+    with pytest.raises(ValueError, match=r"answer_prompt='\\nSo:': processing_class ends prompts on the model's own"):
+        trainer(saved, answer_prompt="\nSo:")
+
+
+def test_an_answer_prompt_that_the_tokenizer_lacks_is_refused(parts, char_tokenizer, tiny_tokenizer, rows, tmp_path):
+    model = parts(answer_prompt_ids=tiny_tokenizer("\nA:")["input_ids"])
+    other = copy.deepcopy(char_tokenizer)
+    other.eos_token = "[bos]"
+    with pytest.raises(ValueError, match="answer_prompt=None keeps the model's own, .* does not give it: pass"):
+        SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows, processing_class=other)

@@ -10,7 +10,8 @@ from hub_stand_in import hub_stand_in, run
 
 pytest_plugins = ["distillation_fixtures"]
 
-# By `push_to_hub()` under the output folder's name, and by `save_model()` with `hub_strategy="end"`.
+# By `push_to_hub()` under the output folder's name, by `save_model()` with `hub_strategy="end"`, and, of the last
+# step's checkpoint alone, by the default `hub_strategy="every_save"`.
 PUSH = """
 import json, sys
 from pathlib import Path
@@ -33,24 +34,35 @@ for name in ("host", "generator"):
 rows = Dataset.from_list(coin_flip.generate(16, seed=0, min_people=1, max_people=3))
 common = dict(max_steps=2, per_device_train_batch_size=4, use_cpu=True, save_strategy="no", disable_tqdm=True)
 BY_END = dict(push_to_hub=True, hub_strategy="end")
+BY_SAVE = dict(push_to_hub=True, save_strategy="steps", save_steps=2)
 found = {}
 
 
 def pushed(trainer):
     trainer.train()
-    if trainer.args.push_to_hub:
+    if trainer.args.hub_strategy == "every_save" and trainer.args.push_to_hub:
+        trainer._finish_current_push()
+    elif trainer.args.push_to_hub:
         trainer.save_model()
     else:
         trainer.push_to_hub()
     return trainer.model
 
 
-for repo, options in (("semcot-pushed", {}), ("semcot-end", BY_END | {"hub_model_id": "lab/semcot-end"})):
+for repo, options in (
+    ("semcot-pushed", {}),
+    ("semcot-end", BY_END | {"hub_model_id": "lab/semcot-end"}),
+    ("semcot-saves", BY_SAVE | {"hub_model_id": "lab/semcot-saves", "keep_step_decoder": False}),
+):
     torch.manual_seed(0)
-    model = SemCoTForCausalLM.from_host_generator_pretrained("lab/host", "lab/generator", num_implicit_tokens=2)
+    tokenizers = dict.fromkeys(("host_tokenizer", "generator_tokenizer"), "lab/host") if "saves" in repo else {}
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        "lab/host", "lab/generator", num_implicit_tokens=2, **tokenizers
+    )
     options["include_host"] = repo == "semcot-end"
+    options["step_decoder"] = "lab/generator"
     args = SemCoTDistillationConfig(
-        str(root / repo), alpha=0.0, learning_rate=1e-1, step_weight=1.0, **common, **options
+        str(root / repo), alpha=0.0, learning_rate=1e-1, step_weight=1.0, **{**common, **options}
     )
     trainer = SemCoTDistillationTrainer(
         model=model, args=args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained("lab/host")
@@ -94,7 +106,8 @@ for repo, given in pushed.items():
 Path(sys.argv[1]).write_text(json.dumps(found))
 """
 PROMPT = [10, 11, 12, 13]
-MODELS, ENCODERS = ["lab/semcot-pushed", "lab/semcot-end"], ["lab/encoder-pushed", "lab/encoder-end"]
+MODELS = ["lab/semcot-pushed", "lab/semcot-end", "lab/semcot-saves"]
+ENCODERS = ["lab/encoder-pushed", "lab/encoder-end"]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +154,14 @@ def test_files_and_card(shared, repo):
         "chat_template.jinja",
         "modeling_semcot.py",
     } < files.keys()
+    assert not files.keys() & {
+        "optimizer.pt",
+        "trainer_state.json",
+        "adapters.safetensors",
+        "step_decoder.safetensors",
+    }
+    tells_steps = json.loads(files["config.json"]).get("step_decoder_config") is not None
+    assert tells_steps == (b"step_decoder." in files["model.safetensors"]) == (repo != "lab/semcot-saves")
     assert head["base_model"] == ["lab/host", "lab/generator"] and "semcot" in head["tags"]
     assert head["base_model_relation"] == ("finetune" if repo.endswith("end") else "adapter")
     assert f'"{repo}"' in card

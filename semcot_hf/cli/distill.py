@@ -81,6 +81,8 @@ def run(argv):
         num_implicit_tokens=generator.num_implicit_tokens,
         generator_mode=generator.generator_mode,
         projection=generator.projection,
+        host_kwargs=args.model_init_kwargs,
+        generator_kwargs=args.model_init_kwargs,
         thought_token_id=thought_token_id(generator.thought, models.generator),
         **own_tokenizers(models.host, models.generator),
     )
