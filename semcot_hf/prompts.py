@@ -1,6 +1,9 @@
 """How questions become prompts, and prompts with answers become token ids: the same for training and evaluation."""
 
 import copy
+from collections.abc import Sequence
+
+import torch
 
 ANSWER_PROMPT = "\nAnswer:"
 
@@ -122,6 +125,19 @@ def encode_prompt(tokenizer, text):
 def _suffix(answer_prompt):
     """What a chat template ends on to put the answer prompt behind the generation prompt."""
     return "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (batch, longest).
+
+    >>> ids, mask = pad_left([[5, 6, 7], [8]])
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
 
 
 def _jinja_string(text):

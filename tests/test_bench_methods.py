@@ -18,8 +18,7 @@ from semcot_hf.bench.methods.training import Setting, fit
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
-from semcot_hf.evaluation.batches import pad_left
-from semcot_hf.prompts import ANSWER_PROMPT, answer_prompt_ids, prompt_text
+from semcot_hf.prompts import ANSWER_PROMPT, answer_prompt_ids, pad_left, prompt_text
 
 WORDS = {"Ann": "heads", "Bob": "tails", "Cal": "keeps", "Dan": "flips"}
 
@@ -261,7 +260,6 @@ def toy_host(tokenizer, tmp_path_factory):
     host = fresh_model(tokenizer, 2, 48)
     setting = toy_setting(tokenizer, host, folder, folder.parent / "work", 120, 5e-3)
     fit(TextModel(host, lambda row, _: row.reasoning + row.answer), tokenize_rows(tokenizer, toy_rows()), setting)
-    host.config.use_cache = True
     host.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -19,13 +19,12 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.evaluation.answerer import Answerer
-from semcot_hf.evaluation.batches import pad_left
 from semcot_hf.evaluation.generate_answers import encode_prompts
 from semcot_hf.evaluation.shared_prefix import SHORTEST_PREFIX, SharedPrefix, find_shared_prefix
 from semcot_hf.generate_file import generate_file
 from semcot_hf.generate_questions import read_questions
 from semcot_hf.generate_work_file import WorkFile
-from semcot_hf.prompts import answer_prompt_ids, with_answer_prompt
+from semcot_hf.prompts import answer_prompt_ids, pad_left, with_answer_prompt
 
 WORDS = "apples pears plums figs kiwis limes".split()
 QUERIES = [f"How many {' and '.join(WORDS[i % 5 : i % 5 + 1 + i % 4])} are {i} + {i * i}?" for i in range(13)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig
 
-from ..prompts import encode_prompt, prompt_text
+from ..prompts import encode_prompt, pad_left, prompt_text
 from .condense_journal import Reply
 from .condense_requests import Request, messages
 
@@ -104,16 +104,3 @@ class LocalSource:
             cut_off = end is None and len(tokens) == self.max_new_tokens
             replies.append(Reply(text, cut_off, len(prompts[request.key]), len(made)))
         return replies
-
-
-def pad_left(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both LongTensor (batch, longest).
-
-    >>> ids, mask = pad_left([[5, 6, 7], [8]], 0)
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-    """
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..prompts import ANSWER_PROMPT, encode_prompt, prompt_text
+from ..prompts import ANSWER_PROMPT, encode_prompt, pad_left, prompt_text
 from .condense_journal import Reply
-from .condense_local import pad_left
 from .condense_requests import Request
 from .schema import split_steps
 
@@ -132,7 +131,7 @@ class SurprisalSource:
         scores = [0.0] * len(encoded)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            ids, mask = pad_left([encoded[i][0] + encoded[i][1] for i in batch], 0)
+            ids, mask = pad_left([encoded[i][0] + encoded[i][1] for i in batch])
             longest = max(len(encoded[i][1]) for i in batch)
             logits = self.model(
                 input_ids=ids.to(device),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig
 
-from .batches import batch_within, pad_left
+from ..prompts import pad_left
+from .batches import batch_within
 from .shared_prefix import find_shared_prefix
 
 SAMPLING_SETTINGS = (

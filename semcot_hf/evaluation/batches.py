@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
     """Indices by falling length, so that memory runs out early or not at all; equal ones keep their order.
@@ -47,16 +45,3 @@ def batch_within(lengths: Sequence[int], extra: int, tokens: int | None, start: 
         if (end - start + 1) * (longest + extra) > tokens:
             return max(1, end - start)
     return len(lengths) - start
-
-
-def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (batch, longest).
-
-    >>> ids, mask = pad_left([[5, 6, 7], [8]])
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-    """
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask

@@ -6,7 +6,8 @@ from functools import cached_property
 
 import torch
 
-from .generate_answers import pad_left, plan_batches
+from ..prompts import pad_left
+from .batches import plan_batches
 from .statistics import mcnemar
 
 CONTROL_NAMES = {

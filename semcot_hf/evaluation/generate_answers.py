@@ -9,7 +9,6 @@ import torch
 from ..prompts import ANSWER_PROMPT, encode_prompt, prompt_text
 from .answerer import Answer, Answerer, is_semcot
 from .answerer import synchronized_time as synchronized_time
-from .batches import pad_left as pad_left
 from .batches import plan_batches
 
 METHODS = ("no_cot", "cot", "semcot")

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from ...evaluation.batches import pad_left
 from ...modeling.splicing_semcot import positions_from_mask
+from ...prompts import pad_left
 from .rows import pad_right
 
 

@@ -104,8 +104,6 @@ def _teach_words(setting):
         lambda row, _: row.reasoning + row.answer,
         "cot",
     )
-    # Training switched the cache off.
-    taught.model.config.use_cache = True
     return replace(taught, seen_questions=steps * setting.batch_size)
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ...evaluation.batches import pad_left
 from ...modeling import SemCoTForCausalLM
+from ...prompts import pad_left
 from .rows import pad_right, tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
