@@ -94,18 +94,3 @@ def _warn_of_overlap(train, validation):
         logger.warning(
             f"eval_dataset: {shared} of {len(validation)} pairs stand in train_dataset too: its metrics are too high."
         )
-
-
-def warn_of_truncation(pairs, encoder, name):
-    """Count the pairs with a text longer than the encoder reads."""
-    limit = encoder.max_seq_length
-    too_long = 0
-    for start in range(0, len(pairs), 1_000):
-        texts = pairs[start : start + 1_000]
-        lengths = [
-            [len(ids) for ids in encoder.tokenizer(texts[column], verbose=False)["input_ids"]]
-            for column in PAIR_COLUMNS
-        ]
-        too_long += sum(max(pair) > limit for pair in zip(*lengths, strict=True))
-    if too_long:
-        logger.warning(f"{name}: {too_long} of {len(pairs)} pairs are longer than {limit} tokens and are cut there.")

@@ -491,7 +491,8 @@ def warnings_of(caplog):
 @pytest.fixture
 def heard(caplog, monkeypatch):
     """The package's warnings; transformers' loggers do not propagate on their own."""
-    monkeypatch.setattr(logging.getLogger("semcot_hf.alignment_data"), "propagate", True)
+    for name in ("alignment_data", "encoder"):
+        monkeypatch.setattr(logging.getLogger(f"semcot_hf.{name}"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("semcot_hf"), "propagate", True)
     return caplog
 
