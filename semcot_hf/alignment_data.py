@@ -52,8 +52,8 @@ def training_and_validation(train_dataset, eval_dataset, args):
     """Return (training pairs, validation pairs), the latter cut from the former where none are given; each or `None`.
 
     Raises:
-        ValueError: for what `reasoning_pairs` refuses, an `eval_dataset` that is no other than `train_dataset`, and a
-            cut that leaves too few pairs.
+        ValueError: for what `reasoning_pairs` refuses, an `eval_dataset` that is no other than `train_dataset`, a cut
+            that leaves too few pairs, and training pairs of which none is another's negative.
     """
     train = None if train_dataset is None else reasoning_pairs(train_dataset)
     if eval_dataset is not None:
@@ -64,7 +64,19 @@ def training_and_validation(train_dataset, eval_dataset, args):
         train, validation = _cut_validation(train, args.validation_fraction)
     else:
         validation = None
+    if train is not None:
+        _check_negatives(train)
     return tuple(pairs and pairs.select_columns(list(PAIR_COLUMNS)) for pairs in (train, validation))
+
+
+def _check_negatives(train):
+    """Raise ValueError where no pair is another's negative, so that nothing would be learned."""
+    for column in PAIR_COLUMNS:
+        if len(set(train[column])) < 2:
+            raise ValueError(
+                f"train_dataset: all of its {len(train)} pairs to train on have the same {column}, so none is "
+                "another's negative, by which InfoNCE learns. Pass pairs that differ in it."
+            )
 
 
 def _cut_validation(pairs, fraction):

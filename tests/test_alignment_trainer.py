@@ -534,6 +534,20 @@ def test_unusable_data_is_refused(host, dataset, tokenizer, tmp_path, train, mes
         SemCoTAlignmentTrainer(host, config(tmp_path), train_dataset=train(dataset), processing_class=tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "column"),
+    [
+        (pairs_of(["a"], ["x"]), "reasoning"),
+        (pairs_of(["a", "a"], ["x", "y"]), "reasoning"),
+        (pairs_of(["a", "b", "c"], ["x", "x", "x"]), "condensed_reasoning"),
+    ],
+)
+def test_pairs_without_negatives_are_refused(host, tokenizer, tmp_path, pairs, column):
+    args = config(tmp_path, eval_strategy="no", save_strategy="no")
+    with pytest.raises(ValueError, match=f"all of its {len(pairs)} pairs to train on have the same {column}, so none"):
+        SemCoTAlignmentTrainer(host, args, train_dataset=pairs, processing_class=tokenizer)
+
+
 def test_validating_on_the_training_pairs_is_refused(host, dataset, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="eval_dataset: all of its 300 pairs stand in train_dataset too"):
         SemCoTAlignmentTrainer(
