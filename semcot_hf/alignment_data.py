@@ -52,8 +52,8 @@ def training_and_validation(train_dataset, eval_dataset, args):
     """Return (training pairs, validation pairs), the latter cut from the former where none are given; each or `None`.
 
     Raises:
-        ValueError: for what `reasoning_pairs` refuses, an `eval_dataset` that is no other than `train_dataset`, and a
-            cut that leaves too few pairs.
+        ValueError: for what `reasoning_pairs` refuses, an `eval_dataset` that is no other than `train_dataset`, a cut
+            that leaves too few pairs, and training pairs of which none is another's negative.
     """
     train = None if train_dataset is None else reasoning_pairs(train_dataset)
     if eval_dataset is not None:
@@ -64,7 +64,19 @@ def training_and_validation(train_dataset, eval_dataset, args):
         train, validation = _cut_validation(train, args.validation_fraction)
     else:
         validation = None
+    if train is not None:
+        _check_negatives(train)
     return tuple(pairs and pairs.select_columns(list(PAIR_COLUMNS)) for pairs in (train, validation))
+
+
+def _check_negatives(train):
+    """Raise ValueError where no pair is another's negative, so that nothing would be learned."""
+    for column in PAIR_COLUMNS:
+        if len(set(train[column])) < 2:
+            raise ValueError(
+                f"train_dataset: all of its {len(train)} pairs to train on have the same {column}, so none is "
+                "another's negative, by which InfoNCE learns. Pass pairs that differ in it."
+            )
 
 
 def _cut_validation(pairs, fraction):
@@ -94,18 +106,3 @@ def _warn_of_overlap(train, validation):
         logger.warning(
             f"eval_dataset: {shared} of {len(validation)} pairs stand in train_dataset too: its metrics are too high."
         )
-
-
-def warn_of_truncation(pairs, encoder, name):
-    """Count the pairs with a text longer than the encoder reads."""
-    limit = encoder.max_seq_length
-    too_long = 0
-    for start in range(0, len(pairs), 1_000):
-        texts = pairs[start : start + 1_000]
-        lengths = [
-            [len(ids) for ids in encoder.tokenizer(texts[column], verbose=False)["input_ids"]]
-            for column in PAIR_COLUMNS
-        ]
-        too_long += sum(max(pair) > limit for pair in zip(*lengths, strict=True))
-    if too_long:
-        logger.warning(f"{name}: {too_long} of {len(pairs)} pairs are longer than {limit} tokens and are cut there.")

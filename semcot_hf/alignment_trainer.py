@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 
 from .adapters import ADAPTERS_NAME, add_adapters, load_adapters, merged_adapters, save_adapters
 from .alignment_config import SemCoTAlignmentConfig
-from .alignment_data import PAIR_COLUMNS, reasoning_pairs, training_and_validation, warn_of_truncation
+from .alignment_data import PAIR_COLUMNS, reasoning_pairs, training_and_validation
 from .alignment_states import FromStates, HeadFeatures, LayerStates, TrainingTexts
 from .checkpoints import last_complete_checkpoint
 from .encoder import (
@@ -25,6 +25,7 @@ from .encoder import (
     no_loading_bars,
     takes_hidden_states,
     trained_part,
+    warn_of_truncation,
 )
 
 
@@ -71,7 +72,7 @@ class SemCoTAlignmentTrainer(SentenceTransformerTrainer):
         train_pairs, eval_pairs = training_and_validation(train_dataset, eval_dataset, args)
         for name, pairs in (("train_dataset", train_pairs), ("eval_dataset", eval_pairs)):
             if pairs is not None:
-                warn_of_truncation(pairs, encoder, name)
+                warn_of_truncation(encoder, [list(pairs[column]) for column in PAIR_COLUMNS], name, "pairs")
         _show_example(encoder.model_card_data, eval_pairs or train_pairs)
         self._in_checkpoint = False
         self._phase = _LayerPhase(encoder)

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from .data.schema import to_row
 from .data.splits import normalise_question
+from .distillation_limits import check_lengths, context_of
 from .prompts import encode_prompt, prompt_text
 
 logger = logging.get_logger(__name__)
@@ -18,7 +19,7 @@ COLUMNS = ("query", "reasoning", "answer", "steps", "prompt", "completion")
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What decides a row's token ids.
+    """What decides a row's token ids, and which rows are too long.
 
     Args:
         answer_prompt_size: tokens of the answer prompt.
@@ -27,6 +28,9 @@ class RowSettings:
         needs_reasoning: the objectives (names of config fields) that need a row's reasoning.
         teacher: whether the explicit chain of thought must fit too.
         words: whether rows carry the reasoning's words for each stage of the curriculum.
+        generator_context: most tokens of query and implicit tokens in the generator; `None` for no limit.
+        tokenizers: of host and generator, where the generator reads queries in its own ids.
+        step_context: most tokens of an implicit token and its steps in the step decoder; `None` for no limit.
     """
 
     answer_prompt_size: int
@@ -36,6 +40,33 @@ class RowSettings:
     needs_reasoning: tuple[str, ...] = ()
     teacher: bool = False
     words: bool = False
+    generator_context: int | None = None
+    tokenizers: tuple | None = None
+    step_context: int | None = None
+
+
+def row_settings(model, args):
+    """The `RowSettings` of a SemCoT model, prepared for training, and its `SemCoTDistillationConfig`."""
+    config = model.config
+    limits = (args.max_length, context_of(config))
+    objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight", "curriculum")
+    if args.curriculum > 0 and config.num_implicit_tokens < 2:
+        raise ValueError(
+            f"curriculum={args.curriculum} needs 2 implicit tokens or more (the words of the first are never shown): "
+            f"num_implicit_tokens is {config.num_implicit_tokens}. Set curriculum=0."
+        )
+    return RowSettings(
+        answer_prompt_size=len(config.answer_prompt_ids),
+        num_implicit_tokens=config.num_implicit_tokens,
+        steps_per_token=args.steps_per_token,
+        max_length=min((limit for limit in limits if limit is not None), default=None),
+        needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
+        teacher=args.kl_weight > 0 or args.hidden_weight > 0,
+        words=args.curriculum > 0,
+        generator_context=context_of(config.generator_config),
+        tokenizers=(model.host_tokenizer, model.generator_tokenizer) if config.separate_generator_tokenizer else None,
+        step_context=context_of(config.step_decoder_config) if args.step_weight > 0 else None,
+    )
 
 
 def schema_row(example, name):
@@ -105,26 +136,9 @@ def _checked_row(example, name, tokenizer, settings):
             f"{str(example)[:120]}. Drop or complete it, or set them to 0."
         )
     ids = tokenize_row(row, tokenizer, settings)
-    answer = len(ids["completion_ids"])
-    lengths = {
-        f"prompt, {settings.num_implicit_tokens} implicit tokens and answer": len(ids["prompt_ids"])
-        + settings.num_implicit_tokens
-        + answer,
-        "prompt, reasoning and answer": len(ids["teacher_ids"]) + answer if settings.teacher else 0,
-        f"prompt, {settings.num_implicit_tokens} implicit tokens, words of the curriculum and answer": len(
-            ids["prompt_ids"]
-        )
-        + settings.num_implicit_tokens
-        + max(map(len, ids["word_ids"]), default=0)
-        + answer,
-    }
-    for parts, length in lengths.items():
-        if settings.max_length is not None and length > settings.max_length:
-            raise ValueError(
-                f"{name} has a row of {length} tokens ({parts}), beyond max_length={settings.max_length}, where it "
-                f"would be cut: drop long rows or raise max_length. Its query starts {row['query'][:80]!r}."
-            )
-    return {**ids, "length": len(ids["prompt_ids"]) + answer, "reasoning": row["reasoning"]}
+    check_lengths(ids, settings, name, row["query"])
+    length = len(ids["prompt_ids"]) + len(ids["completion_ids"])
+    return {**ids, "length": length, "reasoning": row["reasoning"]}
 
 
 def warn_of_overlap(train_dataset, eval_dataset, name):

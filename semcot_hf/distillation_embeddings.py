@@ -6,7 +6,8 @@ import torch
 from datasets import IterableDataset, concatenate_datasets
 
 from .decoder_layers import backbone_of
-from .encoder import default_layers
+from .distillation_limits import context_of
+from .encoder import default_layers, warn_of_truncation
 from .store import fingerprint, store_folder
 
 COLUMN = "reasoning_embedding"
@@ -29,11 +30,21 @@ class MeanStates:
 
     @torch.no_grad()
     def encode(self, texts, batch_size=64):
-        """Float32 array (texts, host hidden size)."""
+        """Float32 array (texts, host hidden size).
+
+        Raises:
+            ValueError: for a text longer than the host reads.
+        """
+        context = context_of(self.backbone.config)
         vectors = []
         for start in range(0, len(texts), batch_size):
             ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[start:][:batch_size]]
-            width = max(map(len, ids))
+            width, longest = max((len(row), text) for row, text in zip(ids, texts[start:], strict=False))
+            if context is not None and width > context:
+                raise ValueError(
+                    f"alignment_view='mean_pooled' reads a reasoning of {width} tokens, beyond the host's context of "
+                    f"{context}: drop long rows, or choose another alignment_view. It starts {longest[:80]!r}."
+                )
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
             padded = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in ids])
             states = self.backbone(
@@ -85,6 +96,8 @@ def add_reasoning_embeddings(dataset, name, embedder):
     """
     if isinstance(dataset, IterableDataset):
         return dataset.map(_embed, batched=True, batch_size=64, fn_kwargs={"embedder": embedder})
+    if isinstance(embedder, EncoderEmbeddings):
+        warn_of_truncation(embedder.encoder, [list(dataset["reasoning"])], name, "reasonings")
     digest = hashlib.blake2b(embedder.fingerprint().encode(), digest_size=16)
     for text in dataset["reasoning"]:
         digest.update(f"{len(text)}:{text}".encode())

@@ -18,8 +18,8 @@ from .distillation_config import SemCoTDistillationConfig
 from .distillation_curriculum import curriculum_stage, with_words
 from .distillation_data import (
     DistillationCollator,
-    RowSettings,
     in_one_shard,
+    row_settings,
     schema_row,
     tokenize_dataset,
     warn_of_overlap,
@@ -114,7 +114,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if args.include_host is not None:
             model.config.includes_host = args.include_host
         prepare_model(model, args, peft_config)
-        self._settings = _row_settings(model, args)
+        self._settings = row_settings(model, args)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args)
         self._embedder = None
         if args.alpha > 0:
@@ -457,22 +457,3 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
 def _columns(dataset):
     return dataset.column_names or ()
-
-
-def _row_settings(model, args):
-    limits = (args.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None))
-    objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight", "curriculum")
-    if args.curriculum > 0 and model.config.num_implicit_tokens < 2:
-        raise ValueError(
-            f"curriculum={args.curriculum} needs 2 implicit tokens or more (the words of the first are never shown): "
-            f"num_implicit_tokens is {model.config.num_implicit_tokens}. Set curriculum=0."
-        )
-    return RowSettings(
-        answer_prompt_size=len(model.config.answer_prompt_ids),
-        num_implicit_tokens=model.config.num_implicit_tokens,
-        steps_per_token=args.steps_per_token,
-        max_length=min((limit for limit in limits if limit is not None), default=None),
-        needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
-        teacher=args.kl_weight > 0 or args.hidden_weight > 0,
-        words=args.curriculum > 0,
-    )

@@ -15,6 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 from .decoder_layers import backbone_of, layer_list, layers_view, only_layers, run_from, states_before
 from .modeling.modeling_semcot import check_word_size
 
+logger = logging.get_logger(__name__)
+
 POOLINGS = ("mean", "max", "lasttoken", "weightedmean")
 
 # Field of the backbone's config that keeps what the encoder's folder must tell: it travels in config.json.
@@ -113,6 +115,25 @@ def load_alignment_encoder(encoder) -> SentenceTransformer:
     alignment_layers(encoder)
     _set_trainable(encoder)
     return encoder.eval()
+
+
+def warn_of_truncation(encoder, columns, name, rows):
+    """Warn of rows with a text longer than the encoder reads, with their number.
+
+    Args:
+        columns: lists of texts, one of each for a row.
+        name, rows: what the warning calls the data set and its rows.
+    """
+    limit, count = encoder.max_seq_length, len(columns[0])
+    too_long = 0
+    for start in range(0, count, 1_000):
+        lengths = [
+            [len(ids) for ids in encoder.tokenizer(texts[start : start + 1_000], verbose=False)["input_ids"]]
+            for texts in columns
+        ]
+        too_long += sum(max(row) > limit for row in zip(*lengths, strict=True))
+    if too_long:
+        logger.warning(f"{name}: {too_long} of {count} {rows} are longer than {limit} tokens and are cut there.")
 
 
 def alignment_layers(encoder: SentenceTransformer) -> tuple[int, int]:

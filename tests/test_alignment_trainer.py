@@ -491,7 +491,8 @@ def warnings_of(caplog):
 @pytest.fixture
 def heard(caplog, monkeypatch):
     """The package's warnings; transformers' loggers do not propagate on their own."""
-    monkeypatch.setattr(logging.getLogger("semcot_hf.alignment_data"), "propagate", True)
+    for name in ("alignment_data", "encoder"):
+        monkeypatch.setattr(logging.getLogger(f"semcot_hf.{name}"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("semcot_hf"), "propagate", True)
     return caplog
 
@@ -531,6 +532,20 @@ def test_overlap_and_truncation_are_counted(host, dataset, tokenizer, tmp_path, 
 def test_unusable_data_is_refused(host, dataset, tokenizer, tmp_path, train, message):
     with pytest.raises(ValueError, match=message):
         SemCoTAlignmentTrainer(host, config(tmp_path), train_dataset=train(dataset), processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "column"),
+    [
+        (pairs_of(["a"], ["x"]), "reasoning"),
+        (pairs_of(["a", "a"], ["x", "y"]), "reasoning"),
+        (pairs_of(["a", "b", "c"], ["x", "x", "x"]), "condensed_reasoning"),
+    ],
+)
+def test_pairs_without_negatives_are_refused(host, tokenizer, tmp_path, pairs, column):
+    args = config(tmp_path, eval_strategy="no", save_strategy="no")
+    with pytest.raises(ValueError, match=f"all of its {len(pairs)} pairs to train on have the same {column}, so none"):
+        SemCoTAlignmentTrainer(host, args, train_dataset=pairs, processing_class=tokenizer)
 
 
 def test_validating_on_the_training_pairs_is_refused(host, dataset, tokenizer, tmp_path):
