@@ -122,11 +122,6 @@ def encode_prompt(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _suffix(answer_prompt):
-    """What a chat template ends on to put the answer prompt behind the generation prompt."""
-    return "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
-
-
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both (batch, longest).
 
@@ -138,6 +133,11 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[t
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return ids, mask
+
+
+def _suffix(answer_prompt):
+    """What a chat template ends on to put the answer prompt behind the generation prompt."""
+    return "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
 
 
 def _jinja_string(text):
