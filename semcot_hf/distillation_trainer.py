@@ -41,6 +41,7 @@ from .encoder import no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
+from .modeling.adapters_semcot import adapted_layers
 from .modeling.modeling_semcot import SemCoTCausalLMOutput
 from .modeling.prefix_semcot import known_questions
 from .prompts import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
@@ -420,6 +421,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             model_id=self.hub_model_id or model_name or self.args.output_dir,
             datasets=[dataset_name] if isinstance(dataset_name, str) else dataset_name or (),
             training={"steps": self.state.global_step, **{name: getattr(self.args, name) for name in names}},
+            adapters=bool(adapted_layers(self.model.generator)),
         )
         card.data.tags = list(dict.fromkeys([*card.data.tags, *([tags] if isinstance(tags, str) else tags or ())]))
         card.save(os.path.join(self.args.output_dir, "README.md"))
