@@ -79,7 +79,10 @@ class SemCoTDistillationConfig(_BaseConfig):
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Longest prompt plus answer in tokens; longer rows are an error. None: the host's context."},
+        metadata={
+            "help": "Most tokens of prompt, implicit tokens and answer together; longer rows are an error. None: the "
+            "host's context."
+        },
     )
     cached_question: bool = field(
         default=True,

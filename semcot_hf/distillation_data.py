@@ -81,6 +81,12 @@ def schema_row(example, name):
             f"{name} has the columns {sorted(example)}: needs query and answer (with reasoning and steps), or TRL's "
             "prompt and completion. Rename them, or load the dataset with load_reasoning_dataset(columns=...)."
         )
+    prompt = example.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > 1:
+        logger.warning_once(
+            f"{name}: of a conversation the last user's message is the query; system messages and earlier turns are "
+            "left out."
+        )
     return to_row(example, columns)
 
 
@@ -98,10 +104,12 @@ def tokenize_dataset(dataset, name, tokenizer, settings, num_proc=None):
     """
     if dataset is None:
         raise ValueError(f"{name} is required: pass a Dataset of query, reasoning and answer.")
+    if isinstance(dataset, dict):
+        raise ValueError(f"{name} holds the splits {', '.join(dataset)}: pass one of them, such as dataset['train'].")
     streaming = isinstance(dataset, IterableDataset)
-    if not streaming and len(dataset) == 0:
+    columns = column_names(dataset)
+    if not columns or not streaming and len(dataset) == 0:
         raise ValueError(f"{name} is empty: pass at least one row.")
-    columns = dataset.column_names or list(next(iter(dataset)))
     options = {} if streaming else {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
     return dataset.map(
         _checked_row,
@@ -109,6 +117,11 @@ def tokenize_dataset(dataset, name, tokenizer, settings, num_proc=None):
         remove_columns=columns,
         **options,
     )
+
+
+def column_names(dataset):
+    """The columns of a dataset; where a stream does not tell them, those of its first row, if it has one."""
+    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def in_one_shard(dataset):

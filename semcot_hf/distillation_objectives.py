@@ -5,11 +5,14 @@ import torch
 from .encoder import alignment_layers, encode_hidden_states, load_alignment_encoder
 
 
-def frozen_encoder(encoder, args):
+def frozen_encoder(encoder, args, hidden_size):
     """The alignment encoder (SentenceTransformer, id or path) that `args` ask for, frozen; `None` where they do not.
 
+    Args:
+        hidden_size: the host's, of which the encoder was cut out.
+
     Raises:
-        ValueError: where one is needed and not given, or given and not needed.
+        ValueError: where one is needed and not given, given and not needed, or of another host's width.
     """
     if args.alpha == 0:
         return None
@@ -25,7 +28,14 @@ def frozen_encoder(encoder, args):
             f"alpha={args.alpha} needs alignment_encoder, which stage 1 makes: pass it, set alpha=0 for no alignment, "
             "or alignment_view='mean_pooled' for one without an encoder."
         )
-    return load_alignment_encoder(encoder).requires_grad_(False).eval()
+    encoder = load_alignment_encoder(encoder)
+    width = encoder[0].model.config.get_text_config().hidden_size
+    if width != hidden_size:
+        raise ValueError(
+            f"alignment_encoder reads states of size {width}, and the host has hidden_size={hidden_size}: pass the "
+            "encoder that stage 1 has cut out of this host."
+        )
+    return encoder.requires_grad_(False).eval()
 
 
 def embed_tokens(outputs, encoder, view):

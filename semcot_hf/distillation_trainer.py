@@ -18,6 +18,7 @@ from .distillation_config import SemCoTDistillationConfig
 from .distillation_curriculum import curriculum_stage, with_words
 from .distillation_data import (
     DistillationCollator,
+    column_names,
     in_one_shard,
     row_settings,
     schema_row,
@@ -40,6 +41,7 @@ from .encoder import no_loading_bars
 from .losses import distribution_loss, hidden_state_loss, semantic_alignment_loss
 from .model_card import model_card
 from .modeling import SemCoTForCausalLM
+from .modeling.adapters_semcot import adapted_layers
 from .modeling.modeling_semcot import SemCoTCausalLMOutput
 from .modeling.prefix_semcot import known_questions
 from .prompts import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
@@ -56,7 +58,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         model: `SemCoTForCausalLM`, id or path.
         args: `SemCoTDistillationConfig`.
         train_dataset, eval_dataset: rows in the paper's schema (query, reasoning, answer, optionally steps) or TRL's
-            prompt/completion, conversational too; streams too. `eval_dataset` may be a dict of several.
+            prompt/completion, conversational too, of which the last user's message is the query; streams too.
+            `eval_dataset` may be a dict of several.
         processing_class: the host's tokenizer.
         alignment_encoder: what stage 1 saved, as a SentenceTransformer or path; needed while `args.alpha` > 0.
         peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
@@ -115,7 +118,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             model.config.includes_host = args.include_host
         prepare_model(model, args, peft_config)
         self._settings = row_settings(model, args)
-        self.alignment_encoder = frozen_encoder(alignment_encoder, args)
+        self.alignment_encoder = frozen_encoder(alignment_encoder, args, model.config.hidden_size)
         self._embedder = None
         if args.alpha > 0:
             self._embedder = (
@@ -198,6 +201,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         self._stored_questions = None
+        for parts in self._metrics.values():
+            parts.clear()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -337,7 +342,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
         `eval_dataset` may be another dataset, in the same forms as at construction.
         """
-        if eval_dataset is None or isinstance(eval_dataset, dict | str) or "prompt_ids" in _columns(eval_dataset):
+        if eval_dataset is None or isinstance(eval_dataset, dict | str) or "prompt_ids" in column_names(eval_dataset):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         known = self._questions
         self._questions = {metric_key_prefix: self._questions_of(eval_dataset)}
@@ -348,7 +353,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
     def predict(self, test_dataset, *args, **kwargs):
         """As in `Trainer`, for a dataset in the same forms as at construction."""
-        if "prompt_ids" not in _columns(test_dataset):
+        if "prompt_ids" not in column_names(test_dataset):
             test_dataset = self._tokenize(test_dataset, "test_dataset")
         return super().predict(test_dataset, *args, **kwargs)
 
@@ -416,6 +421,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             model_id=self.hub_model_id or model_name or self.args.output_dir,
             datasets=[dataset_name] if isinstance(dataset_name, str) else dataset_name or (),
             training={"steps": self.state.global_step, **{name: getattr(self.args, name) for name in names}},
+            adapters=bool(adapted_layers(self.model.generator)),
         )
         card.data.tags = list(dict.fromkeys([*card.data.tags, *([tags] if isinstance(tags, str) else tags or ())]))
         card.save(os.path.join(self.args.output_dir, "README.md"))
@@ -453,7 +459,3 @@ class SemCoTDistillationTrainer(_BaseTrainer):
     def _issue_warnings_after_load(self, load_result):
         apart = ("host.",) if self.args.keep_step_decoder else ("host.", "step_")
         super()._issue_warnings_after_load(unexplained_keys(self.model, load_result, apart))
-
-
-def _columns(dataset):
-    return dataset.column_names or ()

@@ -1,27 +1,32 @@
-"""Model cards of SemCoT checkpoints: metadata the Hub reads, measured results with their controls, and a snippet."""
+"""Model cards of SemCoT checkpoints: metadata the Hub reads, what was trained on what, and a snippet."""
 
 import os
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-METHODS = {"no_cot": "no CoT", "cot": "explicit CoT", "semcot": "SemCoT"}
-CONTROLS = {
-    "none": "no implicit tokens (k=0)",
-    "other_question": "implicit tokens of another question",
-    "mean": "their mean over questions",
+# What a field of `SemCoTDistillationConfig` adds to the loss where it is above 0.
+OBJECTIVES = {
+    "alpha": "the meaning of the reasoning",
+    "step_weight": "a step decoder's loss on the reasoning's steps",
+    "kl_weight": "the host's answer distribution after its explicit reasoning",
+    "hidden_weight": "the host's hidden states before the answer, after its explicit reasoning",
+}
+PROJECTIONS = {
+    "linear": ["the projection to the host's hidden size"],
+    "identity": [],
+    "vocabulary": ["the LM head that mixes the host's word embeddings"],
 }
 
 
-def model_card(model_config, report=None, *, model_id, datasets=(), training=None, license=None):
+def model_card(model_config, *, model_id, datasets=(), training=None, adapters=False):
     """Make the card of a SemCoT checkpoint.
 
     Args:
         model_config: `SemCoTConfig` of the checkpoint.
-        report: content of a report.json, or `None` when nothing was measured.
         model_id: Hub id or folder that the snippet loads.
         datasets: Hub ids of the training data.
-        training: dict of what was set for training, shown as a table.
-        license: id of a license as the Hub knows it; the card says that it is to be filled in when `None`.
+        training: dict of what was set for training, shown as a table, the weights of `OBJECTIVES` among it.
+        adapters: whether adapters were trained instead of the generator's layers.
 
     Returns:
         `huggingface_hub.ModelCard`.
@@ -34,21 +39,18 @@ def model_card(model_config, report=None, *, model_id, datasets=(), training=Non
         base_model_relation=("finetune" if model_config.includes_host else "adapter") if base_models else None,
         datasets=list(datasets) or None,
         library_name="transformers",
-        license=license,
         pipeline_tag="text-generation",
         tags=["semcot", "implicit-chain-of-thought", "latent-reasoning"],
         model_name=name,
-        eval_results=_eval_results(report, datasets),
     )
     sections = [
         f"# {name}",
         _description(model_config, sources),
         f"## How to use it\n\n```python\n{snippet(model_id)}```",
-        _results(report),
-        _training(model_config, training, datasets),
-        "## License\n\n" + (f"`{license}`" if license else "Not stated yet: set `license` at the head of this card."),
+        _training(model_config, training, datasets, adapters),
+        "## License\n\nNot stated yet: set `license` at the head of this card.",
     ]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
 def snippet(model_id):
@@ -69,23 +71,6 @@ def _is_hub_id(name):
     return bool(name) and name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not os.path.exists(name)
 
 
-def _eval_results(report, datasets):
-    rows = {row["method"]: row for row in (report or {}).get("rows", ())}
-    if "semcot" not in rows:
-        return None
-    return [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Question answering with implicit chain of thought",
-            dataset_type=datasets[0] if len(datasets) == 1 else report["task"],
-            dataset_name=report["task"],
-            metric_type="accuracy",
-            metric_name="accuracy",
-            metric_value=rows["semcot"]["accuracy"],
-        )
-    ]
-
-
 def _description(config, sources):
     if config.includes_host:
         layout = "This checkpoint carries its host."
@@ -100,54 +85,14 @@ def _description(config, sources):
     )
 
 
-def _results(report):
-    if report is None:
-        return ""
-    text = [
-        f"## Results\n\nTask: {report['task']}. A final answer is extracted and compared.",
-        _table(
-            ["method", "accuracy", "95 % interval", "questions", "s per query", "new tokens", "implicit tokens"],
-            [
-                [
-                    METHODS.get(row["method"], row["method"]),
-                    f"{row['accuracy']:.3f}",
-                    _interval(row["ci95"]),
-                    row["n"],
-                    f"{row['seconds_per_query']:.4g}",
-                    f"{row['new_tokens_per_query']:.1f}",
-                    row["implicit_tokens"],
-                ]
-                for row in report["rows"]
-            ],
-        ),
-    ]
-    if report.get("controls"):
-        text += [
-            "### Controls\n\nWhat is left when the implicit tokens are taken away or exchanged. Tokens that carry the "
-            "reasoning make these fall to the level without CoT.",
-            _table(
-                ["SemCoT with", "accuracy", "95 % interval", "questions"],
-                [
-                    [
-                        CONTROLS.get(row["control"], row["control"]),
-                        f"{row['accuracy']:.3f}",
-                        _interval(row["ci95"]),
-                        row["n"],
-                    ]
-                    for row in report["controls"]
-                ],
-            ),
-        ]
-    if report.get("command"):
-        text.append(f"Measured by `{report['command']}` (seed {report.get('seed')}).")
-    return "\n\n".join(text)
-
-
-def _training(config, training, datasets):
-    text = (
-        "## Training\n\nThe host stays frozen; the generator, the projection to the host's hidden size and the "
-        "embedding of `<thought>` are trained on the host's loss on the answer and on the meaning of the reasoning."
-    )
+def _training(config, training, datasets, adapters):
+    generator = "adapters merged into the generator" if adapters else "the generator"
+    trained = [generator, *PROJECTIONS[config.projection], "the embedding of `<thought>`"]
+    text = f"## Training\n\nThe host stays frozen; {_listed(trained)} are trained"
+    if training:
+        answer = ["the host's loss on the answer"] if training["alpha"] < 1 else []
+        text += " on " + _listed([*answer, *(what for name, what in OBJECTIVES.items() if training[name] > 0)])
+    text += "."
     if config.state_offset:
         text += f" The tokens are the generator's states {config.state_offset} position from the `<thought>` tokens."
     if datasets:
@@ -157,8 +102,8 @@ def _training(config, training, datasets):
     return text
 
 
-def _interval(bounds):
-    return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+def _listed(parts):
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def _table(head, rows):

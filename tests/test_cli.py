@@ -157,7 +157,7 @@ def test_distill_loads_both_models_as_told(tmp_path):
     assert str(SemCoTForCausalLM.from_pretrained(tmp_path).host.dtype) == "torch.bfloat16"
 
 
-def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path):
+def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path, capsys):
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModelForCausalLM
@@ -168,8 +168,10 @@ def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path):
     flags = ["--dataset", "coin_flip", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "2"]
     flags += ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--report_to", "none"]
     flags += ["--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true"]
-    encoder, model = str(tmp_path / "encoder"), str(tmp_path / "model")
+    encoder, model = str(tmp_path / "an encoder"), str(tmp_path / "model")
     assert main(["align", *flags, "--output_dir", encoder]) == 0
+    following = shlex.split(capsys.readouterr().out.partition("Next: semcot ")[2])
+    assert following[following.index("--alignment_encoder") + 1] == encoder
     assert SentenceTransformer(encoder).encode(["Heads."]).shape[0] == 1
     assert main(["distill", *flags, "--alignment_encoder", encoder, "--output_dir", model]) == 0
     assert not any("lora" in name for name in load_file(tmp_path / "model" / "model.safetensors"))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from distillation_models import config, moved, snapshot
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
@@ -180,10 +180,18 @@ def test_dataset_forms_give_the_same_tokens(parts, tiny_tokenizer, tmp_path, for
         ({"step_weight": 1.0}, [{"query": "a", "reasoning": "", "answer": "c"}], "without reasoning"),
         ({"max_length": 8}, [{"query": "a" * 30, "reasoning": "b", "answer": "c"}], "beyond max_length=8"),
         ({}, [], "is empty"),
+        ({}, IterableDataset.from_generator(list), "train_dataset is empty"),
+        (
+            {},
+            DatasetDict(train=Dataset.from_dict({"query": ["a"]})),
+            "train_dataset holds the splits train",
+        ),
     ],
 )
 def test_bad_input_is_named(parts, tiny_tokenizer, tmp_path, options, dataset, message):
-    data = Dataset.from_list(dataset) if dataset else Dataset.from_dict({"query": [], "answer": []})
+    data = dataset
+    if isinstance(dataset, list):
+        data = Dataset.from_list(dataset) if dataset else Dataset.from_dict({"query": [], "answer": []})
     with pytest.raises(ValueError, match=message):
         SemCoTDistillationTrainer(
             model=parts(),
@@ -268,6 +276,15 @@ def test_metrics_of_the_users_own_get_logits_and_labels(parts, tiny_tokenizer, r
     assert predicted.predictions.shape[:2] == predicted.label_ids.shape
 
 
+def test_a_second_training_logs_its_own_steps(parts, tiny_tokenizer, rows, tmp_path):
+    args = config(tmp_path, max_steps=3, logging_steps=2)
+    trainer = SemCoTDistillationTrainer(model=parts(), args=args, train_dataset=rows, processing_class=tiny_tokenizer)
+    trainer.train()
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["answer_loss"] == pytest.approx(first["loss"], rel=1e-3)
+
+
 def test_parts_of_the_evaluation_loss_weigh_rows_as_it_does(parts, tiny_tokenizer, rows, tmp_path):
     """Of five rows the last is a batch of its own."""
     trainer = SemCoTDistillationTrainer(
@@ -305,6 +322,31 @@ def test_config_survives_a_round_trip(tmp_path):
     values = args.to_dict()
     assert values["steps_per_token"] == 3
     assert type(args)(**values).to_dict() == values
+
+
+def test_an_encoder_of_another_width_is_refused(parts, tiny_lm, tiny_tokenizer, rows, tmp_path):
+    encoder = build_alignment_encoder(tiny_lm(hidden_size=48, dtype=torch.float32), tiny_tokenizer, embedding_dim=8)
+    with pytest.raises(ValueError, match="reads states of size 48, and the host has hidden_size=32: pass the encoder"):
+        SemCoTDistillationTrainer(
+            model=parts(),
+            args=config(tmp_path, alpha=0.25),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            alignment_encoder=encoder,
+        )
+
+
+def test_what_of_a_conversation_is_left_out_is_said(parts, tiny_tokenizer, tmp_path, caplog):
+    texts = {"system": "Be brief.", "user": "Hi?"}
+    row = {
+        "prompt": [{"role": role, "content": text} for role, text in texts.items()],
+        "completion": [{"role": "assistant", "content": "So. #### yes"}],
+    }
+    trainer = SemCoTDistillationTrainer(
+        model=parts(), args=config(tmp_path), train_dataset=Dataset.from_list([row]), processing_class=tiny_tokenizer
+    )
+    assert "Be brief" not in tiny_tokenizer.decode(trainer.train_dataset[0]["prompt_ids"])
+    assert "train_dataset: of a conversation the last user's message is the query" in caplog.text
 
 
 def test_a_loss_function_of_the_users_own_is_refused(parts, tiny_tokenizer, rows, tmp_path):

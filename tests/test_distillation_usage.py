@@ -146,6 +146,9 @@ def test_streams_several_evaluation_sets_and_reports(parts, tiny_tokenizer, rows
     other = trainer.evaluate(rows.select(range(20, 24)))
     expected = 0.75 * other["eval_answer_loss"] + 0.25 * other["eval_alignment_loss"]
     assert other["eval_loss"] == pytest.approx(expected, rel=1e-4) and "eval_accuracy" in other
+    # What the trainer itself holds of a set is tokenized already, streams too.
+    again = trainer.evaluate(trainer._tokenize(rows.select(range(20, 24)).to_iterable_dataset(), "eval_dataset"))
+    assert again["eval_answer_loss"] == pytest.approx(other["eval_answer_loss"], rel=1e-4)
 
 
 def test_overlap_is_counted(parts, tiny_tokenizer, rows, tmp_path, caplog):

@@ -1,5 +1,7 @@
 """`semcot align`: stage 1, the alignment encoder."""
 
+import shlex
+
 from ..alignment_config import SemCoTAlignmentConfig
 from ..alignment_trainer import SemCoTAlignmentTrainer
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
@@ -20,7 +22,8 @@ def run(argv):
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
+    host, folder, model = map(shlex.quote, (models.host, args.output_dir, f"{args.output_dir}-model"))
     print(
-        f"The alignment encoder is in {args.output_dir}. Next: semcot distill --host {models.host} "
-        f"--alignment_encoder {args.output_dir} {data.flags()} --output_dir {args.output_dir}-model"
+        f"The alignment encoder is in {args.output_dir}. Next: semcot distill --host {host} "
+        f"--alignment_encoder {folder} {data.flags()} --output_dir {model}"
     )

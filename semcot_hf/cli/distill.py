@@ -1,5 +1,6 @@
 """`semcot distill`: stage 2, the implicit-token generator."""
 
+import shlex
 from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer
@@ -97,7 +98,8 @@ def run(argv):
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
+    folder, report = map(shlex.quote, (args.output_dir, f"{args.output_dir}-evaluation"))
     print(
         f"The SemCoT checkpoint is in {args.output_dir}. "
-        f"Next: semcot evaluate --model {args.output_dir} {data.flags()} --output_dir {args.output_dir}-evaluation"
+        f"Next: semcot evaluate --model {folder} {data.flags()} --output_dir {report}"
     )
