@@ -9,7 +9,8 @@ from transformers.utils import logging
 
 from .data.schema import to_row
 from .data.splits import normalise_question
-from .distillation_limits import check_lengths, context_of
+from .distillation_limits import check_lengths
+from .modeling.prompts_semcot import context_of
 from .prompts import encode_prompt, prompt_text
 
 logger = logging.get_logger(__name__)
@@ -48,7 +49,7 @@ class RowSettings:
 def row_settings(model, args):
     """The `RowSettings` of a SemCoT model, prepared for training, and its `SemCoTDistillationConfig`."""
     config = model.config
-    limits = (args.max_length, context_of(config))
+    limits = (args.max_length, context_of(config.get_text_config()))
     objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight", "curriculum")
     if args.curriculum > 0 and config.num_implicit_tokens < 2:
         raise ValueError(
@@ -63,9 +64,9 @@ def row_settings(model, args):
         needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
         teacher=args.kl_weight > 0 or args.hidden_weight > 0,
         words=args.curriculum > 0,
-        generator_context=context_of(config.generator_config),
+        generator_context=context_of(config.generator_config.get_text_config()),
         tokenizers=(model.host_tokenizer, model.generator_tokenizer) if config.separate_generator_tokenizer else None,
-        step_context=context_of(config.step_decoder_config) if args.step_weight > 0 else None,
+        step_context=context_of(config.step_decoder_config.get_text_config()) if args.step_weight > 0 else None,
     )
 
 

@@ -6,8 +6,8 @@ import torch
 from datasets import IterableDataset, concatenate_datasets
 
 from .decoder_layers import backbone_of
-from .distillation_limits import context_of
 from .encoder import default_layers, warn_of_truncation
+from .modeling.prompts_semcot import context_of
 from .store import fingerprint, store_folder
 
 COLUMN = "reasoning_embedding"
@@ -35,7 +35,7 @@ class MeanStates:
         Raises:
             ValueError: for a text longer than the host reads.
         """
-        context = context_of(self.backbone.config)
+        context = context_of(self.backbone.config.get_text_config())
         vectors = []
         for start in range(0, len(texts), batch_size):
             ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[start:][:batch_size]]

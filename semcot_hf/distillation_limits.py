@@ -39,11 +39,6 @@ def check_lengths(ids, settings, name, query):
             )
 
 
-def context_of(config):
-    """Most positions of a model, `None` where its configuration has no such limit."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
 def _query_size(prompt, settings):
     """Tokens that the generator reads of a prompt, in its own ids."""
     query = prompt[: len(prompt) - settings.answer_prompt_size]

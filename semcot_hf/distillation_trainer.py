@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections import defaultdict
 from dataclasses import fields
 
 import torch
@@ -26,6 +25,7 @@ from .distillation_data import (
     warn_of_overlap,
 )
 from .distillation_embeddings import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .distillation_metrics import LossParts
 from .distillation_model import (
     copy_code_and_tokenizers,
     group_projection,
@@ -129,7 +129,6 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         # What _tokenize and _questions_of need before Trainer sets the same.
         self.args, self.processing_class = args, processing_class
         self._questions = {}
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._in_checkpoint = False
         self._stored_questions = None
         raw_train_dataset, train_dataset = train_dataset, self._tokenize(train_dataset, "train_dataset")
@@ -162,6 +161,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        self._parts = LossParts(self.accelerator)
         if self.is_deepspeed_enabled and args.projection_warmup > 0:
             raise ValueError(
                 f"projection_warmup={args.projection_warmup}: DeepSpeed keeps gradients where the phase cannot hold "
@@ -201,8 +201,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         self._stored_questions = None
-        for parts in self._metrics.values():
-            parts.clear()
+        self._parts.clear("train", "eval")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -251,7 +250,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 parts["hidden_loss"] = (args.hidden_weight, hidden_state_loss(student, states))
         loss = sum(weight * value for weight, value in parts.values())
         for name, (_, value) in parts.items():
-            self._note(name, value.detach())
+            self._parts.add(name, value.detach(), None if self.model.training else self.args.eval_batch_size)
         if self.model.training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step} "
@@ -317,25 +316,8 @@ class SemCoTDistillationTrainer(_BaseTrainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs.update(self._means("train"))
+            logs.update(self._parts.means("train"))
         super().log(logs, start_time)
-
-    def _note(self, name, value):
-        """Keep a loss part; in evaluation once for each row of each process, as Trainer keeps the loss."""
-        if self.model.training:
-            self._metrics["train"][name].append(value)
-        else:
-            rows = value.repeat(self.args.eval_batch_size)
-            self._metrics["eval"][name].append(self.accelerator.gather_for_metrics(rows))
-
-    def _means(self, mode):
-        """Mean of each loss part since the last call, over all processes."""
-        means = {}
-        for name, values in self._metrics[mode].items():
-            mean = torch.cat(values).mean() if mode == "eval" else torch.stack(values).mean()
-            means[name] = round(self.accelerator.gather(mean).mean().item(), 6)
-        self._metrics[mode].clear()
-        return means
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Losses on the evaluation set, and `eval_accuracy` of generated answers to `args.eval_generations` of it.
@@ -367,9 +349,11 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         return loss, logits, None if labels is None else labels[:, -logits.shape[1] :]
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        self._metrics["eval"].clear()
+        self._parts.clear("eval")
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._means("eval").items()})
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": mean for name, mean in self._parts.means("eval").items()}
+        )
         if self._questions.get(metric_key_prefix):
             output.metrics[f"{metric_key_prefix}_accuracy"] = self._accuracy(self._questions[metric_key_prefix])
         return output

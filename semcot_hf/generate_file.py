@@ -20,6 +20,7 @@ from .evaluation.records import config_digest, text_digest, weights_digest
 from .generate_progress import generate_progress
 from .generate_questions import Questions
 from .generate_work_file import WorkFile
+from .modeling.prompts_semcot import context_of
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _too_long(model, lengths, count, max_new_tokens):
     host, generator, suffix = model.config.get_text_config(), None, 0
     if count and not model.config.separate_generator_tokenizer:
         generator, suffix = model.config.generator_config.get_text_config(), len(model.config.answer_prompt_ids)
-    room, generator_room = (getattr(config, "max_position_embeddings", None) for config in (host, generator))
+    room, generator_room = (config and context_of(config) for config in (host, generator))
     errors = {}
     for row, length in enumerate(lengths):
         if room is not None and length + count + max_new_tokens > room:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig
 
+from ..modeling.prompts_semcot import context_of
 from ..prompts import encode_prompt, pad_left, prompt_text
 from .condense_journal import Reply
 from .condense_requests import Request, messages
@@ -52,7 +53,7 @@ class LocalSource:
         fail: Callable[[Request, str], None],
     ) -> None:
         """Answer `requests` batch by batch, the longest prompts first."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(self.model.config.get_text_config())
         prompts, fitting = {}, []
         for request in requests:
             prompt = encode_prompt(self.tokenizer, prompt_text(self.tokenizer, messages(request)))
