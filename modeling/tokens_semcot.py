@@ -1,7 +1,5 @@
 """From queries to implicit tokens: what the generator reads, its states, and the embeddings made of them."""
 
-from numbers import Integral
-
 import torch
 from transformers.utils import logging
 
@@ -168,7 +166,8 @@ class SemCoTTokensMixin:
 
     def _check_count(self, num_implicit_tokens):
         count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
-        if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
+        # Integers of NumPy count as well.
+        if not hasattr(count, "__index__") or isinstance(count, bool) or count < 0:
             raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
         if count > self.config.num_implicit_tokens:
             logger.warning_once(

@@ -186,7 +186,7 @@ def test_a_generator_of_another_tokenizer_has_queries_retokenized(tmp_path, tiny
 
     from semcot_hf import SemCoTForCausalLM
 
-    tiny_lm(hidden_size=16, dtype=torch.float32).save_pretrained(tmp_path / "generator")
+    tiny_lm(hidden_size=16, dtype=torch.float32, max_position_embeddings=512).save_pretrained(tmp_path / "generator")
     tiny_tokenizer.save_pretrained(tmp_path / "generator")
     flags = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "1", "--alpha", "0", "--use_cpu"]
     flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "model")]

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from semcot_hf import SemCoTAlignmentConfig, SemCoTDistillationConfig
 
@@ -28,9 +29,12 @@ def test_an_accelerator_gets_pinned_memory_and_bfloat16_where_it_has_it(config, 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: supported)
     seen = {}
     parent = config.__mro__[1]
-    monkeypatch.setattr(
-        parent, "__post_init__", lambda self: seen.update(bf16=self.bf16, pin=self.dataloader_pin_memory)
-    )
+
+    def note(self):
+        self.accelerator_config = AcceleratorConfig()
+        seen.update(bf16=self.bf16, pin=self.dataloader_pin_memory)
+
+    monkeypatch.setattr(parent, "__post_init__", note)
     config(str(tmp_path))
     assert seen == {"bf16": supported, "pin": True}
     config(str(tmp_path), bf16=not supported, dataloader_pin_memory=False)
