@@ -87,7 +87,7 @@ class SemCoTGenerationMixin(GenerationMixin):
             self._check_prefix(cache, columns)
             self._warn_of_missing_answer_prompt(layout.found)
             if implicit_embeddings is None:
-                queries = generator_queries(input_ids, mask, layout, host_config.pad_token_id or 0)
+                queries = generator_queries(input_ids, mask, layout, self._pad_id())
                 implicit_embeddings = self._make_tokens(*queries, count)
             # NaN and infinity stay what they are in a sum, which float16 might not hold.
             if not math.isfinite(implicit_embeddings.sum(dtype=torch.float32)):

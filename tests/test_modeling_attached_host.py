@@ -107,6 +107,7 @@ def test_fields_of_the_configuration_may_be_passed(folders):
     )
     assert model.config.num_implicit_tokens == 1 and model.config.output_attentions
     assert model.implicit_embeddings(IDS).shape[1] == 1
+    assert len(model(IDS, num_implicit_tokens=1).attentions) == 2
     with pytest.raises(TypeError, match="no_such_field"):
         SemCoTForCausalLM.from_pretrained(folders / "attached", no_such_field=1)
 

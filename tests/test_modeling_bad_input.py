@@ -5,7 +5,13 @@ import logging
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
 HOST_SIZE = 32
 
@@ -146,6 +152,26 @@ def test_strategies_of_the_hub_are_refused_and_run_without_tokens(model, monkeyp
     with pytest.raises(ValueError, match="decoding strategy is a custom_generate of the Hub"):
         model.generate(PROMPT, **options)
     assert torch.equal(model.generate(PROMPT, num_implicit_tokens=0, **options), PROMPT)
+
+
+def test_without_tokens_the_host_tells_what_it_takes(tiny_lm, tiny_semcot):
+    host, types = tiny_lm("gpt2"), torch.ones_like(PROMPT)
+    answer = tiny_semcot(host).generate(PROMPT, token_type_ids=types, max_new_tokens=4, num_implicit_tokens=0)
+    assert torch.equal(answer, host.generate(PROMPT, token_type_ids=types, max_new_tokens=4))
+
+
+def test_hooks_may_stand_in_their_places(model):
+    options = GenerationConfig(max_new_tokens=6)
+    stop = StoppingCriteriaList([MaxLengthCriteria(PROMPT.shape[1] + 2)])
+    for count in (0, 3):
+        answer = model.generate(PROMPT, options, LogitsProcessorList(), stop, num_implicit_tokens=count)
+        assert answer.shape[1] == PROMPT.shape[1] + 2
+
+
+def test_a_context_that_stretches_is_no_limit(tiny_lm, tiny_semcot):
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    host = tiny_lm(max_position_embeddings=16, rope_parameters=rope)
+    assert tiny_semcot(host).generate(torch.arange(10, 40)[None], max_new_tokens=2).shape == (1, 32)
 
 
 def test_a_query_longer_than_the_generators_context_is_refused(tiny_lm, tiny_semcot):
