@@ -44,7 +44,8 @@ class Arguments:
 
 def rows_of(path, count, split):
     if path is None:
-        return TASKS["graph"].generate(count, 0, split)
+        rows = TASKS["graph"].generate(count, 0, split)
+        return [{**row, "words": row["words"].replace("Every", f"Every{row['start']}", 1)} for row in rows]
     return [json.loads(line) for line in Path(path).read_text().splitlines()[:count]]
 
 

@@ -15,6 +15,7 @@ from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
 from semcot_hf.bench.methods.rows import BenchRow, tokenize_rows
 from semcot_hf.bench.methods.training import Setting, fit
+from semcot_hf.bench.methods.words import FADING, FadingStart, teach_words
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
@@ -196,6 +197,28 @@ def test_pause_is_one_learned_embedding_k_times(tokenizer):
     assert model.pause.grad.abs().sum() > 0
 
 
+def test_a_start_fades_out_of_the_first_words_place(tokenizer):
+    generator = tiny(tokenizer)
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    starts = [tokenizer(f" {name}")["input_ids"][0] for name in ("Ann", "Bob", "flips")]
+    model = FadingStart(generator)
+
+    def slow(weights):
+        words, terms = generator.get_input_embeddings(), []
+        for row, start in zip(rows, starts, strict=True):
+            text = row.reasoning + row.answer
+            place = weights[0] * words.weight[start] + weights[1] * words.weight[text[0]]
+            inputs = torch.cat([words(torch.tensor(row.prompt)), place[None], words(torch.tensor(text[1:]))])
+            logits = generator(inputs_embeds=inputs[None]).logits[0, len(row.prompt) : -1]
+            terms += torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none").tolist()
+        return sum(terms) / len(terms)
+
+    pairs, halfway = list(zip(rows, starts, strict=True)), sum(FADING) / 2
+    for progress, weights in ((0.0, (1, 0)), (halfway, (0.5, 0.5)), (FADING[1], (0, 1)), (0.99, (0, 1))):
+        assert model(pairs, progress).item() == pytest.approx(slow(weights), rel=1e-4), progress
+    assert slow((1, 0)) != pytest.approx(slow((0, 1)), rel=1e-3)
+
+
 def test_wide_hosts_are_trained_by_adapters_in_codi(tokenizer):
     wide = fresh_model(tokenizer, 1, 256)
     trained = {name for name, weight in codi.add_lora(wide).named_parameters() if weight.requires_grad}
@@ -238,6 +261,7 @@ def toy_setting(tokenizer, host, folder, work, steps, rate):
         train_rows=toy_rows(),
         num_implicit_tokens=2,
         steps_per_token=1,
+        best_tokens=None,
         best_mode="sequential",
         best_projection="linear",
         best_step_weight=1.0,
@@ -341,6 +365,16 @@ def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tm
     written = answer_questions(reader, tokenizer, [row["query"] for row in rows], method="cot", max_new_tokens=12)
     told = [answer.output.partition("\n")[0] == row["words"] for answer, row in zip(written, rows, strict=True)]
     assert sum(told) >= 0.9 * len(rows)
+    # With another k than the other methods, and a start that the first word's place has at first.
+    started = [{**row, "start": f" {row['steps'][0].split()[0]}"} for row in rows]
+    taught = teach_words(replace(setting, train_rows=started)).model
+    made = tokenize_rows(tokenizer, [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in rows])
+    next_words = [taught(torch.tensor([row.prompt + row.reasoning[:1]])).logits[0, -1].argmax() for row in made]
+    assert sum(word == row.reasoning[1] for word, row in zip(next_words, made, strict=True)) >= 0.9 * len(made)
+    trained = METHODS["semcot_best"].train(replace(setting, train_rows=started, best_tokens=1))
+    assert trained.model.config.num_implicit_tokens == 1
+    with pytest.raises(ValueError, match=r"start=' Is Ann' is \d tokens: pass a word of one token"):
+        teach_words(replace(setting, train_rows=[{**row, "start": " Is Ann"} for row in rows]))
     # Tokens that are no words have a projection to learn.
     trained = METHODS["semcot_best"].train(replace(setting, best_projection="linear", best_words=0.1))
     assert trained.seen_questions == (2 + 2 + 20) * 16

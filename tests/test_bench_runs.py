@@ -44,6 +44,7 @@ def settings(**changes):
         "generator": str(GENERATOR_PATH),
         "num_implicit_tokens": 2,
         "steps_per_token": 3,
+        "best_tokens": None,
         "best_mode": "sequential",
         "best_projection": "linear",
         "best_step_weight": 1.0,
@@ -66,6 +67,8 @@ def test_semcot_is_timed_compiled_too_where_asked(tmp_path, captured, capturing)
     made = run_method(small, questions(), tmp_path / "semcot", compiled_latency=True)
     # The generator, and the forward of either host, each with a graph at least.
     assert len(captured) == 3 and capturing.graphs >= 3
+    # Two layers of the host's ten, their own word embeddings, and a projection.
+    assert 0.2 < made["training"]["generator_share"] < 0.3
     assert all(made["latency"][name] > 0 for name in ("ratio", "compiled_generator_ratio", "compiled_ratio"))
     plain = run_method(settings(), questions(), tmp_path / "no_cot", compiled_latency=True)
     assert len(captured) == 3 and "compiled_ratio" not in plain["latency"]
@@ -152,7 +155,7 @@ def test_the_interval_of_several_seeds_covers_their_spread():
         assert seeds_interval(np.full((3, 400), share)) == accuracy_interval(400 * share, 400)
 
 
-def fake_run(folder, method, accuracy, ratio, seed=0, n=200, **compiled):
+def fake_run(folder, method, accuracy, ratio, seed=0, n=200, generator_share=None, **compiled):
     verdicts = [index < accuracy * n for index in range(n)]
     name = {"no_cot": "no_cot", "cot": "cot"}.get(method, "semcot")
     others = ["no_cot", "other_question", "mean", "noise"] if name == "semcot" else []
@@ -163,7 +166,13 @@ def fake_run(folder, method, accuracy, ratio, seed=0, n=200, **compiled):
     row = {"accuracy": sum(verdicts) / n, "n": n, "new_tokens_per_query": 2.0, "implicit_tokens": 4, "by_steps": []}
     run = {
         "settings": {**SMALL, "task": "coin_flip", "method": method, "seed": seed, **BUDGET},
-        "training": {"seconds": 1.0, "trainable_parameters": 5, "seen_questions": 8, "learning_rate": 1e-3},
+        "training": {
+            "seconds": 1.0,
+            "trainable_parameters": 5,
+            "seen_questions": 8,
+            "learning_rate": 1e-3,
+            "generator_share": generator_share,
+        },
         "latency": {"ratio": ratio, "seconds": 0.1, **compiled},
         "report": {
             "rows": [{"method": name, **row}],
@@ -194,6 +203,13 @@ def test_the_goal_is_told_condition_by_condition(tmp_path):
         "at most 1.3 times no CoT's latency, generator compiled: 1.25": True,
         "at most 1.3 times no CoT's latency, generator and both hosts compiled: 1.35": False,
     }
+    for share, longest, wanted in ((0.33, 4, True), (0.34, 3, False)):
+        run, folder = fake_run(tmp_path / str(longest), "semcot_best", 0.99, 1.2, generator_share=share)
+        run["report"]["rows"][0]["by_steps"] = [{"steps": steps, "accuracy": 1.0} for steps in (2, longest)]
+        met = {goal["condition"]: goal["met"] for goal in summarize_task([(run, folder)])["goal"]}
+        assert met[f"a generator of at most a third of the host's parameters: {100 * share:.1f} %"] is wanted
+        text = "at most one token per reasoning step of the longest questions: 4 tokens"
+        assert met[f"{text}, {longest} steps"] is wanted
     slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_best", 0.9, 1.4)]
     assert not any(goal["met"] for goal in summarize_task(slow)["goal"] if "control" not in goal["condition"])
 
@@ -267,7 +283,9 @@ def test_words_are_one_token_each_and_tell_the_answer(task):
         digits = [word[-1] for word in words] + [words[-1][:-1] or "0"]
         assert (" ".join(digits) if task == "multiplication" else words[-1]) == row["answer"]
         tokens = tokenizer(row["words"], add_special_tokens=False)["input_ids"]
-        assert len(tokens) == 1 + own.num_implicit_tokens + 1, tokenizer.convert_ids_to_tokens(tokens)
+        assert len(tokens) == 1 + (own.best_tokens or own.num_implicit_tokens) + 1, tokenizer.convert_ids_to_tokens(
+            tokens
+        )
 
 
 def test_words_of_coin_flips_tell_the_state_that_is_left():

@@ -62,6 +62,10 @@ class BenchSettings:
     steps_per_token: int | None = field(
         default=None, metadata={"help": "Reasoning steps that one token stands for; the task's own when left out."}
     )
+    best_tokens: int | None = field(
+        default=None,
+        metadata={"help": "k of SemCoT's best; num_implicit_tokens if that is given, else the task's own."},
+    )
     best_mode: str | None = field(
         default=None,
         metadata={"help": "Generator of SemCoT's best: parallel or sequential; the task's own if left out."},
@@ -192,6 +196,9 @@ def _run_settings(settings, task, method, seed, host, generator):
         given = getattr(settings, name)
         return given if given is not None else getattr(own, name, default)
 
+    best_tokens = settings.best_tokens
+    if settings.num_implicit_tokens is None:
+        best_tokens = choice("best_tokens", None)
     return RunSettings(
         task=task,
         method=method,
@@ -200,6 +207,7 @@ def _run_settings(settings, task, method, seed, host, generator):
         generator=generator,
         num_implicit_tokens=choice("num_implicit_tokens", 5),
         steps_per_token=choice("steps_per_token", 1),
+        best_tokens=best_tokens,
         best_mode=choice("best_mode", "sequential"),
         best_projection=choice("best_projection", "linear"),
         best_step_weight=choice("best_step_weight", 1.0),

@@ -47,7 +47,7 @@ class RunSettings:
     Args:
         task, method, seed: which run.
         host, generator: folders or ids.
-        num_implicit_tokens, steps_per_token, best_mode, best_projection, best_step_weight,
+        num_implicit_tokens, steps_per_token, best_tokens, best_mode, best_projection, best_step_weight,
             best_thought, best_words: see `Setting`.
         steps, batch_size: the budget, steps * batch_size seen questions; SemCoT's other stages see some on top, which
             `seen_questions` of the result counts.
@@ -65,6 +65,7 @@ class RunSettings:
     generator: str
     num_implicit_tokens: int
     steps_per_token: int
+    best_tokens: int | None
     best_mode: str
     best_projection: str
     best_step_weight: float
@@ -89,8 +90,9 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
     """Train and evaluate, or take the finished run over from `folder`; returns its figures.
 
     The figures are those of `evaluate`'s report with `training`: seconds, seen questions, operations, trainable
-    parameters, learning rate, losses; `questions`: the number of rows of each split and their digest; and `latency`:
-    seconds per question against the untouched host's answer at once, measured in turn.
+    parameters, the generator's size in those of the host, learning rate, losses; `questions`: the number of rows of
+    each split and their digest; and `latency`: seconds per question against the untouched host's answer at once,
+    measured in turn.
 
     Args:
         compiled_latency: measure a SemCoT model in two ways more: with its generator compiled, and with the hosts'
@@ -131,6 +133,7 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
             "seen_questions": trained.seen_questions or settings.steps * settings.batch_size,
             "operations": trained.operations,
             "trainable_parameters": trained.trainable_parameters,
+            "generator_share": _generator_share(trained.model),
             "learning_rate": rate,
             "search": search,
             "losses": trained.losses,
@@ -152,6 +155,7 @@ def _train(settings, questions, rate, steps, work):
         train_rows=questions.train,
         num_implicit_tokens=settings.num_implicit_tokens,
         steps_per_token=settings.steps_per_token,
+        best_tokens=settings.best_tokens,
         best_mode=settings.best_mode,
         best_projection=settings.best_projection,
         best_step_weight=settings.best_step_weight,
@@ -168,6 +172,14 @@ def _train(settings, questions, rate, steps, work):
     trained = METHODS[settings.method].train(setting)
     trained.model.eval()
     return trained, time.monotonic() - began
+
+
+def _generator_share(model):
+    """Parameters of a SemCoT model beside its host's, word embeddings and projection included, over the host's."""
+    if not isinstance(model, SemCoTForCausalLM):
+        return None
+    host = model.host.num_parameters()
+    return (model.num_parameters() - host) / host
 
 
 def _search(settings, questions, path, work):

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, PrinterCallback
+from transformers import PrinterCallback
 
 from ...alignment_config import SemCoTAlignmentConfig
 from ...alignment_trainer import SemCoTAlignmentTrainer
 from ...distillation_config import SemCoTDistillationConfig
 from ...distillation_trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
-from .finetuning import train_on_text
 from .training import OperationCounter, Setting, Trained, count_trainable, logged_losses, optimization
+from .words import teach_words
 
 # The paper's weight of the semantic alignment (GSM8K).
 ALPHA = 0.25
@@ -54,6 +54,8 @@ def train_host_as_generator(setting: Setting) -> Trained:
 
 def train_semcot_best(setting: Setting) -> Trained:
     """As the task's validation questions want it: see the fields `best_...` of `Setting`."""
+    if setting.best_tokens is not None:
+        setting = replace(setting, num_implicit_tokens=setting.best_tokens)
     options = {"generator_mode": setting.best_mode, "projection": setting.best_projection}
     if setting.best_thought is not None:
         ids = setting.tokenizer(setting.best_thought, add_special_tokens=False)["input_ids"]
@@ -67,7 +69,7 @@ def train_semcot_best(setting: Setting) -> Trained:
     }
     if setting.best_words == 0:
         return _train(setting, **distill)
-    taught = _teach_words(setting)
+    taught = teach_words(setting)
     distilled = setting
     if setting.best_projection == "vocabulary":
         distilled = replace(
@@ -82,29 +84,6 @@ def train_semcot_best(setting: Setting) -> Trained:
         operations=taught.operations + trained.operations,
         seen_questions=taught.seen_questions + trained.seen_questions,
     )
-
-
-def _teach_words(setting):
-    """The generator after supervised fine-tuning on reasoning of one word a step.
-
-    The words are each row's `words`, or its condensed reasoning where a dataset has no such column.
-    """
-    told = [row.get("words") or row.get("condensed_reasoning") for row in setting.train_rows]
-    missing = sum(not words for words in told)
-    if missing:
-        raise ValueError(
-            f"best_words={setting.best_words}: {missing} of {len(told)} training rows have neither 'words' nor "
-            "condensed reasoning; add the reasoning in one word a step, or pass 0."
-        )
-    steps = round(setting.best_words * setting.steps)
-    rows = [{**row, "reasoning": words, "steps": [words]} for row, words in zip(setting.train_rows, told, strict=True)]
-    generator = AutoModelForCausalLM.from_pretrained(setting.generator)
-    taught = train_on_text(
-        replace(setting, host=generator, train_rows=rows, steps=steps),
-        lambda row, _: row.reasoning + row.answer,
-        "cot",
-    )
-    return replace(taught, seen_questions=steps * setting.batch_size)
 
 
 def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_config=None, **objectives):

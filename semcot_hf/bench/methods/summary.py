@@ -12,6 +12,8 @@ from .catalogue import METHODS
 BEST = "semcot_best"
 # Share of explicit CoT's accuracy that SemCoT at its best aims at, and its latency against no CoT.
 ACCURACY_GOAL, COIN_FLIP_GOAL, LATENCY_GOAL = 0.95, 0.99, 1.3
+# The largest generator, in the host's parameters.
+SIZE_GOAL = 1 / 3
 LATENCIES = {
     "latency_ratio": "",
     "compiled_generator_ratio": ", generator compiled",
@@ -124,6 +126,7 @@ def _row(name, found, verdicts, by_method):
         "new_tokens_per_query": float(np.mean([row["new_tokens_per_query"] for row in own])),
         "implicit_tokens": own[0]["implicit_tokens"],
         "trainable_parameters": trainings[0]["trainable_parameters"],
+        "generator_share": trainings[0].get("generator_share"),
         "training_seconds": float(np.mean([training["seconds"] for training in trainings])),
         "seen_questions": trainings[0]["seen_questions"],
         "training_operations": trainings[0].get("operations"),
@@ -161,7 +164,7 @@ def _goal(task, rows, by_method, verdicts):
     known = {row["method"]: row for row in rows}
     if BEST not in known:
         return []
-    best, conditions = known[BEST], []
+    best, conditions = known[BEST], _size_goals(known[BEST])
     if "cot" in known:
         share = COIN_FLIP_GOAL if task == "coin_flip" else ACCURACY_GOAL
         text = f"at least {100 * share:.0f} % of explicit CoT's accuracy: {_ratio(best, known['cot'])}"
@@ -183,6 +186,18 @@ def _goal(task, rows, by_method, verdicts):
             text = f"control {control} at the level without tokens: {judged.mean():.3f} to {none.mean():.3f}"
             conditions.append((f"{text} (p = {p_value:.4f})", bool(at_level)))
     return [{"condition": text, "met": bool(met)} for text, met in conditions]
+
+
+def _size_goals(best):
+    conditions = []
+    if best["generator_share"] is not None:
+        text = f"a generator of at most a third of the host's parameters: {100 * best['generator_share']:.1f} %"
+        conditions.append((text, best["generator_share"] <= SIZE_GOAL))
+    if best["by_steps"]:
+        tokens, longest = best["implicit_tokens"], best["by_steps"][-1]["steps"]
+        text = f"at most one token per reasoning step of the longest questions: {tokens} tokens, {longest} steps"
+        conditions.append((text, tokens <= longest))
+    return conditions
 
 
 def _ratio(best, cot):

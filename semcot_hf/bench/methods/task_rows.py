@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from ...data.tasks import arithmetic, coin_flip, graph, multiplication
 
-# The most concepts of a chain of 6 rules, and the most sentences of 6 steps.
-GRAPH_WORDS, ARITHMETIC_WORDS = 7, 6
+# The most rules of a chain, and the most sentences of 6 steps.
+GRAPH_WORDS, ARITHMETIC_WORDS = 6, 6
 
 
 def coin_flip_rows(fewest, most):
@@ -77,9 +77,10 @@ def multiplication_rows(second_digits=4, bare_every=0):
 
 
 def graph_rows(fewest, most):
-    """Chains of rules without people ("Is every P a Q or an R?") and without branches; `words` are their concepts.
+    """Chains of rules without people ("Is every P a Q or an R?") and without branches; `words` is where each leads,
+    and `start` what the first one starts from.
 
-    With either, a model of this size does not learn to reason in words (NOTES.md).
+    With people or branches, a model of this size does not learn to reason in words (NOTES.md).
     """
 
     def generate(count, seed, split="train"):
@@ -111,5 +112,12 @@ def _without_people(row):
     choices = row["query"].rpartition(" Is ")[2].partition(" ")[2]
     steps = [f"Every {lower} is a {upper}." for lower, upper in pairwise(chain)]
     query = f"{' '.join(rules)} Is every {chain[0]} {choices}"
-    words = f"Every {_padded(chain, GRAPH_WORDS)}."
-    return {**row, "query": query, "steps": steps, "reasoning": " ".join(steps), "words": words}
+    words = f"Every {_padded(chain[1:], GRAPH_WORDS)}."
+    return {
+        **row,
+        "query": query,
+        "steps": steps,
+        "reasoning": " ".join(steps),
+        "words": words,
+        "start": f" {chain[0]}",
+    }

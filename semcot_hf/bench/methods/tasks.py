@@ -30,7 +30,7 @@ class BenchTask:
         vocabulary: the tokenizer's size at most.
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
-        best_mode, best_projection, best_step_weight, best_thought, best_words: see `Setting`; chosen
+        best_tokens, best_mode, best_projection, best_step_weight, best_thought, best_words: see `Setting`; chosen
             on validation questions (`examples/bench/NOTES.md`).
         max_new_tokens: longest explicit reasoning with its answer.
     """
@@ -42,6 +42,7 @@ class BenchTask:
     host_layers: int
     num_implicit_tokens: int
     steps_per_token: int
+    best_tokens: int | None = None
     best_mode: str = "sequential"
     best_projection: str = "linear"
     best_step_weight: float = 1.0
@@ -125,11 +126,12 @@ TASKS = {
         ),
         generator_shape=(2, 96),
         host_layers=10,
-        num_implicit_tokens=GRAPH_WORDS,
+        num_implicit_tokens=GRAPH_WORDS + 1,
         steps_per_token=1,
+        best_tokens=GRAPH_WORDS,
         best_projection="vocabulary",
         best_step_weight=0.0,
         best_thought="Every",
-        best_words=3.0,
+        best_words=4.0,
     ),
 }

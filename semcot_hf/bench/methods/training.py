@@ -20,6 +20,7 @@ class Setting:
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
         num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
+        best_tokens: k of SemCoT at its best; `num_implicit_tokens` when `None`.
         best_mode, best_projection, best_step_weight: how SemCoT at its best makes its tokens, and the weight of its
             step decoder.
         best_thought: word whose last token's embedding its <thought> starts from; the mean of all when `None`.
@@ -36,6 +37,7 @@ class Setting:
     train_rows: list[dict]
     num_implicit_tokens: int
     steps_per_token: int
+    best_tokens: int | None
     best_mode: str
     best_projection: str
     best_step_weight: float
