@@ -48,9 +48,10 @@ def teach_words(setting: Setting) -> Trained:
 class FadingStart(nn.Module):
     """A generator that learns to go on from a chain's start, which fades until it has to find it in the question.
 
-    In the place of the first word it reads (1 - s) * start + s * first word, embeddings both, where s rises from 0 to
-    1 over `FADING` of the training: so one step does the work of two words, whose lookups it would otherwise have to
-    learn at once (`examples/bench/NOTES.md`).
+    In the place of the first word it reads (1 - s) * start + s * (first word + noise), embeddings all, where s rises
+    from 0 to 1 over `FADING` of the training and the noise, as large as word embeddings are, ends with it: so one step
+    does the work of two words, whose lookups it would otherwise have to learn at once. Without noise a small share
+    tells the start as well as a large one, and nothing is learned until it is gone (`examples/bench/NOTES.md`).
 
     Args:
         generator: causal LM; all of it is trained.
@@ -70,7 +71,11 @@ class FadingStart(nn.Module):
         first, start = (
             words(torch.tensor(ids, device=device)[:, None]) for ids in ([row.reasoning[0] for row in made], starts)
         )
-        embeds = torch.cat([words(prompts), torch.lerp(start, first, faded(progress))], dim=1)
+        gone = faded(progress)
+        if gone < 1:
+            noise = torch.randn_like(first) * words.weight.detach().std()
+            first = torch.lerp(start, first + noise, gone)
+        embeds = torch.cat([words(prompts), first], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return continuation_loss(self.generator, embeds, mask, text, text_mask)[0]
 
