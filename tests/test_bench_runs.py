@@ -217,6 +217,7 @@ def test_the_goal_is_told_condition_by_condition(tmp_path):
 def test_seeds_that_lie_apart_have_a_wide_interval(tmp_path):
     made = [fake_run(tmp_path / str(seed), "pause", share, 2.0, seed) for seed, share in enumerate((0.4, 0.9))]
     row = summarize_task(made)["rows"][0]
+    assert row["verdicts"] == ["1" * 80 + "0" * 120, "1" * 180 + "0" * 20]
     assert row["accuracy"] == 0.65 and row["ci95"][0] < 0.41 and row["ci95"][1] > 0.89
 
 

@@ -134,6 +134,8 @@ def _row(name, found, verdicts, by_method):
         "by_steps": _by_steps(own),
         "controls": _controls(found),
         "p_against_best": paired_p_value(verdicts[name], verdicts[BEST]) if tested else None,
+        # A string a seed, a digit a question in the order of the test split: whoever has the report can test again.
+        "verdicts": ["".join(str(int(right)) for right in seed) for seed in verdicts[name]],
     }
 
 
