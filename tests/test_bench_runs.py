@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semcot_hf.bench.methods import hosts, runs
-from semcot_hf.bench.methods.bench import BenchSettings, run_bench
+from semcot_hf.bench.methods.bench import BenchSettings, _run_settings, run_bench
 from semcot_hf.bench.methods.report import write_report
 from semcot_hf.bench.methods.runs import Questions, RunSettings, run_method
 from semcot_hf.bench.methods.summary import paired_p_value, seeds_interval, summarize_task
@@ -355,6 +355,16 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
     n = report["tasks"][0]["rows"][0]["n"]
     budget = report["tasks"][0]["budget"]
     assert 2 <= n == budget["eval_questions"] < 8 and 40 < budget["train_questions"] < 60
+
+
+def test_k_of_the_best_is_the_tasks_own_unless_one_is_given():
+    def tokens(task="graph", **given):
+        made = _run_settings(BenchSettings("x", **given), task, "semcot_best", 0, "host", "generator")
+        return made.num_implicit_tokens, made.best_tokens
+
+    assert tokens() == (7, 6) and tokens("coin_flip") == (4, None)
+    assert tokens(num_implicit_tokens=3) == (3, None) and tokens(best_tokens=2) == (7, 2)
+    assert tokens(num_implicit_tokens=3, best_tokens=2) == (3, 2)
 
 
 def test_what_cannot_be_benched_is_refused(tmp_path):

@@ -77,9 +77,9 @@ def multiplication_rows(second_digits=4, bare_every=0):
 
 
 def graph_rows(fewest, most):
-    """Chains of rules without people ("Is every P a Q or an R?") and without branches; `words` is where each leads,
-    and `start` what the first one starts from.
+    """Chains of rules without people ("Is every P a Q or an R?") and without branches.
 
+    `words` is where each rule leads, and `start` what the first one starts from.
     With people or branches, a model of this size does not learn to reason in words (NOTES.md).
     """
 

@@ -36,7 +36,7 @@ def teach_words(setting: Setting) -> Trained:
     rows = [{**row, "reasoning": words, "steps": [words]} for row, words in zip(setting.train_rows, told, strict=True)]
     made = tokenize_rows(setting.tokenizer, rows)
     generator = AutoModelForCausalLM.from_pretrained(setting.generator)
-    if "start" in rows[0]:
+    if all("start" in row for row in rows):
         model = FadingStart(generator)
         made = list(zip(made, (_start_id(setting.tokenizer, row) for row in rows), strict=True))
     else:
