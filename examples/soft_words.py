@@ -43,11 +43,9 @@ class Arguments:
 
 
 def rows_of(path, count, split):
-    if path is None:
-        rows = TASKS["graph"].generate(count, 0, split)
-        # The concept that the chain starts from is a word too: to skip it, the bench has it fade out in training.
-        return [{**row, "words": row["words"].replace("Every", f"Every{row['start']}", 1)} for row in rows]
-    return [json.loads(line) for line in Path(path).read_text().splitlines()[:count]]
+    told = None if path is None else Path(path).read_text().splitlines()[:count]
+    rows = TASKS["graph"].generate(count, 0, split) if told is None else [json.loads(line) for line in told]
+    return [{**row, "words": row["words"].replace(" ", f"{row.get('start', '')} ", 1)} for row in rows]
 
 
 def tokens_of(tokenizer, rows):
