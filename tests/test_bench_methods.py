@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf.bench.methods import coconut, codi, icot, simcot
 from semcot_hf.bench.methods.catalogue import METHODS, chosen
@@ -13,6 +13,7 @@ from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.hosts import fresh_model
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
+from semcot_hf.bench.methods.recipe import Recipe, keep_layers
 from semcot_hf.bench.methods.rows import BenchRow, tokenize_rows
 from semcot_hf.bench.methods.training import Setting, fit
 from semcot_hf.bench.methods.words import FADING, FadingStart, teach_words
@@ -264,12 +265,7 @@ def toy_setting(tokenizer, host, folder, work, steps, rate):
         train_rows=toy_rows(),
         num_implicit_tokens=2,
         steps_per_token=1,
-        best_tokens=None,
-        best_mode="sequential",
-        best_projection="linear",
-        best_step_weight=1.0,
-        best_thought=None,
-        best_words=0.0,
+        best=Recipe(),
         steps=steps,
         batch_size=16,
         learning_rate=rate,
@@ -351,9 +347,7 @@ def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tm
     setting = replace(
         toy_setting(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 20, 5e-3),
         train_rows=rows,
-        best_projection="vocabulary",
-        best_step_weight=0.0,
-        best_words=3.0,
+        best=Recipe(projection="vocabulary", step_weight=0.0, words=3.0),
     )
     before = copy.deepcopy(setting.host.state_dict())
     trained = METHODS["semcot_best"].train(setting)
@@ -370,17 +364,77 @@ def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tm
     assert sum(told) >= 0.9 * len(rows)
     # With another k than the other methods, and a start that the first word's place has at first.
     started = [{**row, "start": f" {row['steps'][0].split()[0]}"} for row in rows]
-    taught = teach_words(replace(setting, train_rows=started)).model
+    reader = AutoModelForCausalLM.from_pretrained(toy_host)
+    taught = teach_words(replace(setting, train_rows=started), reader).model
     made = tokenize_rows(tokenizer, [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in rows])
     next_words = [taught(torch.tensor([row.prompt + row.reasoning[:1]])).logits[0, -1].argmax() for row in made]
     assert sum(word == row.reasoning[1] for word, row in zip(next_words, made, strict=True)) >= 0.9 * len(made)
-    trained = METHODS["semcot_best"].train(replace(setting, train_rows=started, best_tokens=1))
+    trained = METHODS["semcot_best"].train(
+        replace(setting, train_rows=started, best=replace(setting.best, tokens=1, layers=(1,)))
+    )
     assert trained.model.config.num_implicit_tokens == 1
+    assert trained.model.generator.config.num_hidden_layers == 1
     with pytest.raises(ValueError, match=r"start=' Is Ann' is \d tokens: pass a word of one token"):
-        teach_words(replace(setting, train_rows=[{**row, "start": " Is Ann"} for row in rows]))
+        teach_words(replace(setting, train_rows=[{**row, "start": " Is Ann"} for row in rows]), reader)
     # Tokens that are no words have a projection to learn.
-    trained = METHODS["semcot_best"].train(replace(setting, best_projection="linear", best_words=0.1))
+    trained = METHODS["semcot_best"].train(
+        replace(setting, best=replace(setting.best, projection="linear", words=0.1))
+    )
     assert trained.seen_questions == (2 + 2 + 20) * 16
+    recipe = Recipe(layers=(0,), projection="linear")
+    trained = METHODS["semcot_best"].train(replace(setting, steps=1, best=recipe))
+    assert trained.model.generator.config.num_hidden_layers == 1
     rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:5]] + rows[5:]
-    with pytest.raises(ValueError, match="best_words=3.0: 5 of 16 training rows have neither 'words' nor"):
+    with pytest.raises(ValueError, match="words=3.0: 5 of 16 training rows have neither 'words' nor"):
         METHODS["semcot_best"].train(replace(setting, train_rows=rows))
+
+
+def random_model(family, layers, window=None):
+    options = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
+    options |= {"intermediate_size": 24, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
+    if window:
+        options |= {
+            "use_sliding_window": True,
+            "sliding_window": window,
+            "layer_types": ["full_attention", "sliding_attention"] * (layers // 2),
+        }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
+
+
+@pytest.mark.parametrize(
+    "family, window", [("llama", None), ("gpt2", None), ("gpt_neox", None), ("qwen2", 3), ("gemma3_text", 3)]
+)
+def test_kept_layers_compute_as_if_the_others_were_passed_by(family, window, tmp_path):
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    whole, layers = random_model(family, 4, window), (1, 2)
+    cut = keep_layers(copy.deepcopy(whole), layers)
+    stack = next(part for part in whole.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == 4)
+    for index in (0, 3):
+        # The slow path: all layers in their places, those that were not kept hand on what they get.
+        stack[index].register_forward_hook(
+            lambda module, args, kwargs, output: replaced(output, (*args, *kwargs.values())[0]), with_kwargs=True
+        )
+    with torch.no_grad():
+        torch.testing.assert_close(cut(ids).logits, whole(ids, use_cache=False).logits)
+        cached = cut(ids[:, :4])
+        cached = cut(ids[:, 4:], past_key_values=cached.past_key_values).logits
+        torch.testing.assert_close(cached, cut(ids).logits[:, 4:])
+        cut.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert again.config.num_hidden_layers == 2 and torch.equal(again(ids).logits, cut(ids).logits)
+
+
+def replaced(output, states):
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def test_layers_that_cannot_be_kept_are_refused():
+    model = random_model("llama", 4)
+    for layers in ((), (0, 4), (-1, 2), (2, 1), (1, 1)):
+        with pytest.raises(ValueError, match=r"layers=.*: pass rising numbers from 0 to 3"):
+            keep_layers(model, layers)
+    assert model.config.num_hidden_layers == len(model.model.layers) == 4
+    model.others = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(4)])
+    with pytest.raises(ValueError, match="LlamaForCausalLM has 2 lists of 4 layers"):
+        keep_layers(model, (0,))

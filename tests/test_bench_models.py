@@ -35,10 +35,10 @@ def test_the_host_reads_the_words_of_the_generator(name):
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         MODELS / name / "host",
         MODELS / name / "generator",
-        num_implicit_tokens=own.best_tokens or own.num_implicit_tokens,
+        num_implicit_tokens=own.best.tokens or own.num_implicit_tokens,
         generator_mode="sequential",
-        projection=own.best_projection,
-        thought_token_id=tokenizer(own.best_thought, add_special_tokens=False)["input_ids"][-1],
+        projection=own.best.projection,
+        thought_token_id=tokenizer(own.best.thought, add_special_tokens=False)["input_ids"][-1],
         answer_prompt_ids=answer_prompt_ids(tokenizer),
     ).eval()
     rows = own.generate(count, 0, "validation")

@@ -12,6 +12,7 @@ import pytest
 
 from semcot_hf.bench.methods import hosts, runs
 from semcot_hf.bench.methods.bench import BenchSettings, _run_settings, run_bench
+from semcot_hf.bench.methods.recipe import Recipe
 from semcot_hf.bench.methods.report import write_report
 from semcot_hf.bench.methods.runs import Questions, RunSettings, run_method
 from semcot_hf.bench.methods.summary import paired_p_value, seeds_interval, summarize_task
@@ -44,12 +45,7 @@ def settings(**changes):
         "generator": str(GENERATOR_PATH),
         "num_implicit_tokens": 2,
         "steps_per_token": 3,
-        "best_tokens": None,
-        "best_mode": "sequential",
-        "best_projection": "linear",
-        "best_step_weight": 1.0,
-        "best_thought": None,
-        "best_words": 0.0,
+        "best": Recipe(),
         "learning_rates": (1e-3,),
         "search_share": 0.5,
         "device": "cpu",
@@ -274,17 +270,17 @@ def test_a_host_reads_bare_words_and_does_not_learn_to_write_them():
         assert len(text.partition("<|assistant|>")[2].partition("\nAnswer:")[0].split()) in (7, 8)
 
 
-@pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best_projection == "vocabulary"])
+@pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best.projection == "vocabulary"])
 def test_words_are_one_token_each_and_tell_the_answer(task):
     own = TASKS[task]
     tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
     for row in rows:
         thought, *words = row["words"].rstrip(".").split()
-        assert thought == own.best_thought
+        assert thought == own.best.thought
         digits = [word[-1] for word in words] + [words[-1][:-1] or "0"]
         assert (" ".join(digits) if task == "multiplication" else words[-1]) == row["answer"]
         tokens = tokenizer(row["words"], add_special_tokens=False)["input_ids"]
-        assert len(tokens) == 1 + (own.best_tokens or own.num_implicit_tokens) + 1, tokenizer.convert_ids_to_tokens(
+        assert len(tokens) == 1 + (own.best.tokens or own.num_implicit_tokens) + 1, tokenizer.convert_ids_to_tokens(
             tokens
         )
 
@@ -296,7 +292,7 @@ def test_words_of_coin_flips_tell_the_state_that_is_left():
     assert all(row["words"] == words[row["answer"]] for row in rows)
     for text in words.values():
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(tokens[:1]) == own.best_thought and len(tokens) == 3
+        assert tokenizer.decode(tokens[:1]) == own.best.thought and len(tokens) == 3
 
 
 def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path):
@@ -357,10 +353,21 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
     assert 2 <= n == budget["eval_questions"] < 8 and 40 < budget["train_questions"] < 60
 
 
+def test_the_recipe_of_the_best_is_the_tasks_own_unless_flags_say_otherwise():
+    def recipe(task, **given):
+        return _run_settings(BenchSettings("x", **given), task, "semcot_best", 0, "host", "generator").best
+
+    own = TASKS["arithmetic"].best
+    assert recipe("arithmetic") == own != Recipe() and recipe("org/data") == Recipe()
+    assert recipe("arithmetic", best_layers=[1], best_words=0.0) == replace(own, layers=(1,), words=0.0)
+    given = {"best_mode": "parallel", "best_projection": "identity", "best_step_weight": 2.0, "best_thought": " x"}
+    assert recipe("org/data", **given) == Recipe(None, None, "parallel", "identity", 2.0, " x", 0.0)
+
+
 def test_k_of_the_best_is_the_tasks_own_unless_one_is_given():
     def tokens(task="graph", **given):
         made = _run_settings(BenchSettings("x", **given), task, "semcot_best", 0, "host", "generator")
-        return made.num_implicit_tokens, made.best_tokens
+        return made.num_implicit_tokens, made.best.tokens
 
     assert tokens() == (7, 6) and tokens("coin_flip") == (4, None)
     assert tokens(num_implicit_tokens=3) == (3, None) and tokens(best_tokens=2) == (7, 2)

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from datasets import disable_progress_bars
@@ -17,6 +17,7 @@ from ...demo import GENERATOR_PATH, HOST_PATH
 from ...prompts import shares_tokenizer
 from .catalogue import METHODS, chosen
 from .hosts import make_models
+from .recipe import Recipe
 from .report import folder_name, write_report
 from .runs import Questions, RunSettings, run_method
 from .summary import own_row
@@ -65,6 +66,10 @@ class BenchSettings:
     best_tokens: int | None = field(
         default=None,
         metadata={"help": "k of SemCoT's best; num_implicit_tokens if that is given, else the task's own."},
+    )
+    best_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers that the generator of SemCoT's best keeps, from 0; the task's own if left out."},
     )
     best_mode: str | None = field(
         default=None,
@@ -196,9 +201,6 @@ def _run_settings(settings, task, method, seed, host, generator):
         given = getattr(settings, name)
         return given if given is not None else getattr(own, name, default)
 
-    best_tokens = settings.best_tokens
-    if settings.num_implicit_tokens is None:
-        best_tokens = choice("best_tokens", None)
     return RunSettings(
         task=task,
         method=method,
@@ -207,12 +209,7 @@ def _run_settings(settings, task, method, seed, host, generator):
         generator=generator,
         num_implicit_tokens=choice("num_implicit_tokens", 5),
         steps_per_token=choice("steps_per_token", 1),
-        best_tokens=best_tokens,
-        best_mode=choice("best_mode", "sequential"),
-        best_projection=choice("best_projection", "linear"),
-        best_step_weight=choice("best_step_weight", 1.0),
-        best_thought=choice("best_thought", None),
-        best_words=choice("best_words", 0.0),
+        best=_recipe(settings, own),
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rates=tuple(settings.learning_rates),
@@ -223,3 +220,14 @@ def _run_settings(settings, task, method, seed, host, generator):
         latency_samples=settings.latency_samples,
         device=settings.device,
     )
+
+
+def _recipe(settings, task):
+    """The task's own, or the default of a dataset, with what the flags say otherwise."""
+    recipe = task.best if task is not None else Recipe()
+    if settings.num_implicit_tokens is not None:
+        recipe = replace(recipe, tokens=None)
+    given = {part.name: getattr(settings, f"best_{part.name}") for part in fields(Recipe)}
+    if given["layers"] is not None:
+        given["layers"] = tuple(given["layers"])
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})

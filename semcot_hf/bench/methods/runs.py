@@ -15,6 +15,7 @@ from ...evaluation import answer_questions, evaluate, measure_latency
 from ...evaluation.records import text_digest, to_json, write_atomically
 from ...modeling import SemCoTForCausalLM
 from .catalogue import METHODS
+from .recipe import Recipe
 from .training import Setting
 
 
@@ -47,8 +48,7 @@ class RunSettings:
     Args:
         task, method, seed: which run.
         host, generator: folders or ids.
-        num_implicit_tokens, steps_per_token, best_tokens, best_mode, best_projection, best_step_weight,
-            best_thought, best_words: see `Setting`.
+        num_implicit_tokens, steps_per_token, best: see `Setting`.
         steps, batch_size: the budget, steps * batch_size seen questions; SemCoT's other stages see some on top, which
             `seen_questions` of the result counts.
         learning_rates: candidates of the search; with one there is no search.
@@ -65,12 +65,7 @@ class RunSettings:
     generator: str
     num_implicit_tokens: int
     steps_per_token: int
-    best_tokens: int | None
-    best_mode: str
-    best_projection: str
-    best_step_weight: float
-    best_thought: str | None
-    best_words: float
+    best: Recipe
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -155,12 +150,7 @@ def _train(settings, questions, rate, steps, work):
         train_rows=questions.train,
         num_implicit_tokens=settings.num_implicit_tokens,
         steps_per_token=settings.steps_per_token,
-        best_tokens=settings.best_tokens,
-        best_mode=settings.best_mode,
-        best_projection=settings.best_projection,
-        best_step_weight=settings.best_step_weight,
-        best_thought=settings.best_thought,
-        best_words=settings.best_words,
+        best=settings.best,
         steps=steps,
         batch_size=settings.batch_size,
         learning_rate=rate,

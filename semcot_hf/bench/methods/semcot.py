@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import AutoModelForCausalLM, PrinterCallback
 
 from ...alignment_config import SemCoTAlignmentConfig
 from ...alignment_trainer import SemCoTAlignmentTrainer
 from ...distillation_config import SemCoTDistillationConfig
 from ...distillation_trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
+from .recipe import keep_layers
 from .training import OperationCounter, Setting, Trained, count_trainable, logged_losses, optimization
 from .words import teach_words
 
@@ -53,25 +54,29 @@ def train_host_as_generator(setting: Setting) -> Trained:
 
 
 def train_semcot_best(setting: Setting) -> Trained:
-    """As the task's validation questions want it: see the fields `best_...` of `Setting`."""
-    if setting.best_tokens is not None:
-        setting = replace(setting, num_implicit_tokens=setting.best_tokens)
-    options = {"generator_mode": setting.best_mode, "projection": setting.best_projection}
-    if setting.best_thought is not None:
-        ids = setting.tokenizer(setting.best_thought, add_special_tokens=False)["input_ids"]
+    """As the task's validation questions want it: see `Recipe`."""
+    best = setting.best
+    if best.tokens is not None:
+        setting = replace(setting, num_implicit_tokens=best.tokens)
+    options = {"generator_mode": best.mode, "projection": best.projection}
+    if best.thought is not None:
+        ids = setting.tokenizer(best.thought, add_special_tokens=False)["input_ids"]
         options["thought_token_id"] = ids[-1]
     distill = {
         "alpha": 0.1,
-        "step_weight": setting.best_step_weight,
+        "step_weight": best.step_weight,
         "steps_per_token": setting.steps_per_token,
         "projection_warmup": 0.0,
         "model_options": options,
     }
-    if setting.best_words == 0:
-        return _train(setting, **distill)
-    taught = teach_words(setting)
+    generator = AutoModelForCausalLM.from_pretrained(setting.generator)
+    if best.layers is not None:
+        keep_layers(generator, best.layers)
+    if best.words == 0:
+        return _train(setting, generator=generator, **distill)
+    taught = teach_words(setting, generator)
     distilled = setting
-    if setting.best_projection == "vocabulary":
+    if best.projection == "vocabulary":
         distilled = replace(
             setting,
             steps=max(1, round(WORDS_DISTILLATION_SHARE * setting.steps)),

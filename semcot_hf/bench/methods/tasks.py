@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .recipe import Recipe
 from .task_rows import (
     ARITHMETIC_WORDS,
     GRAPH_WORDS,
@@ -30,8 +31,7 @@ class BenchTask:
         vocabulary: the tokenizer's size at most.
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
-        best_tokens, best_mode, best_projection, best_step_weight, best_thought, best_words: see `Setting`; chosen
-            on validation questions (`examples/bench/NOTES.md`).
+        best: the recipe of SemCoT at its best.
         max_new_tokens: longest explicit reasoning with its answer.
     """
 
@@ -42,12 +42,7 @@ class BenchTask:
     host_layers: int
     num_implicit_tokens: int
     steps_per_token: int
-    best_tokens: int | None = None
-    best_mode: str = "sequential"
-    best_projection: str = "linear"
-    best_step_weight: float = 1.0
-    best_thought: str | None = None
-    best_words: float = 0.0
+    best: Recipe
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
@@ -65,10 +60,7 @@ TASKS = {
         host_layers=10,
         num_implicit_tokens=4,
         steps_per_token=3,
-        best_mode="parallel",
-        best_step_weight=0.0,
-        best_thought=" now",
-        best_words=3.0,
+        best=Recipe(mode="parallel", step_weight=0.0, thought=" now", words=3.0),
         max_new_tokens=128,
     ),
     "arithmetic": BenchTask(
@@ -84,10 +76,7 @@ TASKS = {
         host_layers=12,
         num_implicit_tokens=ARITHMETIC_WORDS,
         steps_per_token=1,
-        best_projection="vocabulary",
-        best_step_weight=0.0,
-        best_thought="Now",
-        best_words=3.0,
+        best=Recipe(layers=(0, 2), projection="vocabulary", step_weight=0.0, thought="Now", words=3.0),
         whole_numbers=21,
         vocabulary=640,
     ),
@@ -107,10 +96,7 @@ TASKS = {
         host_layers=12,
         num_implicit_tokens=7,
         steps_per_token=1,
-        best_projection="vocabulary",
-        best_step_weight=0.0,
-        best_thought="Sums",
-        best_words=3.0,
+        best=Recipe(projection="vocabulary", step_weight=0.0, thought="Sums", words=3.0),
         whole_numbers=400,
         vocabulary=1024,
     ),
@@ -128,10 +114,6 @@ TASKS = {
         host_layers=10,
         num_implicit_tokens=GRAPH_WORDS + 1,
         steps_per_token=1,
-        best_tokens=GRAPH_WORDS,
-        best_projection="vocabulary",
-        best_step_weight=0.0,
-        best_thought="Every",
-        best_words=4.0,
+        best=Recipe(tokens=GRAPH_WORDS, projection="vocabulary", step_weight=0.0, thought="Every", words=4.0),
     ),
 }

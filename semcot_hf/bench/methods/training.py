@@ -9,6 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from .recipe import Recipe
+
 
 @dataclass
 class Setting:
@@ -20,12 +22,7 @@ class Setting:
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
         num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
-        best_tokens: k of SemCoT at its best; `num_implicit_tokens` when `None`.
-        best_mode, best_projection, best_step_weight: how SemCoT at its best makes its tokens, and the weight of its
-            step decoder.
-        best_thought: word whose last token's embedding its <thought> starts from; the mean of all when `None`.
-        best_words: steps, for each one of the budget, in which its generator learns to reason in one word a step (the
-            rows' `words` or condensed reasoning) before it is distilled; 0 for a generator as it is.
+        best: the recipe of SemCoT at its best.
         steps, batch_size, learning_rate, seed: of the training.
         device: where it runs.
         work_dir: folder for what the training has to write.
@@ -37,12 +34,7 @@ class Setting:
     train_rows: list[dict]
     num_implicit_tokens: int
     steps_per_token: int
-    best_tokens: int | None
-    best_mode: str
-    best_projection: str
-    best_step_weight: float
-    best_thought: str | None
-    best_words: float
+    best: Recipe
     steps: int
     batch_size: int
     learning_rate: float

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from ...prompts import pad_left
 from .finetuning import TextModel
@@ -16,8 +15,8 @@ from .training import Setting, Trained, count_trainable, fit
 FADING = (0.3, 0.8)
 
 
-def teach_words(setting: Setting) -> Trained:
-    """The generator after supervised fine-tuning on words for `best_words` steps for each one of the budget.
+def teach_words(setting: Setting, generator: nn.Module) -> Trained:
+    """The causal LM `generator` after fine-tuning on words for the recipe's steps for each one of the budget.
 
     The words are each row's `words`, or its condensed reasoning where a dataset has no such column. Where rows have a
     `start`, the word that their chain starts from, it is faded out of the first word's place (`FadingStart`).
@@ -29,13 +28,12 @@ def teach_words(setting: Setting) -> Trained:
     missing = sum(not words for words in told)
     if missing:
         raise ValueError(
-            f"best_words={setting.best_words}: {missing} of {len(told)} training rows have neither 'words' nor "
+            f"words={setting.best.words}: {missing} of {len(told)} training rows have neither 'words' nor "
             "condensed reasoning; add the reasoning in one word a step, or pass 0."
         )
-    steps = round(setting.best_words * setting.steps)
+    steps = round(setting.best.words * setting.steps)
     rows = [{**row, "reasoning": words, "steps": [words]} for row, words in zip(setting.train_rows, told, strict=True)]
     made = tokenize_rows(setting.tokenizer, rows)
-    generator = AutoModelForCausalLM.from_pretrained(setting.generator)
     if all("start" in row for row in rows):
         model = FadingStart(generator)
         made = list(zip(made, (_start_id(setting.tokenizer, row) for row in rows), strict=True))
