@@ -148,6 +148,7 @@ def _encoder(setting, rows):
             save_strategy="no",
             eval_strategy="no",
             use_cpu=setting.device == "cpu",
+            bf16=False,
             disable_tqdm=True,
         ),
         train_dataset=rows.select(range(min(ALIGNMENT_ROWS, len(rows)))),

@@ -183,6 +183,8 @@ def optimization(setting):
         "logging_steps": max(1, setting.steps // 20),
         "report_to": "none",
         "use_cpu": setting.device == "cpu",
+        # What the trainers of SemCoT would choose on a GPU is not transformers' own choice.
+        "bf16": False,
         "seed": setting.seed,
     }
 
