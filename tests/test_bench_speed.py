@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,12 +12,19 @@ from transformers import AutoTokenizer
 
 from semcot_hf.bench.speed import row as speed_row
 from semcot_hf.bench.speed import run as speed_run
-from semcot_hf.bench.speed.calls import generated, generator_pass, method_calls, prefill_in_two, raw_answer
+from semcot_hf.bench.speed.calls import (
+    generated,
+    generator_pass,
+    method_calls,
+    part_calls,
+    prefill_in_two,
+    raw_answer,
+)
 from semcot_hf.bench.speed.measurement import FEWEST_TURNS, PATIENCE, take_turns
 from semcot_hf.bench.speed.memory import needed_bytes
 from semcot_hf.bench.speed.report import markdown_report
 from semcot_hf.bench.speed.run import measure_speed
-from semcot_hf.bench.speed.settings import COMPILED, METHODS, PARTS, SHARED, Setting, plan
+from semcot_hf.bench.speed.settings import COMPILED, COMPILED_PARALLEL, METHODS, PARTS, SHARED, Setting, plan
 from semcot_hf.bench.speed.shapes import ANSWER_PROMPT_IDS, GPU_SIZES, SIZES, build_model, parameter_counts, prompts
 from semcot_hf.bench.speed.slopes import fit_growth, growth_of_rows
 from semcot_hf.bench.speed.targets import judge
@@ -121,6 +128,37 @@ def test_side_by_side_costs_the_longer_pass_and_the_rest(monkeypatch):
         assert figures["decode_step_s"] == 1.0 and figures["tokens_in_decode_steps"]["median"] == generator + 1
 
 
+def test_a_compiled_generator_is_judged_beside_the_plain_one(monkeypatch):
+    times = {"generator": 4.0, "prefill": 4.0, "prefill_k": 5.0, "decode": 13.0, "parallel": 1.0, "sequential": 1.0}
+    times |= {"question": 3.0, "prefill_in_two": 5.5, "compiled_generator": 0.2}
+    turns = {name: [seconds] for name, seconds in times.items()}
+    monkeypatch.setattr(speed_row, "take_turns", lambda *_, **__: turns)
+    monkeypatch.setattr(speed_row, "build_model", lambda *_, **__: None)
+    monkeypatch.setattr(speed_row, "part_calls", lambda *args: {})
+    monkeypatch.setattr(speed_row, "copy_bandwidth", lambda device: 1e9)
+    setting = replace(SETTING, method=PARTS, size="llama2-7b", device="cuda")
+    figures = speed_row._parts(setting, torch.device("cuda"))
+    assert figures["compiled_generator_s"] == 0.2
+    part = {"setting": asdict(setting), "environment": 0, **figures}
+    judged = {target["figure"]: target for target in judge([], [part], [])}
+    plain, compiled = (
+        f"generator and {setting.k} tokens, in decode steps of the host{more}" for more in ("", ", generator compiled")
+    )
+    assert judged[plain]["measured"] == 5 and not judged[plain]["met"]
+    assert judged[compiled]["measured"] == pytest.approx(1.2) and judged[compiled]["met"]
+    machine = {"device": "a GPU", "cpu": "a CPU"}
+    report = {
+        "environments": [machine],
+        "rows": [],
+        "parts": [part],
+        "not_run": [],
+        "slopes": [],
+        "targets": [],
+        "commands": ["x"],
+    }
+    assert "| 4.00 s | 200.0 ms | 4.00 s |" in markdown_report(report)
+
+
 def test_coconut_style_answers_equal_the_uncached_slow_path(model):
     setting = replace(SETTING, method="coconut")
     fast = method_calls(model, setting)["method"]()[:, 20:]
@@ -160,11 +198,21 @@ def test_a_static_cache_changes_no_answer(model):
 
 
 def test_compiling_changes_no_answer(model, captured):
-    plain, compiled = (
-        method_calls(model, replace(SETTING, method=method))["method"]() for method in ("semcot_sequential", COMPILED)
-    )
-    assert compiled.tolist() == plain.tolist() and len(captured) == 1
-    assert model._compiled_tokens is None
+    for count, methods in enumerate(
+        (("semcot_sequential", COMPILED), ("semcot_parallel", COMPILED_PARALLEL)), start=1
+    ):
+        plain, compiled = (method_calls(model, replace(SETTING, method=method))["method"]() for method in methods)
+        assert compiled.tolist() == plain.tolist() and len(captured) == count
+        assert model._compiled_tokens is None
+
+
+def test_parts_of_a_compiled_generator_make_the_parallel_tokens(model, captured):
+    setting = replace(SETTING, method=PARTS)
+    calls = part_calls(model, setting, 2, True)
+    assert "compiled_generator" not in part_calls(model, setting, 2, False)
+    calls["sequential"]()
+    torch.testing.assert_close(calls["compiled_generator"](), calls["generator"]())
+    assert len(captured) == 1 and model._compiled_tokens is None
 
 
 def test_a_shared_prefix_changes_no_answer(model):
@@ -263,7 +311,7 @@ def test_the_plan_varies_one_factor_at_a_time():
         assert row.cot == (5 if row.method == "cot" else 0)
     # What begins on a dynamic cache of its own is there once, as is what k does not change.
     counts = {method: sum(row.method == method for row in rows) for method in METHODS}
-    semcot = dict.fromkeys(("semcot_parallel", "semcot_sequential", "semcot_compiled"), 5)
+    semcot = dict.fromkeys(("semcot_parallel", "semcot_sequential", COMPILED, COMPILED_PARALLEL), 5)
     assert counts == dict(no_cot=4, cot=4, **semcot, semcot_shared_prefix=4, coconut=4)
 
 

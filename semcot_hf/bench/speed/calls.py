@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from ...evaluation.shared_prefix import SharedPrefix
 from ..methods.latents import LatentModel
-from .settings import COMPILED, SHARED, Setting
+from .settings import COMPILED, COMPILED_PARALLEL, SHARED, Setting
 from .shapes import ANSWER_PROMPT_IDS, own_tokens, prompts
 
 # Tokens that a decode step is averaged over.
@@ -138,11 +138,8 @@ def _semcot_calls(model, setting, ids):
     question, longer = _question(ids), _longer(ids, count)
     mode = "sequential" if setting.method in ("semcot_sequential", COMPILED) else "parallel"
     model.config.generator_mode = mode
-    if setting.method == COMPILED:
-        # The caller's own model stays as it is.
-        model = copy.copy(model)
-        # On a GPU the graph is captured too: launching its kernels one by one is what takes the time.
-        model.compile_generator(**({"mode": "reduce-overhead"} if ids.device.type == "cuda" else {}))
+    if setting.method in (COMPILED, COMPILED_PARALLEL):
+        model = with_compiled_generator(model)
 
     def make_tokens():
         return generator_pass(model, question, count, mode) if count else None
@@ -168,6 +165,17 @@ def _semcot_calls(model, setting, ids):
     }
 
 
+def with_compiled_generator(model):
+    """A copy on the same weights whose generator is compiled; the caller's own model stays as it is.
+
+    On a GPU, where launching the kernels one by one is what takes the time, the graph of each length is captured.
+    """
+    model = copy.copy(model)
+    captured = model.projection_device().type == "cuda"
+    model.compile_generator(**({"mode": "reduce-overhead", "dynamic": False} if captured else {}))
+    return model
+
+
 def _question(ids):
     """What stands before the answer prompt."""
     return ids[:, : -len(ANSWER_PROMPT_IDS)]
@@ -179,21 +187,35 @@ def _longer(ids, count):
     return torch.cat([ids[:, :end], ids[:, :1].expand(-1, count), ids[:, end:]], dim=1)
 
 
-def part_calls(model, setting: Setting, sequential_k: int) -> dict[str, Callable[[], object]]:
+def part_calls(model, setting: Setting, sequential_k: int, compiled: bool) -> dict[str, Callable[[], object]]:
     """The calls behind the derived figures: the generator's pass, the host's, and both modes end to end.
 
     `decode` answers with DECODE_STEPS tokens more than `prefill_k`, so that their difference is that many steps.
+
+    Args:
+        compiled: also `compiled_generator`, the tokens of a parallel generator that is compiled.
     """
     host, device, cache = model.host, model.projection_device(), setting.cache
     ids = prompts(setting.size, setting.batch, setting.prompt, device)
     question, longer = _question(ids), _longer(ids, setting.k)
     rest = longer[:, question.shape[1] :]
 
+    calls = {}
+    if compiled:
+        quick = with_compiled_generator(model)
+
+        @torch.no_grad()
+        def compiled_generator():
+            model.config.generator_mode = "parallel"
+            return quick.implicit_embeddings(ids, num_implicit_tokens=setting.k)
+
+        calls["compiled_generator"] = compiled_generator
+
     def whole(mode):
         model.config.generator_mode = mode
         return generated(model, ids, setting.answer, cache, num_implicit_tokens=sequential_k)
 
-    return {
+    return calls | {
         "generator": lambda: generator_pass(model, question, setting.k, "parallel"),
         "prefill": lambda: raw_answer(host, ids, 1, cache),
         "prefill_k": lambda: raw_answer(host, longer, 1, cache),

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ...evaluation.plots import COLOURS as EVALUATION_COLOURS
-from .settings import COMPILED, FACTORS, METHOD_NAMES, METHODS, SHARED
+from .settings import COMPILED, COMPILED_PARALLEL, FACTORS, METHOD_NAMES, METHODS, SHARED
 
 # The rest of Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
@@ -16,6 +16,7 @@ COLOURS = {
     "semcot_parallel": EVALUATION_COLOURS["semcot"],
     "semcot_sequential": "#E69F00",
     COMPILED: "#F0E442",
+    COMPILED_PARALLEL: "#B8860B",
     SHARED: "#56B4E9",
     "coconut": "#CC79A7",
 }

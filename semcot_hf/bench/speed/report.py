@@ -52,6 +52,7 @@ def report_tables(report: dict) -> list[tuple[str, list[str], list[list[str]]]]:
             "prompt",
             "k",
             "generator",
+            "compiled",
             "prefill",
             "prefill with k",
             "in two",
@@ -122,14 +123,15 @@ def _row_cells(row):
 
 def _part_cells(row):
     setting, checkpoint = row["setting"], row["checkpoint_bytes"]
-    times = [row[name] for name in ("generator_s", "prefill_s", "prefill_with_tokens_s", "prefill_in_two_s")]
+    names = ("generator_s", "compiled_generator_s", "prefill_s", "prefill_with_tokens_s", "prefill_in_two_s")
+    times = [duration(row[name]) if name in row else "-" for name in names]
     speeds = [row["weights_bytes_per_token"] / row["decode_step_s"], row["copy_bytes_per_s"]]
     weights = [row["parameters"][name] / 1e6 for name in ("host", "generator")]
     return [
         setting["size"],
         str(setting["prompt"]),
         str(setting["k"]),
-        *map(duration, times),
+        *times,
         f"{row['side_by_side']['median']:.2f}",
         duration(row["decode_step_s"]),
         *(f"{speed / 1e9:.3g}" for speed in speeds),

@@ -8,14 +8,15 @@ from .shapes import ANSWER_PROMPT_IDS, GPU_SIZES, SIZES, configs
 
 # SemCoT in parallel, whose host has the beginning that all prompts share in its cache.
 SHARED = "semcot_shared_prefix"
-# SemCoT with a sequential generator, compiled.
-COMPILED = "semcot_compiled"
+# SemCoT whose generator is compiled, and on a GPU captured: sequential, and parallel.
+COMPILED, COMPILED_PARALLEL = "semcot_compiled", "semcot_parallel_compiled"
 METHOD_NAMES = {
     "no_cot": EVALUATION_NAMES["no_cot"],
     "cot": EVALUATION_NAMES["cot"],
     "semcot_parallel": "SemCoT parallel",
     "semcot_sequential": "SemCoT sequential",
     COMPILED: "SemCoT sequential, compiled",
+    COMPILED_PARALLEL: "SemCoT parallel, compiled",
     SHARED: "SemCoT, shared prefix",
     "coconut": "Coconut-style",
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .settings import COMPILED, FACTORS, METHOD_NAMES, SHARED
+from .settings import COMPILED, COMPILED_PARALLEL, FACTORS, METHOD_NAMES, SHARED
 from .slopes import LINEAR, SUBLINEAR
 
 OVERHEAD = {"cpu": 1.05, "cuda": 1.10}
@@ -45,7 +45,8 @@ def judge(rows: Sequence[dict], parts: Sequence[dict], slopes: Sequence[dict]) -
                 target = OVERHEAD["cuda" if gpu else "cpu"]
                 judged.append(_judged(size, figure, row["overhead"]["median"], target))
             # Beside smaller weights, what the libraries allocate for themselves counts; so does the compiler.
-            measurable = row["memory"]["weights_bytes"] >= LEAST_WEIGHTS and row["setting"]["method"] != COMPILED
+            measurable = row["memory"]["weights_bytes"] >= LEAST_WEIGHTS
+            measurable &= row["setting"]["method"] not in (COMPILED, COMPILED_PARALLEL)
             if batch == centre["batch"] and measurable:
                 figure = f"{name}, batch {batch}: peak memory over weights and caches"
                 judged.append(_judged(size, figure, row["memory"]["ratio"], MEMORY))
@@ -54,6 +55,9 @@ def judge(rows: Sequence[dict], parts: Sequence[dict], slopes: Sequence[dict]) -
         judged.append(
             _judged(size, figure, part["tokens_in_decode_steps"]["median"], TOKENS_IN_DECODE_STEPS, note=note)
         )
+        compiled = part.get("compiled_tokens_in_decode_steps")
+        if compiled:
+            judged.append(_judged(size, f"{figure}, generator compiled", compiled["median"], TOKENS_IN_DECODE_STEPS))
         figure = f"sequential over parallel at k = {part['sequential_k']}, end to end"
         judged.append(_judged(size, figure, part["sequential_over_parallel"]["median"], SEQUENTIAL_OVER_PARALLEL))
         figure = "decode: share of the bandwidth of a plain copy"
