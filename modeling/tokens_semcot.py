@@ -23,8 +23,8 @@ class SemCoTTokensMixin:
         Where a generator is small, Python takes most of its time, step by step; compiled, it has one call of it. The
         first tokens of a kind (one query or many, padded or not, each k) wait for the compiler, up to a minute where
         the generator is small; on a CPU torch needs a C++ compiler of the system for it. Tokens differ by rounding.
-        On a GPU `mode="reduce-overhead", dynamic=False` also captures the graph, for each shape of queries, and replays
-        it: launching its kernels one by one is what takes the time there. Each shape then waits for the compiler.
+        On a GPU `mode="reduce-overhead", dynamic=False` also captures the graph and replays it, for each shape of
+        queries: launching its kernels one by one is what takes the time there. Each shape waits for the compiler.
         Training, and whatever else asks for gradients, stays as it was; so do saved checkpoints and copies of the
         model, as after torch's own `Module.compile`.
 
