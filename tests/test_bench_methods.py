@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from semcot_hf.bench.methods import coconut, codi, icot, simcot
+from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot
 from semcot_hf.bench.methods.catalogue import METHODS, chosen
 from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.hosts import fresh_model
@@ -385,8 +385,23 @@ def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tm
     trained = METHODS["semcot_best"].train(replace(setting, steps=1, best=recipe))
     assert trained.model.generator.config.num_hidden_layers == 1
     rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:5]] + rows[5:]
-    with pytest.raises(ValueError, match="words=3.0: 5 of 16 training rows have neither 'words' nor"):
+    with pytest.raises(ValueError, match="best_words=3.0: 5 of 16 training rows have neither 'words' nor"):
         METHODS["semcot_best"].train(replace(setting, train_rows=rows))
+
+
+def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp_path, monkeypatch):
+    told = {}
+    for made in (semcot.SemCoTAlignmentConfig, semcot.SemCoTDistillationConfig):
+
+        def noted(*args, made=made, **options):
+            told[made.__name__] = options["bf16"]
+            return made(*args, **options)
+
+        monkeypatch.setattr(semcot, made.__name__, noted)
+    host = AutoModelForCausalLM.from_pretrained(toy_host)
+    METHODS["semcot"].train(toy_setting(tokenizer, host, toy_host, tmp_path, 1, 1e-3))
+    # Left out, the trainers would take bfloat16 on a GPU, where those of the other methods do not.
+    assert told == {"SemCoTAlignmentConfig": False, "SemCoTDistillationConfig": False}
 
 
 def random_model(family, layers, window=None):

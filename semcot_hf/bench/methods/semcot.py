@@ -69,6 +69,8 @@ def train_semcot_best(setting: Setting) -> Trained:
         "projection_warmup": 0.0,
         "model_options": options,
     }
+    if best.words == 0 and best.layers is None:
+        return _train(setting, **distill)
     generator = AutoModelForCausalLM.from_pretrained(setting.generator)
     if best.layers is not None:
         keep_layers(generator, best.layers)

@@ -28,7 +28,7 @@ def teach_words(setting: Setting, generator: nn.Module) -> Trained:
     missing = sum(not words for words in told)
     if missing:
         raise ValueError(
-            f"words={setting.best.words}: {missing} of {len(told)} training rows have neither 'words' nor "
+            f"best_words={setting.best.words}: {missing} of {len(told)} training rows have neither 'words' nor "
             "condensed reasoning; add the reasoning in one word a step, or pass 0."
         )
     steps = round(setting.best.words * setting.steps)
