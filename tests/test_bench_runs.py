@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from semcot_hf.bench.methods import hosts, runs
 from semcot_hf.bench.methods.bench import BenchSettings, _run_settings, run_bench
@@ -308,6 +309,52 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
     assert small.num_parameters() <= AutoModelForCausalLM.from_pretrained(host).num_parameters() / 3
+
+
+def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(hosts, "SAVE_STEPS", 2)
+    monkeypatch.setattr(hosts, "LOG_STEPS", 2)
+    monkeypatch.setattr(hosts, "BATCH_SIZE", 4)
+    made = {"steps_factor": 0.005, "eval_samples": 2}
+    whole = hosts.make_models(TASKS["coin_flip"], tmp_path / "whole", **made)
+    cut = []
+
+    def cut_off(self, args, state, control, **kwargs):
+        if state.global_step == 5 and not cut:
+            cut.append(state.max_steps)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(hosts._Progress, "on_step_end", cut_off, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        hosts.make_models(TASKS["coin_flip"], tmp_path / "cut", **made)
+    assert cut == [8] and not (tmp_path / "cut/generator").exists()
+    # Other settings do not go on from there.
+    assert [path.name for path in (tmp_path / "cut").glob("*.training-*")] == ["generator.training-seed0-x0.005"]
+    resumed = hosts.make_models(TASKS["coin_flip"], tmp_path / "cut", **made)
+    told = capsys.readouterr().err
+    assert "generator: step 8 of 8, loss" in told and "about 0 min left" in told
+    assert json.loads((resumed[1] / "figures.json").read_text())["resumed_at_step"] == 4
+    assert "resumed_at_step" not in json.loads((resumed[0] / "figures.json").read_text())
+    for path, other in zip(whole, resumed, strict=True):
+        weights, others = (load_file(folder / "model.safetensors") for folder in (path, other))
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["generator", "host"]
+
+
+def test_batches_hold_rows_of_one_length_and_every_row_once():
+    import torch
+
+    lengths = torch.randint(10, 200, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = hosts.alike(lengths, torch.Generator().manual_seed(0))
+    assert sorted(order) == list(range(2000))
+    window = hosts.WINDOW_BATCHES * hosts.BATCH_SIZE
+    assert all(index // window == place // window for place, index in enumerate(order))
+    batches = [[lengths[index] for index in order[start : start + 64]] for start in range(0, 2000, 64)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    assert sum(lengths) > 0.8 * padded
+    assert [max(batch) for batch in batches[:8]] != sorted(max(batch) for batch in batches[:8])
 
 
 def test_the_command_runs_and_goes_on_where_it_was(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -25,9 +26,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from ...answers import check_answer
 from ...evaluation import accuracy_interval, answer_questions
@@ -43,6 +46,9 @@ CHAT_TEMPLATE = (
 )
 LEARNING_RATES = {"host": 5e-4, "generator": 3e-3}
 BATCH_SIZE = 64
+WINDOW_BATCHES = 8
+LOG_STEPS = 50
+SAVE_STEPS = 200
 DISTINCT_QUESTIONS = 60_000
 TOKENIZER_QUESTIONS = 4_000
 
@@ -50,7 +56,9 @@ TOKENIZER_QUESTIONS = 4_000
 def make_models(task: BenchTask, folder, *, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"):
     """Make `folder/generator` and `folder/host`, whichever is missing; returns the two paths.
 
-    Each model's accuracy and the time that its training took lie beside it in `figures.json`.
+    Each model's accuracy and the time that its training took lie beside it in `figures.json`. A training that was
+    cut off goes on from its last checkpoint, at most 200 steps back, when it is asked for again with the same seed
+    and steps; standard error says how far it has come.
 
     Args:
         task: what is learned.
@@ -64,6 +72,10 @@ def make_models(task: BenchTask, folder, *, seed=0, steps_factor=1.0, eval_sampl
     for name, path in paths.items():
         if not path.exists():
             options = {"seed": seed, "steps_factor": steps_factor, "eval_samples": eval_samples, "device": device}
+            if name == "generator":
+                # A host that was begun grew from another one.
+                for begun in path.parent.glob("host.training-*"):
+                    shutil.rmtree(begun)
             unfinished = path.with_name(name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             make_model(task, name, unfinished, generator=paths["generator"], **options)
@@ -83,10 +95,12 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
     direct = task.direct_share if name == "host" else 0.0
+    training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}")
+    checkpoint = get_last_checkpoint(training) if training.is_dir() else None
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            str(folder) + "-training",
+            str(training),
             per_device_train_batch_size=BATCH_SIZE,
             num_train_epochs=1,
             learning_rate=LEARNING_RATES[name],
@@ -94,8 +108,9 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
             warmup_steps=100,
             weight_decay=0.01,
             adam_beta2=0.98,
-            logging_steps=50,
-            save_strategy="no",
+            logging_steps=LOG_STEPS,
+            save_steps=SAVE_STEPS,
+            save_total_limit=1,
             report_to="none",
             train_sampling_strategy="sequential",
             disable_tqdm=True,
@@ -104,11 +119,11 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         ),
         train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+        callbacks=[_Progress(name)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     trained = time.monotonic()
-    shutil.rmtree(str(folder) + "-training", ignore_errors=True)
     model.eval()
     # Training switched the cache off; whoever loads the model wants it on.
     model.config.use_cache = True
@@ -125,8 +140,32 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
+    if checkpoint:
+        # The seconds are those since then.
+        figures["resumed_at_step"] = int(checkpoint.rpartition("-")[2])
     Path(folder, "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    shutil.rmtree(training)
     return figures
+
+
+class _Progress(TrainerCallback):
+    """A line on standard error at every log: steps, loss and the minutes left."""
+
+    def __init__(self, name):
+        self.name, self.console = name, Console(stderr=True)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            left = (time.monotonic() - self.began) / (state.global_step - self.first)
+            left *= state.max_steps - state.global_step
+            self.console.print(
+                f"{self.name}: step {state.global_step} of {state.max_steps}, loss {logs['loss']:.3f}, "
+                f"about {left / 60:.0f} min left",
+                highlight=False,
+            )
 
 
 def train_tokenizer(task):
@@ -196,21 +235,39 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0):
         generator = torch.Generator().manual_seed(seed + stage)
         picks = torch.randint(len(pool), (count,), generator=generator).tolist()
         at_once = (torch.rand(count, generator=generator) < direct_share).tolist()
+        pairs = []
         for index, answers_at_once in zip(picks, at_once, strict=True):
             row = pool[index]
             reasoning = "" if answers_at_once else row["reasoning"]
             completion = f"{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
             parts = (reasoning, completion) if row.get("given") else ("", reasoning + completion)
-            rows.append((prompt_text(tokenizer, row["query"]) + parts[0], parts[1]))
-    prompts, completions = (
-        tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*rows, strict=True)
-    )
+            pairs.append((prompt_text(tokenizer, row["query"]) + parts[0], parts[1]))
+        prompts, completions = (
+            tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*pairs, strict=True)
+        )
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        rows += [(prompts[index], completions[index]) for index in alike(lengths, generator)]
     return Dataset.from_dict(
         {
-            "input_ids": [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)],
-            "labels": [[-100] * len(prompt) + answer for prompt, answer in zip(prompts, completions, strict=True)],
+            "input_ids": [prompt + answer for prompt, answer in rows],
+            "labels": [[-100] * len(prompt) + answer for prompt, answer in rows],
         }
     )
+
+
+def alike(lengths, generator):
+    """Indices in an order whose batches hold rows of about one length, so that little is padding.
+
+    Rows are sorted within windows of a few batches, and each window's batches are shuffled.
+    """
+    order = []
+    for start in range(0, len(lengths), WINDOW_BATCHES * BATCH_SIZE):
+        window = sorted(range(start, min(start + WINDOW_BATCHES * BATCH_SIZE, len(lengths))), key=lengths.__getitem__)
+        batches = [window[first : first + BATCH_SIZE] for first in range(0, len(window), BATCH_SIZE)]
+        order += chain.from_iterable(
+            batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()
+        )
+    return order
 
 
 def _as_many(generate, count, seed):
