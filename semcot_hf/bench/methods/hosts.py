@@ -30,9 +30,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from ...answers import check_answer
+from ...checkpoints import last_complete_checkpoint
 from ...evaluation import accuracy_interval, answer_questions
 from ...prompts import ANSWER_PROMPT, prompt_text
 from .tasks import BenchTask
@@ -96,7 +96,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
     direct = task.direct_share if name == "host" else 0.0
     training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}")
-    checkpoint = get_last_checkpoint(training) if training.is_dir() else None
+    checkpoint = last_complete_checkpoint(str(training)) if any(training.glob("checkpoint-*")) else None
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
