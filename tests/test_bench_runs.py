@@ -357,6 +357,13 @@ def test_batches_hold_rows_of_one_length_and_every_row_once():
     padded = sum(max(batch) * len(batch) for batch in batches)
     assert sum(lengths) > 0.8 * padded
     assert [max(batch) for batch in batches[:8]] != sorted(max(batch) for batch in batches[:8])
+    own = TASKS["arithmetic"]
+    tokenizer = hosts.train_tokenizer(own)
+    sorted_rows, mixed = (
+        hosts.training_rows(tokenizer, own.lessons[:1], 0.0, 0, 0.05, by_length=by_length)["input_ids"]
+        for by_length in (True, False)
+    )
+    assert sorted_rows != mixed and sorted(sorted_rows) == sorted(mixed)
 
 
 def test_the_command_runs_and_goes_on_where_it_was(tmp_path):

@@ -117,7 +117,9 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
             use_cpu=device == "cpu",
             seed=seed,
         ),
-        train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor),
+        # Not for a host: in batches of one length, so of one kind, answers at once and bare words would weigh as much
+        # as whole reasoning, which the equations' host then unlearns.
+        train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length=name == "generator"),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
         callbacks=[_Progress(name)],
     )
@@ -226,8 +228,11 @@ def expand(model, num_layers):
     return larger
 
 
-def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0):
-    """Tokenized rows in the lessons' order, a batch after the other; reasoning that is `given` is not learned."""
+def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=False):
+    """Tokenized rows in the lessons' order, a batch after the other; reasoning that is `given` is not learned.
+
+    With `by_length` the rows of a batch are `alike`.
+    """
     rows = []
     for stage, (generate, steps) in enumerate(lessons):
         count = max(1, int(steps * factor)) * BATCH_SIZE
@@ -246,7 +251,8 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0):
             tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*pairs, strict=True)
         )
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, completions, strict=True)]
-        rows += [(prompts[index], completions[index]) for index in alike(lengths, generator)]
+        order = alike(lengths, generator) if by_length else range(count)
+        rows += [(prompts[index], completions[index]) for index in order]
     return Dataset.from_dict(
         {
             "input_ids": [prompt + answer for prompt, answer in rows],
