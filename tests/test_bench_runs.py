@@ -296,15 +296,24 @@ def test_words_of_coin_flips_tell_the_state_that_is_left():
         assert tokenizer.decode(tokens[:1]) == own.best.thought and len(tokens) == 3
 
 
-def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path):
+def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM
 
+    by_length, rows = [], hosts.training_rows
+
+    def noted(*args, **options):
+        by_length.append(options["by_length"])
+        return rows(*args, **options)
+
+    monkeypatch.setattr(hosts, "training_rows", noted)
     host, generator = hosts.make_models(TASKS["graph"], tmp_path, steps_factor=0.001, eval_samples=2)
     made = os.stat(host / "figures.json").st_mtime_ns
     assert json.loads((host / "figures.json").read_text())["cot"]["n"] == 2
     assert hosts.make_models(TASKS["graph"], tmp_path)[0] == host
     assert os.stat(host / "figures.json").st_mtime_ns == made
+    # The generator's batches, and not the host's, whose kinds of rows share each batch.
+    assert by_length == [True, False]
     small = AutoModelForCausalLM.from_pretrained(generator)
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
