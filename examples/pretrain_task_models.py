@@ -22,6 +22,7 @@ class Arguments:
 
     output_dir: str = field(metadata={"help": "Folder that gets host/ and generator/."})
     task: str = field(default="coin_flip", metadata={"help": f"One of {', '.join(TASKS)}."})
+    host_layers: int | None = field(default=None, metadata={"help": "Of the host; the task's own when left out."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, questions and order."})
     steps_factor: float = field(default=1.0, metadata={"help": "Multiplies all numbers of steps (for a quick try)."})
     eval_samples: int = field(default=1000, metadata={"help": "Held-out questions judged at the end."})
@@ -34,6 +35,7 @@ def main(argv=None):
     for path in make_models(
         TASKS[arguments.task],
         arguments.output_dir,
+        host_layers=arguments.host_layers,
         seed=arguments.seed,
         steps_factor=arguments.steps_factor,
         eval_samples=arguments.eval_samples,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -318,6 +319,17 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
     assert small.num_parameters() <= AutoModelForCausalLM.from_pretrained(host).num_parameters() / 3
+    # A deeper host from the same generator.
+    (tmp_path / "deep").mkdir()
+    shutil.copytree(generator, tmp_path / "deep/generator")
+    deep, same = hosts.make_models(
+        TASKS["graph"], tmp_path / "deep", host_layers=12, steps_factor=0.001, eval_samples=2
+    )
+    assert AutoModelForCausalLM.from_pretrained(deep).config.num_hidden_layers == 12
+    assert (same / "model.safetensors").read_bytes() == (generator / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"host_layers=1: .* pass at least its layers, 2"):
+        hosts.make_models(TASKS["graph"], tmp_path / "shallow", host_layers=1)
+    assert not (tmp_path / "shallow").exists()
 
 
 def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -53,7 +54,9 @@ DISTINCT_QUESTIONS = 60_000
 TOKENIZER_QUESTIONS = 4_000
 
 
-def make_models(task: BenchTask, folder, *, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"):
+def make_models(
+    task: BenchTask, folder, *, host_layers=None, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"
+):
     """Make `folder/generator` and `folder/host`, whichever is missing; returns the two paths.
 
     Each model's accuracy and the time that its training took lie beside it in `figures.json`. A training that was
@@ -63,11 +66,22 @@ def make_models(task: BenchTask, folder, *, seed=0, steps_factor=1.0, eval_sampl
     Args:
         task: what is learned.
         folder: of both models.
+        host_layers: the host's layers, at least the generator's; the task's own when `None`.
         seed: of weights, questions and order.
         steps_factor: multiplies all numbers of steps (for a quick try).
         eval_samples: held-out questions judged at the end.
         device: where it runs.
+
+    Raises:
+        ValueError: for a host of fewer layers than its generator.
     """
+    if host_layers is not None:
+        if host_layers < task.generator_shape[0]:
+            raise ValueError(
+                f"host_layers={host_layers}: a host grows from its generator; pass at least its layers, "
+                f"{task.generator_shape[0]}."
+            )
+        task = replace(task, host_layers=host_layers)
     paths = {name: Path(folder) / name for name in ("generator", "host")}
     for name, path in paths.items():
         if not path.exists():
@@ -95,7 +109,8 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
     direct = task.direct_share if name == "host" else 0.0
-    training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}")
+    of = f"-{task.host_layers}layers" if name == "host" else ""
+    training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}{of}")
     checkpoint = last_complete_checkpoint(str(training)) if any(training.glob("checkpoint-*")) else None
     trainer = Trainer(
         model=model,
