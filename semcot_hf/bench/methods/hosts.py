@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
 )
-LEARNING_RATES = {"host": 5e-4, "generator": 3e-3}
+HOST_RATE = 5e-4
 BATCH_SIZE = 64
 WINDOW_BATCHES = 8
 LOG_STEPS = 50
@@ -118,7 +118,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
             str(training),
             per_device_train_batch_size=BATCH_SIZE,
             num_train_epochs=1,
-            learning_rate=LEARNING_RATES[name],
+            learning_rate=HOST_RATE if name == "host" else task.generator_rate,
             lr_scheduler_type="linear",
             warmup_steps=100,
             weight_decay=0.01,

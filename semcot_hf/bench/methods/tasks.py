@@ -26,6 +26,7 @@ class BenchTask:
         lessons: what the generator learns to reason on in words, easy to hard: a function like `generate`, and the
             number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
+        generator_rate: the learning rate that its lessons begin with.
         host_layers: the host has the generator's width and so many layers.
         whole_numbers: the tokenizer makes each number below it one token; with 0 digits stand alone.
         vocabulary: the tokenizer's size at most.
@@ -43,6 +44,7 @@ class BenchTask:
     num_implicit_tokens: int
     steps_per_token: int
     best: Recipe
+    generator_rate: float = 3e-3
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
@@ -93,6 +95,7 @@ TASKS = {
         host_steps=480,
         direct_share=0.1,
         generator_shape=(3, 192),
+        generator_rate=1.5e-3,
         host_layers=12,
         num_implicit_tokens=7,
         steps_per_token=1,
