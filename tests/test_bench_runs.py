@@ -303,18 +303,19 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
 
     by_length, rows = [], hosts.training_rows
 
-    def noted(*args, **options):
-        by_length.append(options["by_length"])
-        return rows(*args, **options)
+    def noted(*args):
+        by_length.append(args[-1])
+        return rows(*args)
 
     monkeypatch.setattr(hosts, "training_rows", noted)
-    host, generator = hosts.make_models(TASKS["graph"], tmp_path, steps_factor=0.001, eval_samples=2)
+    own = replace(TASKS["graph"], by_length=True)
+    host, generator = hosts.make_models(own, tmp_path, steps_factor=0.001, eval_samples=2)
     made = os.stat(host / "figures.json").st_mtime_ns
     assert json.loads((host / "figures.json").read_text())["cot"]["n"] == 2
     assert hosts.make_models(TASKS["graph"], tmp_path)[0] == host
     assert os.stat(host / "figures.json").st_mtime_ns == made
-    # The generator's batches, and not the host's, whose kinds of rows share each batch.
-    assert by_length == [True, False]
+    # The generator's batches where its task asks for it, and never the host's, whose kinds of rows share each batch.
+    assert by_length == [True, False] and not TASKS["graph"].by_length
     small = AutoModelForCausalLM.from_pretrained(generator)
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)

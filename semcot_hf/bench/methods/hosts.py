@@ -109,6 +109,9 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
     direct = task.direct_share if name == "host" else 0.0
+    # Never for a host: in batches of one length, so of one kind, answers at once and bare words would weigh as much as
+    # whole reasoning, which the equations' host then unlearns.
+    by_length = task.by_length and name == "generator"
     of = f"-{task.host_layers}layers" if name == "host" else ""
     training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}{of}")
     checkpoint = last_complete_checkpoint(str(training)) if any(training.glob("checkpoint-*")) else None
@@ -132,9 +135,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
             use_cpu=device == "cpu",
             seed=seed,
         ),
-        # Not for a host: in batches of one length, so of one kind, answers at once and bare words would weigh as much
-        # as whole reasoning, which the equations' host then unlearns.
-        train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length=name == "generator"),
+        train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
         callbacks=[_Progress(name)],
     )
