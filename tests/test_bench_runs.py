@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from semcot_hf.bench.methods import hosts, runs
 from semcot_hf.bench.methods.bench import BenchSettings, _run_settings, run_bench
 from semcot_hf.bench.methods.recipe import Recipe
-from semcot_hf.bench.methods.report import write_report
+from semcot_hf.bench.methods.report import overview, write_report
 from semcot_hf.bench.methods.runs import Questions, RunSettings, run_method
 from semcot_hf.bench.methods.summary import paired_p_value, seeds_interval, summarize_task
 from semcot_hf.bench.methods.tasks import TASKS
@@ -217,6 +217,23 @@ def test_seeds_that_lie_apart_have_a_wide_interval(tmp_path):
     row = summarize_task(made)["rows"][0]
     assert row["verdicts"] == ["1" * 80 + "0" * 120, "1" * 180 + "0" * 20]
     assert row["accuracy"] == 0.65 and row["ci95"][0] < 0.41 and row["ci95"][1] > 0.89
+
+
+def test_the_overview_tells_what_there_is():
+    timed = {"accuracy": 0.5, "latency_ratio": 1.25, "compiled_generator_ratio": None, "controls": {}}
+    rows = [{"method": "no_cot", **timed}, {"method": "pause", "title": "Pause", **timed}]
+    peer = {"method": "codi", "title": "CODI", **timed, "accuracy": 0.75, "latency_ratio": None}
+    best = {
+        "method": "semcot_best",
+        **timed,
+        "controls": {"other_question": 0.125},
+        "compiled_generator_ratio": 1.125,
+    }
+    *_, first, second = overview(
+        {"tasks": [{"task": "one", "rows": rows}, {"task": "two", "rows": [*rows, peer, best]}]}
+    )
+    assert first == "| one | 50.0 | – | Pause 50.0 (1.25) | – | – | – | – |"
+    assert second == "| two | 50.0 | – | CODI 75.0 | – | 50.0 | 12.5 | 1.25 (1.12) |"
 
 
 def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):

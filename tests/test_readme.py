@@ -1,4 +1,4 @@
-"""The README stays true: its commands and snippets run, and its file list is the tree."""
+"""The README stays true: its commands and snippets run, its tables are the reports', its file list is the tree."""
 
 import ast
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from semcot_hf.bench.methods.report import overview
+from semcot_hf.bench.methods.tasks import TASKS
 from semcot_hf.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,3 +97,38 @@ def test_file_list_is_the_tree():
         assert f"`{name}`: {text.splitlines()[0]}" in README, f"{name} is missing, or its first line changed"
     for name in re.findall(r"^- `([^`]+\.py)`", README, re.MULTILINE):
         assert name in names, f"README lists {name}, which is not there"
+
+
+def methods_report():
+    return json.loads((ROOT / "examples/bench/results/methods/report.json").read_text())
+
+
+def test_the_overview_of_methods_is_that_of_the_report():
+    lines = overview(methods_report())
+    assert len(lines) == 2 + len(TASKS)
+    assert f"<!-- overview:begin -->\n{chr(10).join(lines)}\n<!-- overview:end -->" in README
+
+
+@pytest.mark.parametrize("task", methods_report()["tasks"], ids=lambda task: task["task"])
+def test_the_table_of_a_task_is_that_of_the_report(task):
+    table = README.partition(f"<!-- {task['task']}:begin -->\n")[2].partition(f"<!-- {task['task']}:end -->")[0]
+    expected = [row_of_readme(row) for row in task["rows"]]
+    assert table.splitlines()[2:] == expected
+
+
+def row_of_readme(row):
+    """A method's line in a task's table: fewer columns than the report's."""
+    low, high = (100 * bound for bound in row["ci95"])
+    compiled = row["compiled_generator_ratio"]
+    other, without = (row["controls"].get(name) for name in ("other_question", "none"))
+    cells = [
+        row["title"],
+        f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}] ({len(row['seeds'])} seeds, "
+        f"sd {100 * row['sd_over_seeds']:.1f})",
+        *("–" if share is None else f"{100 * share:.1f} %" for share in (other, without)),
+        f"{row['latency_ratio']:.2f}" + ("" if compiled is None else f" ({compiled:.2f} compiled)"),
+        f"{row['trainable_parameters']:,}",
+        f"{row['seen_questions']:,}",
+        f"{row['training_operations'] / 1e12:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"

@@ -8,8 +8,9 @@ from itertools import groupby
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ...evaluation.records import to_json, write_atomically
+from .catalogue import METHODS
 from .plots import plot_by_difficulty, plot_pareto
-from .summary import own_row, summarize_task
+from .summary import BEST, own_row, summarize_task
 
 # What a task's methods have alike.
 BUDGET = (
@@ -80,6 +81,8 @@ def markdown(report) -> str:
         "",
         _INTERVALS,
     ]
+    if len(report["tasks"]) > 1:
+        lines += ["", "## All tasks", "", *overview(report)]
     for task in report["tasks"]:
         lines += ["", f"## {task['task']}", "", _told(task["budget"]), ""]
         lines += _table(task["rows"])
@@ -89,6 +92,52 @@ def markdown(report) -> str:
             lines += ["", "SemCoT at its best against its goal:", ""]
             lines += [f"- {'met' if goal['met'] else 'MISSED'}: {goal['condition']}" for goal in task["goal"]]
     return "\n".join(lines) + "\n"
+
+
+def overview(report) -> list[str]:
+    """Lines of a table with a task in each row: accuracies in %, and the time per question over no CoT's.
+
+    Of the methods of others that answer without reasoning in words it has the most accurate one.
+    """
+    lines = [
+        "| task | no CoT | explicit CoT (time) | best of the implicit peers (time) | SemCoT (paper) "
+        "| SemCoT at its best | with another question's tokens | its time (compiled) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in report["tasks"]:
+        rows = {row["method"]: row for row in task["rows"]}
+        peers = [row for name, row in rows.items() if METHODS[name].peer]
+        peer = max(peers, key=lambda row: row["accuracy"], default=None)
+        cells = [
+            task["task"],
+            _accuracy(rows.get("no_cot")),
+            _accuracy(rows.get("cot"), timed=True),
+            "–" if peer is None else f"{peer['title']} {_accuracy(peer, timed=True)}",
+            _accuracy(rows.get("semcot")),
+            _accuracy(rows.get(BEST)),
+            _percent(rows.get(BEST, {}).get("controls", {}).get("other_question")),
+            _times(rows.get(BEST)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _accuracy(row, timed=False):
+    if row is None:
+        return "–"
+    ratio = row["latency_ratio"] if timed else None
+    return _percent(row["accuracy"]) + ("" if ratio is None else f" ({ratio:.2f})")
+
+
+def _percent(share):
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _times(row):
+    if row is None or row["latency_ratio"] is None:
+        return "–"
+    compiled = row["compiled_generator_ratio"]
+    return f"{row['latency_ratio']:.2f}" + ("" if compiled is None else f" ({compiled:.2f})")
 
 
 def folder_name(task):
