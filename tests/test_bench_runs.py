@@ -274,19 +274,25 @@ def test_equations_alternate_with_words_where_a_lesson_asks_for_both():
     assert not any(row["reasoning"].startswith("Now") for row in TASKS["arithmetic"].generate(6, 0))
 
 
-def test_a_host_reads_bare_words_and_does_not_learn_to_write_them():
-    own = TASKS["multiplication"]
-    rows = own.host_rows(2, 0)
-    assert [bool(row.get("given")) for row in rows] == [True, False]
-    assert rows[0]["reasoning"] == rows[0]["words"].removeprefix("Sums").rstrip(".")
+@pytest.mark.parametrize(("task", "every"), [("multiplication", 2), ("graph", 3), ("arithmetic", 3)])
+def test_a_host_reads_bare_words_and_does_not_learn_to_write_them(task, every):
+    own = TASKS[task]
+    rows = own.host_rows(every, 0)
+    assert [bool(row.get("given")) for row in rows] == [True] + [False] * (every - 1)
+    assert rows[0]["reasoning"] == rows[0]["words"].removeprefix(own.best.thought).rstrip(".")
     tokenizer = hosts.train_tokenizer(own)
     made = hosts.training_rows(tokenizer, ((own.host_rows, 1),), 0.0, seed=0)
     learned = [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in made]
     texts = [tokenizer.decode(row["input_ids"]) for row in made]
     assert {text.startswith("\nAnswer:") for text in learned} == {True, False}
     for text, part in zip(texts, learned, strict=True):
-        assert text.endswith(part) and part.startswith("Sums") == ("Sums" in text)
-        assert len(text.partition("<|assistant|>")[2].partition("\nAnswer:")[0].split()) in (7, 8)
+        reasoning = text.partition("<|assistant|>")[2].partition("\nAnswer:")[0]
+        if part.startswith("\nAnswer:"):
+            assert text.endswith(part) and len(reasoning.split()) == (own.best.tokens or own.num_implicit_tokens)
+            assert reasoning.startswith(" ") and not reasoning.endswith(".")
+        else:
+            assert text.endswith(reasoning + "\nAnswer:" + part.partition("\nAnswer:")[2])
+            assert part.startswith(reasoning) and not reasoning.startswith(" ")
 
 
 @pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best.projection == "vocabulary"])

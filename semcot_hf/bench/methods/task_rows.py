@@ -35,10 +35,15 @@ def arithmetic_rows(fewest, most, words_every=0, bare_every=0):
             row = {**row, "reasoning": equations, "steps": equations.split(), "words": words}
             if words_every and index % words_every == 0:
                 row = {**row, "reasoning": words}
-            made.append(_bare(row) if bare_every and index % bare_every == 0 else row)
-        return made
+            made.append(row)
+        return _with_bare(made, bare_every)
 
     return generate
+
+
+def _with_bare(rows, every):
+    """The rows, of every so many the first one `_bare`; none with 0."""
+    return [_bare(row) if every and index % every == 0 else row for index, row in enumerate(rows)]
 
 
 def _bare(row):
@@ -65,26 +70,27 @@ def multiplication_rows(second_digits=4, bare_every=0):
     def generate(count, seed, split="train"):
         made = []
         rows = multiplication.generate(count, seed=seed, split=split, num_digits=4, second_digits=second_digits)
-        for index, row in enumerate(rows):
+        for row in rows:
             first, *others = (str(sums[-1]) for sums in multiplication.column_sums(row["query"]))
             steps = [f"Sums {first}", *others[:-1], f"{others[-1]}."]
             words = " ".join(steps)
-            row = {**row, "reasoning": words, "condensed_reasoning": words, "steps": steps, "words": words}
-            made.append(_bare(row) if bare_every and index % bare_every == 0 else row)
-        return made
+            made.append({**row, "reasoning": words, "condensed_reasoning": words, "steps": steps, "words": words})
+        return _with_bare(made, bare_every)
 
     return generate
 
 
-def graph_rows(fewest, most):
+def graph_rows(fewest, most, bare_every=0):
     """Chains of rules without people ("Is every P a Q or an R?") and without branches.
 
     `words` is where each rule leads, and `start` what the first one starts from.
     With people or branches, a model of this size does not learn to reason in words (NOTES.md).
+    Of `bare_every` rows one is `_bare`, of 0 none.
     """
 
     def generate(count, seed, split="train"):
-        return [_without_people(row) for row in graph_rows_with_people(fewest, most)(count, seed, split)]
+        rows = graph_rows_with_people(fewest, most)(count, seed, split)
+        return _with_bare((_without_people(row) for row in rows), bare_every)
 
     return generate
 

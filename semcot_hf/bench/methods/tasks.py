@@ -117,6 +117,7 @@ TASKS = {
             (graph_rows(1, 4), 100),
             (graph_rows(2, 6), 600),
         ),
+        host_rows=graph_rows(2, 6, bare_every=3),
         generator_shape=(2, 96),
         host_layers=10,
         num_implicit_tokens=GRAPH_WORDS + 1,
