@@ -274,6 +274,11 @@ def test_equations_alternate_with_words_where_a_lesson_asks_for_both():
     assert not any(row["reasoning"].startswith("Now") for row in TASKS["arithmetic"].generate(6, 0))
 
 
+def test_multiplication_is_learned_with_bare_words_in_every_lesson():
+    for lesson, _ in TASKS["multiplication"].lessons:
+        assert [index for index, row in enumerate(lesson(20, 0)) if row.get("given")] == [0, 8, 16]
+
+
 @pytest.mark.parametrize(("task", "every"), [("multiplication", 2), ("graph", 3), ("arithmetic", 3)])
 def test_a_host_reads_bare_words_and_does_not_learn_to_write_them(task, every):
     own = TASKS[task]
