@@ -49,7 +49,8 @@ def _with_bare(rows, every):
 def _bare(row):
     """The row reasoning by its words without the first one and the full stop, which are `given`.
 
-    So does a host get the words that are implicit tokens, which it is to read and not to write.
+    So does a host get the words that are implicit tokens, which it is to read and not to write. Where all questions
+    are of one length, its generator has to have read them too (NOTES.md).
     """
     words = row["words"]
     return {**row, "reasoning": words[words.index(" ") :].rstrip("."), "given": True}
