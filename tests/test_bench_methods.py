@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot
 from semcot_hf.bench.methods.catalogue import METHODS, chosen
+from semcot_hf.bench.methods.earlier_tokens import DISTANCES, EarlierTokens
 from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.hosts import fresh_model
 from semcot_hf.bench.methods.latents import LatentModel
@@ -221,6 +222,46 @@ def test_a_start_fades_out_of_the_first_words_place(tokenizer):
         torch.manual_seed(1)
         assert model(pairs, progress).item() == pytest.approx(slow(weights), rel=1e-4), progress
     assert slow((1, 0, 0)) != pytest.approx(slow((0, 1, 0)), rel=1e-3)
+
+
+def test_earlier_tokens_stand_in_for_the_first_layers_attention_token_by_token_and_leave_nothing(tokenizer):
+    model, state = tiny(tokenizer), TrainerState(max_steps=100)
+    first, ids = model.model.layers[0], torch.randint(10, 60, (2, 30))
+    plain, given, seen = model.get_input_embeddings()(ids), EarlierTokens((0.2, 0.6)), {}
+    logits = model(ids).logits
+    given.on_train_begin(None, state, None, model=model)
+    # What the layer reads, and what its attention has added to that.
+    first.register_forward_pre_hook(lambda _, args, kwargs: seen.update(read=args[0]), with_kwargs=True)
+    first.self_attn.register_forward_hook(lambda *call: seen.update(attention=call[-1][0]))
+
+    def share_at(step):
+        state.global_step = step
+        given.on_step_begin(None, state, None)
+        model(ids)
+        told = (seen["read"] != plain).any(-1)
+        for row in range(2):
+            for place in range(1, 30):
+                earlier = [
+                    plain[row, place - distance] * signs
+                    for distance, signs in zip(DISTANCES, given.signs, strict=True)
+                    if place >= distance
+                ]
+                whole = plain[row, place] + told[row, place] * torch.stack(earlier).sum(0)
+                torch.testing.assert_close(seen["read"][row, place], whole)
+        assert torch.equal((seen["attention"] == 0).all(-1)[:, 1:], told[:, 1:])
+        return told[:, 1:].float().mean().item()
+
+    assert given.signs.abs().eq(1).all() and len(given.signs.unique(dim=0)) == len(DISTANCES)
+    model.train()
+    assert [share_at(step) for step in (0, 20, 60, 99)] == [1, 1, 0, 0]
+    assert 0.3 < share_at(40) < 0.7
+    model.eval()
+    assert share_at(0) == 0
+    torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=0)
+    model.train()
+    share_at(0)
+    given.on_train_end(None, state, None)
+    assert share_at(0) == 0
 
 
 def test_wide_hosts_are_trained_by_adapters_in_codi(tokenizer):

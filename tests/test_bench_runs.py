@@ -329,13 +329,18 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
     import torch
     from transformers import AutoModelForCausalLM
 
-    by_length, rows = [], hosts.training_rows
+    by_length, rows, spans, earlier_tokens = [], hosts.training_rows, [], hosts.EarlierTokens
 
     def noted(*args):
         by_length.append(args[-1])
         return rows(*args)
 
+    def given(span, seed):
+        spans.append(span)
+        return earlier_tokens(span, seed)
+
     monkeypatch.setattr(hosts, "training_rows", noted)
+    monkeypatch.setattr(hosts, "EarlierTokens", given)
     own = replace(TASKS["graph"], by_length=True)
     host, generator = hosts.make_models(own, tmp_path, steps_factor=0.001, eval_samples=2)
     made = os.stat(host / "figures.json").st_mtime_ns
@@ -344,6 +349,8 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
     assert os.stat(host / "figures.json").st_mtime_ns == made
     # The generator's batches where its task asks for it, and never the host's, whose kinds of rows share each batch.
     assert by_length == [True, False] and not TASKS["graph"].by_length
+    # Earlier tokens are for the generator alone, where its task asks for them.
+    assert spans == [own.earlier_tokens] and TASKS["coin_flip"].earlier_tokens is None
     small = AutoModelForCausalLM.from_pretrained(generator)
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
@@ -368,7 +375,7 @@ def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_p
     monkeypatch.setattr(hosts, "LOG_STEPS", 2)
     monkeypatch.setattr(hosts, "BATCH_SIZE", 4)
     made = {"steps_factor": 0.005, "eval_samples": 2}
-    whole = hosts.make_models(TASKS["coin_flip"], tmp_path / "whole", **made)
+    whole = hosts.make_models(TASKS["graph"], tmp_path / "whole", **made)
     cut = []
 
     def cut_off(self, args, state, control, **kwargs):
@@ -378,15 +385,15 @@ def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_p
 
     monkeypatch.setattr(hosts._Progress, "on_step_end", cut_off, raising=False)
     with pytest.raises(KeyboardInterrupt):
-        hosts.make_models(TASKS["coin_flip"], tmp_path / "cut", **made)
+        hosts.make_models(TASKS["graph"], tmp_path / "cut", **made)
     # Settings stand in the folder's name, so that others do not go on from there; a checkpoint that was being written
     # is passed over.
     training = tmp_path / "cut/generator.training-seed0-x0.005"
-    assert cut == [8] and list((tmp_path / "cut").iterdir()) == [training]
+    assert cut == [10] and list((tmp_path / "cut").iterdir()) == [training]
     (training / "checkpoint-6").mkdir()
-    resumed = hosts.make_models(TASKS["coin_flip"], tmp_path / "cut", **made)
+    resumed = hosts.make_models(TASKS["graph"], tmp_path / "cut", **made)
     told = capsys.readouterr().err
-    assert "generator: step 8 of 8, loss" in told and "about 0 min left" in told
+    assert "generator: step 10 of 10, loss" in told and "about 0 min left" in told
     assert json.loads((resumed[1] / "figures.json").read_text())["resumed_at_step"] == 4
     assert "resumed_at_step" not in json.loads((resumed[0] / "figures.json").read_text())
     for path, other in zip(whole, resumed, strict=True):

@@ -36,6 +36,7 @@ from ...answers import check_answer
 from ...checkpoints import last_complete_checkpoint
 from ...evaluation import accuracy_interval, answer_questions
 from ...prompts import ANSWER_PROMPT, prompt_text
+from .earlier_tokens import EarlierTokens
 from .tasks import BenchTask
 
 CHAT_TEMPLATE = (
@@ -112,6 +113,9 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     # Never for a host: in batches of one length, so of one kind, answers at once and bare words would weigh as much as
     # whole reasoning, which the equations' host then unlearns.
     by_length = task.by_length and name == "generator"
+    callbacks = [_Progress(name)]
+    if task.earlier_tokens and name == "generator":
+        callbacks.append(EarlierTokens(task.earlier_tokens, seed))
     of = f"-{task.host_layers}layers" if name == "host" else ""
     training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}{of}")
     checkpoint = last_complete_checkpoint(str(training)) if any(training.glob("checkpoint-*")) else None
@@ -137,7 +141,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         ),
         train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-        callbacks=[_Progress(name)],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -90,17 +90,10 @@ def graph_rows(fewest, most, bare_every=0):
     """
 
     def generate(count, seed, split="train"):
-        rows = graph_rows_with_people(fewest, most)(count, seed, split)
+        rows = graph.generate(count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0)
         return _with_bare((_without_people(row) for row in rows), bare_every)
 
     return generate
-
-
-def graph_rows_with_people(fewest, most):
-    """Chains as in `graph_rows` with people, whose rules a model of this size learns to follow the sooner."""
-    return lambda count, seed, split="train": graph.generate(
-        count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0
-    )
 
 
 def _without_people(row):

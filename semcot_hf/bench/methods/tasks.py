@@ -10,7 +10,6 @@ from .task_rows import (
     arithmetic_rows,
     coin_flip_rows,
     graph_rows,
-    graph_rows_with_people,
     multiplication_rows,
 )
 
@@ -27,6 +26,8 @@ class BenchTask:
             number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
         generator_rate: the learning rate that its lessons begin with.
+        earlier_tokens: the shares of the lessons' steps between which `EarlierTokens` are taken from the generator;
+            `None` gives it none. A model that has to look things up learns to with them (NOTES.md).
         host_layers: the host has the generator's width and so many layers.
         whole_numbers: the tokenizer makes each number below it one token; with 0 digits stand alone.
         vocabulary: the tokenizer's size at most.
@@ -48,6 +49,7 @@ class BenchTask:
     best: Recipe
     generator_rate: float = 3e-3
     by_length: bool = False
+    earlier_tokens: tuple[float, float] | None = None
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
@@ -111,12 +113,10 @@ TASKS = {
         answer_type="sequence",
         generate=graph_rows(2, 6),
         lessons=(
-            (graph_rows_with_people(1, 2), 400),
-            (graph_rows_with_people(1, 4), 600),
-            (graph_rows_with_people(2, 6), 2200),
-            (graph_rows(1, 4), 100),
+            (graph_rows(1, 4), 1100),
             (graph_rows(2, 6), 600),
         ),
+        earlier_tokens=(0.2, 0.6),
         host_rows=graph_rows(2, 6, bare_every=3),
         generator_shape=(2, 96),
         host_layers=10,

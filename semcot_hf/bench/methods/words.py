@@ -78,13 +78,13 @@ class FadingStart(nn.Module):
         return continuation_loss(self.generator, embeds, mask, text, text_mask)[0]
 
 
-def faded(progress) -> float:
-    """How much of the start is gone at a progress in [0, 1).
+def faded(progress, span=FADING) -> float:
+    """How much is gone at a progress in [0, 1) of what fades over `span`: of the start, unless said otherwise.
 
     >>> [round(faded(progress), 2) for progress in (0.0, 0.3, 0.55, 0.8, 0.99)]
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
-    begin, end = FADING
+    begin, end = span
     return min(1.0, max(0.0, (progress - begin) / (end - begin)))
 
 
