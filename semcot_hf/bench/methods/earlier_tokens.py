@@ -29,7 +29,9 @@ class EarlierTokens(TrainerCallback):
     """
 
     def __init__(self, span, seed=0):
-        self.span, self.seed, self.given, self.places = span, seed, 0.0, None
+        self.span, self.seed, self.given = span, seed, 0.0
+        # By device, for copies of a model on several GPUs run beside each other.
+        self.places = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Begin to add."""
@@ -52,14 +54,16 @@ class EarlierTokens(TrainerCallback):
     def _add(self, module, inputs, embeds):
         """`embeds` (batch, length, width) with the earlier ones added where they are given."""
         if not module.training or self.given <= 0:
-            self.places = None
+            self.places.pop(embeds.device, None)
             return embeds
-        self.places = torch.rand(embeds.shape[:2], device=embeds.device)[..., None] < self.given
+        places = torch.rand(embeds.shape[:2], device=embeds.device)[..., None] < self.given
+        self.places[embeds.device] = places
         earlier = torch.zeros_like(embeds)
-        for distance, signs in zip(DISTANCES, self.signs, strict=True):
+        for distance, signs in zip(DISTANCES, self.signs.to(embeds.device), strict=True):
             earlier[:, distance:] += embeds[:, :-distance] * signs
-        return embeds + self.places * earlier
+        return embeds + places * earlier
 
     def _silence(self, module, inputs, output):
         """The first layer's attention (batch, length, width) without those tokens."""
-        return output if self.places is None else (output[0] * ~self.places, *output[1:])
+        places = self.places.get(output[0].device)
+        return output if places is None else (output[0] * ~places, *output[1:])
