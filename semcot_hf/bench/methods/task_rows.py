@@ -85,7 +85,8 @@ def graph_rows(fewest, most, bare_every=0):
     """Chains of rules without people ("Is every P a Q or an R?") and without branches.
 
     `words` is where each rule leads, and `start` what the first one starts from.
-    With people or branches, a model of this size does not learn to reason in words (NOTES.md).
+    With people or branches, a model of this size did not learn to reason in words; that was without `EarlierTokens`
+    (NOTES.md).
     Of `bare_every` rows one is `_bare`, of 0 none.
     """
 
