@@ -3,7 +3,7 @@
     python examples/pretrain_task_models.py --task coin_flip --output_dir semcot_hf/demo/models
     python examples/pretrain_task_models.py --task arithmetic --output_dir runs/models/arithmetic
 
-Both models, `generator` and `host`, are made where they are missing; `semcot_hf/bench/methods/hosts.py` tells how.
+Both models, `generator` and `host`, are made where they are missing; `semcot_hf/bench/tasks/pretraining.py` tells how.
 """
 
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from semcot_hf.bench.methods.hosts import make_models
-from semcot_hf.bench.methods.tasks import TASKS
+from semcot_hf.bench.tasks.definitions import TASKS
+from semcot_hf.bench.tasks.pretraining import make_models
 
 
 @dataclass

@@ -20,9 +20,9 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.answers import check_answer
-from semcot_hf.bench.methods.tasks import TASKS
+from semcot_hf.bench.tasks.definitions import TASKS
 from semcot_hf.evaluation import answer_questions
-from semcot_hf.prompts import answer_prompt_ids, prompt_text
+from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text
 
 MODELS = Path(__file__).parent / "bench" / "models" / "graph"
 

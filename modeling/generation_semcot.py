@@ -11,16 +11,17 @@ import torch
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.utils import logging
 
-from .prompts_semcot import (
+from .splicing_semcot import (
     check_context,
     check_layout,
     check_shapes,
     context_of,
     generator_queries,
     inferred_mask,
+    positions_from_mask,
     prompt_layout,
+    splice,
 )
-from .splicing_semcot import positions_from_mask, splice
 from .text_view_semcot import TextCandidates, TextProcessors, text_criteria
 
 logger = logging.get_logger(__name__)

@@ -12,12 +12,17 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
+from .implicit_tokens_semcot import SemCoTTokensMixin
 from .loading_semcot import SemCoTLoadingMixin, unquantized
-from .prefix_semcot import question_cache, question_split
-from .prompts_semcot import check_shapes, context_of
-from .splicing_semcot import insertion_columns, left_aligned_queries, positions_from_mask, splice
-from .step_decoder_semcot import step_decoding_loss
-from .tokens_semcot import SemCoTTokensMixin
+from .question_cache_semcot import question_cache, question_split
+from .splicing_semcot import (
+    check_shapes,
+    context_of,
+    insertion_columns,
+    left_aligned_queries,
+    positions_from_mask,
+    splice,
+)
 
 
 @dataclass
@@ -405,3 +410,25 @@ def _text_logits(logits, columns, count):
     text = torch.arange(length, device=logits.device)[None]
     source = torch.where(text < columns[:, None] - 1, text, text + count)
     return logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+def step_decoding_loss(decoder, latents, step_input_ids, step_attention_mask):
+    """Mean over supervised steps' tokens of CE(decoder([z_k; step_k]), step_k) (SIM-CoT, arXiv 2509.20317).
+
+    Args:
+        decoder: causal LM; latents: (batch, k, decoder hidden size), one per step, in its embedding space.
+        step_input_ids: (batch, k, length), steps padded on the right, end-of-sequence token included.
+        step_attention_mask: (batch, k, length); a row of zeros leaves its token unsupervised.
+
+    Returns:
+        Scalar; 0 when no step is supervised.
+    """
+    used = step_attention_mask.bool().any(dim=-1)
+    ids, mask = step_input_ids[used], step_attention_mask[used]
+    if ids.shape[0] == 0:
+        return latents.sum() * 0.0
+    text = decoder.get_input_embeddings()(ids[:, :-1])
+    embeds = torch.cat([latents[used][:, None].to(text.dtype), text], dim=1)
+    logits = decoder(inputs_embeds=embeds, attention_mask=torch.cat([mask[:, :1], mask[:, :-1]], dim=1)).logits
+    labels = ids.masked_fill(mask == 0, -100)
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)

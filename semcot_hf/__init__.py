@@ -6,17 +6,17 @@ from .modeling import SemCoTConfig, SemCoTForCausalLM
 
 # The model classes register with transformers' Auto classes on import; the rest is loaded on first use.
 _LAZY = {
-    "SemCoTAlignmentConfig": "alignment_config",
-    "SemCoTAlignmentTrainer": "alignment_trainer",
-    "SemCoTDistillationConfig": "distillation_config",
-    "SemCoTDistillationTrainer": "distillation_trainer",
-    "build_alignment_encoder": "encoder",
+    "SemCoTAlignmentConfig": "alignment.config",
+    "SemCoTAlignmentTrainer": "alignment.trainer",
+    "SemCoTDistillationConfig": "distillation.config",
+    "SemCoTDistillationTrainer": "distillation.trainer",
+    "build_alignment_encoder": "alignment.encoder",
     "check_answer": "answers",
     "evaluate": "evaluation",
     "load_reasoning_dataset": "data",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SemCoTConfig", "SemCoTForCausalLM", *_LAZY]
 
 

@@ -2,8 +2,8 @@
 
 from transformers import AutoTokenizer
 
+from .inference.prompting import answer_prompt_ids, with_answer_prompt
 from .modeling import SemCoTForCausalLM
-from .prompts import answer_prompt_ids, with_answer_prompt
 
 # What stands before a question and what stands between the implicit tokens and the answer (SemCoT, appendix), by the
 # model type of the generator in each of the authors' three pairs.

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data.tasks import coin_flip
-from semcot_hf.prompts import ANSWER_PROMPT, answer_prompt_ids, encode_prompt, prompt_text
+from semcot_hf.inference.prompting import ANSWER_PROMPT, answer_prompt_ids, encode_prompt, prompt_text
 
 TEMPLATE = (
     "{%- for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{%- endfor %}"

@@ -9,15 +9,15 @@ import yaml
 from hub_stand_in import hub_stand_in, run
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
-from semcot_hf.model_card import model_card
-from semcot_hf.prompts import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.training.model_card import model_card
 
 PUSH = """
 import json, sys
 from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
-from semcot_hf.model_card import model_card
+from semcot_hf.training.model_card import model_card
 
 root = Path(sys.argv[1])
 for name in ("host", "generator"):

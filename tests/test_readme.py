@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from semcot_hf.bench.methods.report import overview
-from semcot_hf.bench.methods.tasks import TASKS
+from semcot_hf.bench.report import overview
+from semcot_hf.bench.tasks.definitions import TASKS
 from semcot_hf.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,8 +8,8 @@ either kept from the start of the run on, as the authors keep it, or computed at
 import torch
 from torch.nn import functional as F
 
-from semcot_hf.encoder import encode_hidden_states, frozen_states
-from semcot_hf.losses import semantic_alignment_loss
+from semcot_hf.alignment.encoder import encode_hidden_states, frozen_states
+from semcot_hf.distillation.objectives import semantic_alignment_loss
 
 
 def seconds_a_sample(step, count, now, device):

@@ -2,8 +2,8 @@
 
 import shlex
 
-from ..alignment_config import SemCoTAlignmentConfig
-from ..alignment_trainer import SemCoTAlignmentTrainer
+from ..alignment.config import SemCoTAlignmentConfig
+from ..alignment.trainer import SemCoTAlignmentTrainer
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 

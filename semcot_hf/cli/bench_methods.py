@@ -5,7 +5,7 @@ from .arguments import parse
 
 def run(argv):
     """Run the bench and say where its report is."""
-    from ..bench.methods.bench import BenchSettings, run_bench
+    from ..bench.run import BenchSettings, run_bench
 
     (settings,) = parse("semcot bench methods", (BenchSettings,), argv)
     report = run_bench(settings)

@@ -6,11 +6,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..data.condense import FAILURES_FILE, CondenseReport, condense_dataset
-from ..data.condense_endpoint import EndpointSource
-from ..data.condense_local import LocalSource
-from ..data.condense_progress import tokens_text
-from ..data.condense_rules import EquationSource, SurprisalSource
+from ..condense.dataset import FAILURES_FILE, CondenseReport, condense_dataset
+from ..condense.endpoint import EndpointSource
+from ..condense.local import LocalSource
+from ..condense.rules import EquationSource, SurprisalSource
+from ..progress import tokens_text
 from .arguments import DataArguments, load_model, load_splits, parse
 
 _SOURCES = ("endpoint", "local", "equations", "surprisal")

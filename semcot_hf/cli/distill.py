@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer
 
-from ..distillation_config import SemCoTDistillationConfig
-from ..distillation_trainer import SemCoTDistillationTrainer
+from ..distillation.config import SemCoTDistillationConfig
+from ..distillation.trainer import SemCoTDistillationTrainer
+from ..inference.prompting import shares_tokenizer
 from ..modeling import SemCoTForCausalLM
-from ..prompts import shares_tokenizer
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 

@@ -56,8 +56,8 @@ class GenerateArguments:
 
 def run(argv):
     """Answer the questions; prints one line of counts and rates."""
-    from ..generate_file import generate_file
-    from ..generate_questions import read_questions
+    from ..inference.generate_file import generate_file
+    from ..inference.question_file import read_questions
 
     (args,) = parse("semcot generate", (GenerateArguments,), argv)
     if args.shared_prefix not in ("auto", "off"):

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from ..alignment_config import SemCoTAlignmentConfig
-from ..alignment_trainer import SemCoTAlignmentTrainer
+from ..alignment.config import SemCoTAlignmentConfig
+from ..alignment.trainer import SemCoTAlignmentTrainer
 from ..data import load_reasoning_dataset
-from ..distillation_config import SemCoTDistillationConfig
-from ..distillation_trainer import SemCoTDistillationTrainer
+from ..distillation.config import SemCoTDistillationConfig
+from ..distillation.trainer import SemCoTDistillationTrainer
 from ..evaluation import evaluate
 from ..modeling import SemCoTForCausalLM
+from ..progress import StageCallback, Stages
 from . import GENERATOR_PATH, HOST_PATH
-from .progress import StageCallback, Stages
 
 STAGES = ("task", "alignment", "distillation", "evaluation", "reload")
 

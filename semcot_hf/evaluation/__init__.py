@@ -1,9 +1,8 @@
 """Evaluation: answers, judging, controls, latency, statistics and reports."""
 
-from .comparison import compare_runs, summarize_runs
+from ..inference.answering import METHODS, Answer, answer_questions
 from .controls import CONTROLS, ControlTokens
 from .evaluate import evaluate
-from .generate_answers import METHODS, Answer, answer_questions
 from .latency import measure_latency
 from .plots import save_plots
 from .report import markdown_report, print_report
@@ -14,6 +13,7 @@ from .statistics import (
     summarize_latency,
     summarize_seeds,
 )
+from .summary import compare_runs, summarize_runs
 
 __all__ = [
     "CONTROLS",

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import torch
 
-from ..prompts import pad_left
-from .batches import plan_batches
+from ..inference.batches import plan_batches
+from ..inference.prompting import pad_left
 from .statistics import mcnemar
 
 CONTROL_NAMES = {

@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 
 from ..answers import check_answer, extract_answer, infer_answer_type
-from .controls import CONTROLS, ControlTokens
-from .environment import environment
-from .generate_answers import (
+from ..inference.answering import (
     NEXT_QUESTION,
     answer_batches,
     answer_prompt_of,
@@ -26,10 +24,12 @@ from .generate_answers import (
     plan_batches,
     uses_chat,
 )
+from ..progress import progress_bar
+from .controls import CONTROLS, ControlTokens
+from .environment import environment
 from .latency import measure_latency, process_peak_memory
 from .plots import save_plots
-from .progress import progress_bar
-from .records import Predictions, config_digest, open_run, text_digest, to_json, weights_digest, write_atomically
+from .predictions import Predictions, config_digest, open_run, text_digest, to_json, weights_digest, write_atomically
 from .report import markdown_report
 from .summary import count_name, summarize
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from .generate_answers import synchronized_time
+from ..inference.answering import synchronized_time
 from .statistics import summarize_latency
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from .controls import CONTROL_NAMES
-from .records import write_atomically
+from .predictions import write_atomically
 from .report import METHOD_NAMES, percent
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.

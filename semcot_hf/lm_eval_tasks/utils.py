@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from semcot_hf.answers import check_answer, infer_answer_type
 from semcot_hf.data import load_reasoning_dataset
-from semcot_hf.evaluation.generate_answers import NEXT_QUESTION
-from semcot_hf.prompts import ANSWER_PROMPT, encode_prompt, prompt_text
+from semcot_hf.inference.answering import NEXT_QUESTION
+from semcot_hf.inference.prompting import ANSWER_PROMPT, encode_prompt, prompt_text
 
 
 def load_questions(

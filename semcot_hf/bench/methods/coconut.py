@@ -2,9 +2,9 @@
 
 from itertools import chain
 
-from ...prompts import answer_prompt_ids
+from ...inference.prompting import answer_prompt_ids
 from .latents import LatentModel
-from .rows import BenchRow, tokenize_rows
+from .token_rows import BenchRow, tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 LATENTS_PER_STEP = 2

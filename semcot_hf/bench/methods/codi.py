@@ -4,11 +4,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from ...adapters import merge_adapters
-from ...losses import hidden_state_loss
-from ...prompts import answer_prompt_ids
+from ...distillation.objectives import hidden_state_loss
+from ...inference.prompting import answer_prompt_ids
+from ...training.adapters import merge_adapters
 from .latents import LatentModel
-from .rows import tokenize_rows
+from .token_rows import tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 NUM_LATENTS = 6

@@ -3,7 +3,7 @@
 from torch import nn
 
 from .latents import LatentModel
-from .rows import tokenize_rows
+from .token_rows import tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from .finetuning import train_on_text
-from .rows import BenchRow, tokenize_rows
+from .token_rows import BenchRow, tokenize_rows
 from .training import Setting, Trained
 
 TOKENS_PER_STAGE = 8

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from ...inference.prompting import pad_left
 from ...modeling.splicing_semcot import positions_from_mask
-from ...prompts import pad_left
-from .rows import pad_right
+from .token_rows import pad_right
 
 
 def continuation_loss(host, embeds, mask, ids, labels_mask, cache=None):

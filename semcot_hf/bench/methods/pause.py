@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from ...prompts import answer_prompt_ids
+from ...inference.prompting import answer_prompt_ids
 from .latents import LatentModel
-from .rows import tokenize_rows
+from .token_rows import tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 

@@ -7,12 +7,12 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PrinterCallback
 
-from ...alignment_config import SemCoTAlignmentConfig
-from ...alignment_trainer import SemCoTAlignmentTrainer
-from ...distillation_config import SemCoTDistillationConfig
-from ...distillation_trainer import SemCoTDistillationTrainer
+from ...alignment.config import SemCoTAlignmentConfig
+from ...alignment.trainer import SemCoTAlignmentTrainer
+from ...distillation.config import SemCoTDistillationConfig
+from ...distillation.trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
-from .recipe import keep_layers
+from ..recipe import keep_layers
 from .training import OperationCounter, Setting, Trained, count_trainable, logged_losses, optimization
 from .words import teach_words
 

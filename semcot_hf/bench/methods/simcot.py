@@ -4,13 +4,13 @@ import copy
 
 from torch import nn
 
-from ...adapters import merge_adapters
-from ...distillation_data import group_steps
-from ...modeling.step_decoder_semcot import step_decoding_loss
-from ...prompts import answer_prompt_ids
+from ...distillation.data import group_steps
+from ...inference.prompting import answer_prompt_ids
+from ...modeling.modeling_semcot import step_decoding_loss
+from ...training.adapters import merge_adapters
 from .coconut import CoconutModel
 from .codi import CodiModel, add_lora
-from .rows import pad_right, tokenize_rows
+from .token_rows import pad_right, tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 # One latent a step, six in all, as many as Coconut's and CODI's latents.
@@ -45,7 +45,7 @@ class StepSupervised(nn.Module):
 def step_tensors(rows, count, end, filler, device=None):
     """Ids and mask of each latent's step, both (batch, count, longest); latents without a step are masked out.
 
-    >>> from semcot_hf.bench.methods.rows import BenchRow
+    >>> from semcot_hf.bench.methods.token_rows import BenchRow
     >>> row = BenchRow(prompt=[1], steps=[[11], [12], [13]], answer=[7])
     >>> step_tensors([row], 2, end=9, filler=0)[0].tolist()
     [[[11, 9, 0], [12, 13, 9]]]

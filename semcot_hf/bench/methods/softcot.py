@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from ...inference.prompting import pad_left
 from ...modeling import SemCoTForCausalLM
-from ...prompts import pad_left
-from .rows import pad_right, tokenize_rows
+from .token_rows import pad_right, tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ...prompts import pad_left
+from ...inference.prompting import pad_left
 from .finetuning import TextModel
 from .latents import continuation_loss
-from .rows import pad_right, tokenize_rows
+from .token_rows import pad_right, tokenize_rows
 from .training import Setting, Trained, count_trainable, fit
 
 # Of the training: where a row's start begins to fade out of the place of its first word, and where it is gone.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from transformers import DynamicCache, StaticCache
 
-from ...evaluation.shared_prefix import SharedPrefix
+from ...inference.shared_prefix import SharedPrefix
 from ..methods.latents import LatentModel
 from .settings import COMPILED, COMPILED_PARALLEL, SHARED, Setting
 from .shapes import ANSWER_PROMPT_IDS, own_tokens, prompts

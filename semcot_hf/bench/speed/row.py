@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ...evaluation.answerer import is_out_of_memory
 from ...evaluation.environment import environment
-from ...evaluation.generate_answers import synchronized_time
 from ...evaluation.statistics import summarize_latency
+from ...inference.answering import is_out_of_memory, synchronized_time
 from .calls import DECODE_STEPS, method_calls, part_calls
 from .measurement import copy_bandwidth, ratio, take_turns
 from .memory import needed_bytes, peak_bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ...evaluation.records import to_json, write_atomically
+from ...evaluation.predictions import to_json, write_atomically
 from .memory import memory_at_hand, needed_bytes
 from .plots import plot_speed
 from .report import markdown_report, row_line

@@ -1,5 +1,3 @@
 """Generated tasks: each module has `generate` (seeded rows of one split) and `solve` (answer from the text alone)."""
 
-from . import arithmetic, coin_flip, graph, multiplication
-
 __all__ = ["arithmetic", "coin_flip", "graph", "multiplication"]

@@ -1,0 +1,1 @@
+"""Stage 1: the alignment encoder and its contrastive training."""

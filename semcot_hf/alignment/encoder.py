@@ -1,0 +1,283 @@
+"""The alignment encoder f: a SentenceTransformer cut out of the host, for texts and for implicit tokens (SemCoT)."""
+
+import contextlib
+import copy
+import os
+import tempfile
+
+import torch
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from ..modeling.modeling_semcot import check_word_size
+from .decoder_layers import backbone_of, layer_list, layers_view, only_layers, run_from, states_before
+
+logger = logging.get_logger(__name__)
+
+POOLINGS = ("mean", "max", "lasttoken", "weightedmean")
+
+# Field of the backbone's config that keeps what the encoder's folder must tell: it travels in config.json.
+_FIELD = "semcot_alignment"
+
+
+def default_layers(num_layers: int) -> tuple[int, int]:
+    """Return the paper's layers 16 to 20 of 32, scaled down to a host of `num_layers`: (first, last), from zero.
+
+    >>> default_layers(32), default_layers(12), default_layers(3), default_layers(1)
+    ((16, 20), (6, 7), (1, 1), (0, 0))
+    """
+    return num_layers // 2, 5 * num_layers // 8
+
+
+def build_alignment_encoder(
+    host,
+    tokenizer,
+    *,
+    first_layer: int | None = None,
+    last_layer: int | None = None,
+    pooling: str = "mean",
+    embedding_dim: int = 768,
+) -> SentenceTransformer:
+    """Cut the alignment encoder out of `host` (SemCoT, section on the contrastively trained sentence transformer).
+
+    f = host layers 0 to `last_layer`, the host's final norm, pooling over the tokens, a fresh Linear(d_host,
+    embedding_dim), unit length. What lies below `first_layer` is the host's own computation of its hidden states
+    h_first(text) and stays frozen; f proper begins at `first_layer`. Only the linear layer and the layers
+    `first_layer` to `last_layer` have `requires_grad`. The host is copied, not changed.
+
+    `encoder.encode(texts)` is f(h_first(text)). Embeddings Z in the host's input space go in as
+    `encoder({"inputs_embeds": Z, "attention_mask": mask})["sentence_embedding"]`, hidden states of layer
+    `first_layer` by `encode_hidden_states`; both are differentiable in their input.
+
+    Args:
+        host: causal LM or backbone of transformers.
+        tokenizer: the host's. Its copy in the encoder has no chat template, in which plain texts would be wrapped.
+        first_layer, last_layer: range of f's layers, counted from zero, both inside; `default_layers` when `None`.
+        pooling: one of `POOLINGS`.
+        embedding_dim: size of f's output.
+
+    Raises:
+        ValueError: for a layer range that the host does not have, an unknown pooling, a size below one, a tokenizer
+            that has neither a padding nor an end token, or a host whose layers cannot be found or whose word
+            embeddings are of another size than its layers.
+    """
+    backbone = backbone_of(host)
+    _, layers = layer_list(backbone)
+    check_word_size(backbone)
+    first_layer, last_layer = _check_range(first_layer, last_layer, len(layers))
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")
+    if embedding_dim < 1:
+        raise ValueError(f"embedding_dim={embedding_dim} must be at least 1 (the paper: 768).")
+    tokenizer = _plain_tokenizer(tokenizer)
+    with tempfile.TemporaryDirectory() as folder, no_loading_bars():
+        view = layers_view(backbone, 0, last_layer + 1)
+        view.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        # Weights by hand: of several processes, save_pretrained writes them on the first one only.
+        weights = {name: value.cpu().contiguous() for name, value in view.state_dict().items()}
+        save_file(weights, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        transformer = Transformer(folder, model_kwargs={"dtype": backbone.dtype})
+    copied = transformer.model
+    copied.config._name_or_path = backbone.config._name_or_path
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(copied.config, token, getattr(tokenizer, token))
+    field = {"first_layer": first_layer, "takes_hidden_states": _takes_hidden_states(copied, first_layer)}
+    setattr(copied.config, _FIELD, field)
+    hidden_size = transformer.get_embedding_dimension()
+    encoder = SentenceTransformer(
+        modules=[
+            transformer,
+            Pooling(hidden_size, pooling_mode=pooling),
+            Dense(hidden_size, embedding_dim, activation_function=nn.Identity()).to(backbone.dtype),
+            Normalize(),
+        ],
+        similarity_fn_name="cosine",
+        device=str(backbone.device),
+    )
+    _set_trainable(encoder)
+    return encoder.eval()
+
+
+def load_alignment_encoder(encoder) -> SentenceTransformer:
+    """Return the alignment encoder saved at a path or Hub id; one that is already loaded is checked and returned.
+
+    Only what training may change has `requires_grad`: the linear layer and the layers from `first_layer` on.
+
+    Raises:
+        ValueError: for a sentence transformer that `build_alignment_encoder` has not made.
+    """
+    if not isinstance(encoder, SentenceTransformer):
+        encoder = SentenceTransformer(os.fspath(encoder))
+    alignment_layers(encoder)
+    _set_trainable(encoder)
+    return encoder.eval()
+
+
+def warn_of_truncation(encoder, columns, name, rows):
+    """Warn of rows with a text longer than the encoder reads, with their number.
+
+    Args:
+        columns: lists of texts, one of each for a row.
+        name, rows: what the warning calls the data set and its rows.
+    """
+    limit, count = encoder.max_seq_length, len(columns[0])
+    too_long = 0
+    for start in range(0, count, 1_000):
+        lengths = [
+            [len(ids) for ids in encoder.tokenizer(texts[start : start + 1_000], verbose=False)["input_ids"]]
+            for texts in columns
+        ]
+        too_long += sum(max(row) > limit for row in zip(*lengths, strict=True))
+    if too_long:
+        logger.warning(f"{name}: {too_long} of {count} {rows} are longer than {limit} tokens and are cut there.")
+
+
+def alignment_layers(encoder: SentenceTransformer) -> tuple[int, int]:
+    """Return (first_layer, last_layer) of an alignment encoder.
+
+    `hidden_states[first_layer]` of the host is what f reads: the output of the embedding and `first_layer` layers.
+
+    Raises:
+        ValueError: for a sentence transformer that `build_alignment_encoder` has not made.
+    """
+    backbone = getattr(encoder[0], "model", None)
+    field = getattr(getattr(backbone, "config", None), _FIELD, None)
+    if field is None:
+        raise ValueError(
+            "encoder is a sentence transformer that was not cut out of a host: pass one made by "
+            "build_alignment_encoder or saved by SemCoTAlignmentTrainer."
+        )
+    return field["first_layer"], len(layer_list(backbone)[1]) - 1
+
+
+def encode_hidden_states(
+    encoder: SentenceTransformer, states: torch.Tensor, attention_mask: torch.Tensor, first_layer: int | None = None
+) -> torch.Tensor:
+    """Encode hidden states of the host instead of text: f's layers first to last, norm, pooling, linear, unit length.
+
+    With states = the host's `hidden_states[first_layer]` of a text, this is `encoder.encode` of that text.
+
+    Args:
+        encoder: an alignment encoder.
+        states: (batch, tokens, d_host), the input of layer `first_layer`.
+        attention_mask: (batch, tokens), 1 where there is a token; padding to the right.
+        first_layer: the layer the states were taken before; the encoder's own when `None`.
+
+    Returns:
+        (batch, embedding_dim) of unit length, differentiable in `states`.
+
+    Raises:
+        ValueError: when `first_layer` is not the layer at which this encoder begins, shapes do not fit, or the host's
+            layers read more than hidden states.
+    """
+    begins_at, _ = alignment_layers(encoder)
+    if first_layer is not None and first_layer != begins_at:
+        raise ValueError(
+            f"first_layer={first_layer}, but this encoder reads the host's hidden_states[{begins_at}]: pass those, "
+            "or build the encoder with that first_layer."
+        )
+    backbone = encoder[0].model
+    if states.dim() != 3 or states.shape[:2] != attention_mask.shape:
+        raise ValueError(
+            f"states {tuple(states.shape)} and attention_mask {tuple(attention_mask.shape)} do not fit: need "
+            "(batch, tokens, hidden size) and (batch, tokens)."
+        )
+    if not takes_hidden_states(encoder):
+        raise ValueError(
+            f"states: the layers of {type(backbone).__name__} read more than hidden states, so they cannot be entered "
+            f"at layer {begins_at}. Pass embeddings instead: encoder({{'inputs_embeds': ..., 'attention_mask': ...}})."
+        )
+    features = {"token_embeddings": token_states(encoder, states, attention_mask), "attention_mask": attention_mask}
+    for module in list(encoder)[1:]:
+        features = module(features)
+    return features["sentence_embedding"]
+
+
+def token_states(encoder, states, attention_mask):
+    """What pooling reads: (batch, tokens, d_host), from `states` at the encoder's first layer."""
+    return run_from(encoder[0].model, alignment_layers(encoder)[0], states, attention_mask)
+
+
+def takes_hidden_states(encoder):
+    """Whether `encode_hidden_states` works: the layers of some architectures read more than hidden states."""
+    alignment_layers(encoder)
+    return getattr(encoder[0].model.config, _FIELD)["takes_hidden_states"]
+
+
+def frozen_part(encoder):
+    """The host's embedding and layers below the encoder's first, which share their parameters with the encoder."""
+    return layers_view(encoder[0].model, 0, alignment_layers(encoder)[0])
+
+
+def frozen_states(encoder, input_ids, attention_mask):
+    """The host's `hidden_states[first_layer]` of tokenized texts, (batch, tokens, d_host); no later layer is run."""
+    return states_before(encoder[0].model, alignment_layers(encoder)[0], input_ids, attention_mask)
+
+
+@contextlib.contextmanager
+def no_loading_bars():
+    """Keep transformers from drawing a progress bar for each of the small files that are written and read here."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def _takes_hidden_states(backbone, first_layer):
+    """Whether the layers from `first_layer` on, given their hidden states alone, end where the whole stack does."""
+    ids = (torch.arange(6, device=backbone.device) % backbone.config.vocab_size).unsqueeze(0)
+    whole = backbone.eval()(input_ids=ids, output_hidden_states=True, use_cache=False)
+    entered = run_from(backbone, first_layer, whole.hidden_states[first_layer], torch.ones_like(ids))
+    difference = (entered - whole.last_hidden_state).abs().max()
+    return bool(difference <= 1e-2 * whole.last_hidden_state.abs().max())
+
+
+def _check_range(first, last, count):
+    default_first, default_last = default_layers(count)
+    if last is None:
+        last = default_last if first is None else max(default_last, first)
+    if first is None:
+        first = min(default_first, last)
+    if not 0 <= first <= last < count:
+        raise ValueError(
+            f"first_layer={first}, last_layer={last}: the host has {count} layers, so need 0 <= first_layer <= "
+            f"last_layer <= {count - 1}. Leave both out for {default_first} and {default_last}."
+        )
+    return first, last
+
+
+def _plain_tokenizer(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("tokenizer has neither a padding nor an end token: set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _set_trainable(encoder):
+    first_layer, _ = alignment_layers(encoder)
+    encoder.requires_grad_(False)
+    encoder[2].requires_grad_(True)
+    for layer in trained_layers(encoder):
+        layer.requires_grad_(True)
+
+
+def trained_layers(encoder: SentenceTransformer) -> nn.ModuleList:
+    """The layers first to last of an alignment encoder, which training may change."""
+    return layer_list(encoder[0].model)[1][alignment_layers(encoder)[0] :]
+
+
+def trained_part(encoder: SentenceTransformer):
+    """The backbone with its layers first to last alone, under their own numbers: what adapters may be put into."""
+    return only_layers(encoder[0].model, alignment_layers(encoder)[0])

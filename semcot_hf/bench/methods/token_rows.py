@@ -1,0 +1,79 @@
+"""Questions as token ids, and the padded tensors that all methods train on."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ...distillation.data import RowSettings, tokenize_row
+from ...inference.prompting import answer_prompt_ids, with_answer_prompt
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One training question as token ids.
+
+    Args:
+        prompt: the question with the generation prompt, without the answer prompt.
+        steps: the reasoning, step by step.
+        answer: the answer prompt and the answer, with end of sequence.
+    """
+
+    prompt: list[int]
+    steps: list[list[int]]
+    answer: list[int]
+
+    @property
+    def reasoning(self) -> list[int]:
+        """All steps' ids in one list."""
+        return [token for step in self.steps for token in step]
+
+
+def tokenize_rows(tokenizer, rows) -> list[BenchRow]:
+    """Rows of the dataset schema as `BenchRow`s; a row without `steps` has its reasoning as the only step.
+
+    The steps' ids are those of the whole reasoning, cut where each step's text ends, so that explicit CoT is trained
+    on the tokens that the tokenizer itself would make of the text.
+    """
+    tail = len(answer_prompt_ids(tokenizer))
+    prompted, settings = with_answer_prompt(tokenizer), RowSettings(tail, num_implicit_tokens=0)
+    made = []
+    for row in rows:
+        steps = list(row.get("steps") or [row["reasoning"]])
+        ids = tokenize_row({**row, "steps": steps}, prompted, settings)
+        cut = len(ids["prompt_ids"]) - tail
+        made.append(
+            BenchRow(
+                prompt=ids["prompt_ids"][:cut],
+                steps=_cut(tokenizer, steps),
+                answer=ids["prompt_ids"][cut:] + ids["completion_ids"],
+            )
+        )
+    return made
+
+
+def _cut(tokenizer, steps):
+    encoded = tokenizer(" ".join(steps), add_special_tokens=False, return_offsets_mapping=True)
+    ends, position = [], 0
+    for step in steps:
+        position += len(step) + 1
+        ends.append(position)
+    parts = [[] for _ in steps]
+    index = 0
+    for token, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        while index < len(steps) - 1 and end > ends[index] - 1:
+            index += 1
+        parts[index].append(token)
+    return parts
+
+
+def pad_right(sequences, filler, device=None):
+    """Ids and mask, both (batch, longest), padded on the right.
+
+    >>> ids, mask = pad_right([[5, 6, 7], [8]], 0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]])
+    """
+    width = max(map(len, sequences))
+    ids = [sequence + [filler] * (width - len(sequence)) for sequence in sequences]
+    mask = [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,1 @@
+"""Condensed reasoning for datasets that lack it."""

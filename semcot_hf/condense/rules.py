@@ -1,0 +1,146 @@
+"""Condensation by rules: keep the equations, or keep the steps that carry the answer by the host's own surprisal."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..data.schema import split_steps
+from ..inference.prompting import ANSWER_PROMPT, encode_prompt, pad_left, prompt_text
+from .journal import Reply
+from .requests import Request
+
+_MARKED = re.compile(r"<<([^<>]*=[^<>]*)>>")
+_NUMBER = r"\d[\d,]*(?:\.\d+)?|\.\d+"
+_OPERAND = rf"[(\s]*[-−]?[$€£]?\s*(?:{_NUMBER})%?[)\s]*"
+_EQUATION = re.compile(rf"(?<![\w.,])({_OPERAND}(?:[-−+*/×÷x]{_OPERAND})+)=\s*([-−]?[$€£]?\s*(?:{_NUMBER})%?)(?!\w)")
+_SIGNS = str.maketrans({"−": "-", "×": "*", "x": "*", "÷": "/", **dict.fromkeys(" \t\n$€£,")})
+_ROWS_AT_ONCE = 32
+
+
+def equations_of(reasoning: str) -> str:
+    """Keep the equations of a reasoning text, as GSM8K-Aug writes them.
+
+    Equations in `<<...>>` are kept as they are; where there are none, sums, products and quotients that a text states
+    with their result are. "" when it has no equation.
+
+    >>> equations_of("He eats 3, so 16-3 = <<16-3=13>>13 are left. He sells 13*2 = $<<13*2=26>>26 worth.")
+    '<<16-3=13>> <<13*2=26>>'
+    >>> equations_of("First 1,000 - 250 = 750 dollars. Then $750 x 2 = $1,500, or (1500 + 3) / 3 = 501.")
+    '<<1000-250=750>> <<750*2=1500>> <<(1500+3)/3=501>>'
+    >>> equations_of("There is no equation, though n = 3.")
+    ''
+    """
+    marked = _MARKED.findall(reasoning)
+    if not marked:
+        marked = [f"{left}={right}".translate(_SIGNS) for left, right in _EQUATION.findall(reasoning)]
+    return " ".join(f"<<{equation}>>" for equation in marked)
+
+
+class EquationSource:
+    """Keeps the equations; see `equations_of`."""
+
+    is_rule = True
+    fingerprint = {"source": "equations"}
+
+    def complete(
+        self,
+        requests: Sequence[Request],
+        keep: Callable[[Request, Reply], None],
+        fail: Callable[[Request, str], None],
+    ) -> None:
+        """Condense every request."""
+        for request in requests:
+            keep(request, Reply(equations_of(request.reasoning)))
+
+
+class SurprisalSource:
+    """Keeps the steps that carry the answer.
+
+    With the host's surprisal s(S) = -log p(answer | question, steps S, answer prompt), in nats and summed over the
+    answer's tokens, steps are dropped one at a time, each time the one without which s is smallest, as long as s stays
+    at most `max_loss` above that of all steps: the kept steps leave the answer at least exp(-max_loss) times as likely
+    as all of them do. Dropping one by one keeps one of two steps that say the same. One step at least is kept.
+
+    Args:
+        model, tokenizer: the host, put into evaluation mode, and its tokenizer; prompts are those of explicit CoT.
+        name: of the model, which decides whether earlier results hold; its path by default.
+        max_loss: in nats.
+        batch_size: texts at once.
+
+    Raises:
+        ValueError: when `max_loss` is negative.
+    """
+
+    is_rule = True
+
+    def __init__(self, model, tokenizer, *, name: str | None = None, max_loss: float = 0.1, batch_size: int = 16):
+        if max_loss < 0:
+            raise ValueError(f"max_loss={max_loss} must be 0 nats or more.")
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.max_loss, self.batch_size = max_loss, batch_size
+        self.fingerprint = {
+            "source": "surprisal",
+            "model": name or model.config.name_or_path,
+            "max_loss": max_loss,
+        }
+
+    def complete(
+        self,
+        requests: Sequence[Request],
+        keep: Callable[[Request, Reply], None],
+        fail: Callable[[Request, str], None],
+    ) -> None:
+        """Condense every request, some at a time."""
+        for start in range(0, len(requests), _ROWS_AT_ONCE):
+            chunk = requests[start : start + _ROWS_AT_ONCE]
+            for request, (steps, before, after) in zip(chunk, self.kept_steps(chunk), strict=True):
+                keep(request, Reply(" ".join(steps), surprisal=(round(before, 4), round(after, 4))))
+
+    def kept_steps(self, requests: Sequence[Request]) -> list[tuple[list[str], float, float]]:
+        """Return for each request the kept steps, and the surprisal with all steps and with the kept ones."""
+        kept = [split_steps(request.reasoning) for request in requests]
+        full = self.surprisal(list(zip(requests, kept, strict=True)))
+        now = list(full)
+        active = [row for row, steps in enumerate(kept) if len(steps) > 1]
+        while active:
+            tried = [(row, kept[row][:i] + kept[row][i + 1 :]) for row in active for i in range(len(kept[row]))]
+            scores = iter(self.surprisal([(requests[row], steps) for row, steps in tried]))
+            best: dict[int, tuple[float, list[str]]] = {}
+            for (row, steps), score in zip(tried, scores, strict=True):
+                if row not in best or score < best[row][0]:
+                    best[row] = (score, steps)
+            active = []
+            for row, (score, steps) in best.items():
+                if score <= full[row] + self.max_loss:
+                    now[row], kept[row] = score, steps
+                    if len(steps) > 1:
+                        active.append(row)
+        return list(zip(kept, full, now, strict=True))
+
+    @torch.no_grad()
+    def surprisal(self, texts: Sequence[tuple[Request, list[str]]]) -> list[float]:
+        """Surprisal of each request's answer behind the given steps, in nats."""
+        device = self.model.get_input_embeddings().weight.device
+        encoded = []
+        for request, steps in texts:
+            prompt = prompt_text(self.tokenizer, request.query).removesuffix(ANSWER_PROMPT)
+            context = encode_prompt(self.tokenizer, prompt + " ".join(steps) + ANSWER_PROMPT)
+            encoded.append((context, encode_prompt(self.tokenizer, f" {request.answer}")))
+        order = sorted(range(len(encoded)), key=lambda i: -sum(map(len, encoded[i])))
+        scores = [0.0] * len(encoded)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            ids, mask = pad_left([encoded[i][0] + encoded[i][1] for i in batch])
+            longest = max(len(encoded[i][1]) for i in batch)
+            logits = self.model(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(device),
+                logits_to_keep=longest + 1,
+            ).logits[:, -longest - 1 : -1]
+            targets = ids[:, -longest:].to(device)
+            losses = -logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+            for row, i in enumerate(batch):
+                scores[i] = losses[row, longest - len(encoded[i][1]) :].sum().item()
+        return scores

@@ -1,0 +1,1 @@
+"""Stage 2: distillation of explicit reasoning into implicit tokens."""

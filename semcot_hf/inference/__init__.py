@@ -1,0 +1,1 @@
+"""From questions to answers: prompts, batched decoding, files of questions."""

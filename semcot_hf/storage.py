@@ -1,0 +1,201 @@
+"""How a run is kept on disk: files written as a whole, digests, a journal of rows, and the check for the same run."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
+
+# A killed process loses nothing that was written; a machine that loses power loses at most this much.
+_SYNC_SECONDS = 5.0
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is present as a whole or not at all; text is encoded as UTF-8."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping]) -> None:
+    """Write one JSON object per line, atomically."""
+    write_atomically(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def as_json(value: object) -> object:
+    """Return `value` as it reads back from JSON.
+
+    >>> as_json({"rates": (0.1, 0.2)})
+    {'rates': [0.1, 0.2]}
+    """
+    return json.loads(json.dumps(value))
+
+
+def text_digest(texts: Iterable[object]) -> str:
+    """Return a short hash of JSON-like values in their order.
+
+    >>> text_digest(["a", [1, 2]]) == text_digest(["a", [1, 3]])
+    False
+    """
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return a short hash of a model's weights, from about 256 evenly spaced values of each tensor.
+
+    Training changes nearly all values, so this distinguishes two checkpoints of one architecture in milliseconds.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        # Weights that accelerate has offloaded to disk have no values here.
+        if not weight.is_meta and weight.numel():
+            flat = weight.detach().reshape(-1)
+            digest.update(flat[:: max(1, len(flat) // 256)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def config_digest(model: PreTrainedModel) -> str:
+    """Return a short hash of a model's configuration and generation defaults; its path does not count."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    return text_digest([json.dumps([config, model.generation_config.to_dict()], sort_keys=True, default=str)])
+
+
+def check_same_run(found: Mapping, wanted: Mapping, *, place: str, remedy: str) -> None:
+    """Raise a ValueError that lists the differences when stored settings are not the present ones.
+
+    Args:
+        found: the settings stored with an earlier run, as read from JSON.
+        wanted: the settings of this run.
+        place: what holds the earlier run, with its name: the beginning of the message.
+        remedy: what the user can do: the end of the message.
+
+    >>> check_same_run({"seed": 0}, {"seed": 1}, place="output_dir='runs'", remedy="Choose another folder.")
+    Traceback (most recent call last):
+    ...
+    ValueError: output_dir='runs' holds another run (seed: 0 there, 1 now). Choose another folder.
+    """
+    wanted = dict(as_json(dict(wanted)))  # type: ignore[call-overload]
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if names:
+        differences = ", ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
+        raise ValueError(f"{place} holds another run ({differences}). {remedy}")
+
+
+class Journal:
+    """A file of JSON lines that one process appends to, and that survives a kill at any moment.
+
+    Each `append` writes whole lines at once. A killed process or a full disk can leave part of a line at the end of
+    the file: `read` drops it. Threads may share a journal.
+
+    Args:
+        path: the file; created when missing.
+        strict: whether a whole line that is not a JSON object is an error; else the file is cut before it.
+
+    Raises:
+        ValueError: when another process has the journal open.
+    """
+
+    def __init__(self, path: Path, *, strict: bool = False):
+        self.path, self._strict = path, strict
+        self._thread_lock = threading.Lock()
+        self._ends = array("q", [0])
+        self._synced = time.monotonic()
+        self._process_lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            self._process_lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"another run is writing {path}: wait for it to end, or choose another output."
+            ) from error
+        try:
+            self._file = path.open("a+b")
+        except BaseException:
+            self._process_lock.release()
+            raise
+
+    def read(self) -> Iterator[dict]:
+        """Yield the records in the file, then cut off what follows the last whole one.
+
+        Raises:
+            ValueError: for a line that is not a record, in a strict journal.
+        """
+        self._file.seek(0)
+        self._ends = array("q", [0])
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict):
+                if self._strict:
+                    raise ValueError(
+                        f"line {number} of {self.path} is not a JSON object: delete that line, or choose another "
+                        "output."
+                    )
+                break
+            self._ends.append(self._ends[-1] + len(line))
+            yield record
+        self._file.truncate(self._ends[-1])
+
+    def keep(self, count: int) -> None:
+        """Cut the file behind its first `count` records; call it after `read`."""
+        del self._ends[count + 1 :]
+        self._file.truncate(self._ends[-1])
+
+    def append(self, *records: Mapping) -> None:
+        """Append records, as one write handed to the operating system."""
+        # ASCII, since a text may hold half a surrogate pair.
+        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        with self._thread_lock:
+            self._file.write(lines)
+            self._file.flush()
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+
+    def delete(self) -> None:
+        """Remove the file, when its content is stored elsewhere."""
+        self.path.unlink()
+
+    def close(self) -> None:
+        """Close the file and let other processes open it."""
+        self._file.close()
+        # Unlinked while it is held, so that no other process can hold the file that disappears.
+        Path(self._process_lock.lock_file).unlink(missing_ok=True)
+        self._process_lock.release()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Return the records of a finished file of JSON lines."""
+    # Not splitlines: a text may hold other line separators.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

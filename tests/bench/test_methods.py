@@ -1,0 +1,496 @@
+"""The bench's methods: each held to its definition, and each learns a toy task."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState
+
+from semcot_hf.bench.catalogue import METHODS, chosen
+from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot
+from semcot_hf.bench.methods.finetuning import TextModel
+from semcot_hf.bench.methods.latents import LatentModel
+from semcot_hf.bench.methods.pause import PauseModel
+from semcot_hf.bench.methods.token_rows import BenchRow, tokenize_rows
+from semcot_hf.bench.methods.training import Setting, fit
+from semcot_hf.bench.methods.words import FADING, FadingStart, teach_words
+from semcot_hf.bench.recipe import Recipe, keep_layers
+from semcot_hf.bench.tasks.earlier_tokens import DISTANCES, EarlierTokens
+from semcot_hf.bench.tasks.pretraining import fresh_model
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.demo import HOST_PATH
+from semcot_hf.evaluation import answer_questions
+from semcot_hf.inference.prompting import ANSWER_PROMPT, answer_prompt_ids, pad_left, prompt_text
+
+WORDS = {"Ann": "heads", "Bob": "tails", "Cal": "keeps", "Dan": "flips"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(HOST_PATH)
+
+
+def tiny(tokenizer, seed=0):
+    """Random weights, wide enough for every input token to matter."""
+    torch.manual_seed(seed)
+    model = fresh_model(tokenizer, 2, 32).eval()
+    for weight in model.parameters():
+        weight.data.mul_(8 if weight.dim() > 1 else 1)
+    return model
+
+
+def coin_rows(count=6):
+    return coin_flip.generate(count, seed=3, min_people=2, max_people=4)
+
+
+def prompts_of(tokenizer, rows):
+    made = [tokenizer(prompt_text(tokenizer, row["query"]) + ANSWER_PROMPT)["input_ids"] for row in rows]
+    return pad_left(made, tokenizer.pad_token_id)
+
+
+def test_rows_are_the_tokens_of_the_whole_text(tokenizer):
+    for row, made in zip(coin_rows(), tokenize_rows(tokenizer, coin_rows()), strict=True):
+        assert tokenizer.decode(made.prompt) == prompt_text(tokenizer, row["query"])
+        assert made.reasoning == tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]
+        assert [tokenizer.decode(step).strip() for step in made.steps] == row["steps"]
+        assert tokenizer.decode(made.answer) == f"{ANSWER_PROMPT} {row['answer']}<|end|>"
+
+
+# Latents
+
+
+@torch.no_grad()
+def think_slowly(model, ids, mask, count):
+    """Coconut's recurrence without a cache: the whole input again for each latent."""
+    embeds = model.get_input_embeddings()(ids)
+    latents = []
+    for _ in range(count):
+        where = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        states = model.host.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=where).last_hidden_state
+        latents.append(model.feed(states[:, -1]))
+        embeds = torch.cat([embeds, latents[-1][:, None]], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return torch.stack(latents, dim=1)
+
+
+def test_latents_are_fed_back_as_without_a_cache_and_padding_changes_nothing(tokenizer):
+    model = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 4).eval()
+    ids, mask = prompts_of(tokenizer, coin_rows())
+    tail = len(model.config.answer_prompt_ids)
+    slow = think_slowly(model, ids[:, :-tail], mask[:, :-tail], 4)
+    torch.testing.assert_close(model.implicit_embeddings(ids, mask), slow, atol=1e-5, rtol=1e-4)
+    alone = torch.cat([model.implicit_embeddings(row[kept.bool()][None]) for row, kept in zip(ids, mask, strict=True)])
+    torch.testing.assert_close(alone, slow, atol=1e-5, rtol=1e-4)
+
+
+def test_coconuts_first_latent_is_the_last_hidden_state_of_the_question(tokenizer):
+    host = tiny(tokenizer)
+    model = coconut.CoconutModel(host, answer_prompt_ids(tokenizer))
+    ids, _ = prompts_of(tokenizer, coin_rows(1))
+    states = host(ids[:, : -len(model.config.answer_prompt_ids)], output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(model.implicit_embeddings(ids)[:, 0], states[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_generation_reads_the_latents_before_the_answer_prompt(tokenizer):
+    host = tiny(tokenizer)
+    model = LatentModel(host, answer_prompt_ids(tokenizer), 3).eval()
+    ids, mask = prompts_of(tokenizer, coin_rows())
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    made = model.generate(ids, mask, **options)
+    latents = model.implicit_embeddings(ids, mask)
+    assert torch.equal(model.generate(ids, mask, implicit_embeddings=latents, **options), made)
+    alone = host.generate(ids, attention_mask=mask, **options)
+    assert torch.equal(model.generate(ids, mask, num_implicit_tokens=0, **options), alone)
+    for row in range(len(ids)):
+        own = ids[row][mask[row].bool()][None]
+        tail = len(model.config.answer_prompt_ids)
+        words = host.get_input_embeddings()(own)
+        inputs = torch.cat([words[:, :-tail], latents[row : row + 1], words[:, -tail:]], dim=1)
+        assert torch.equal(host.generate(inputs_embeds=inputs, **options)[0], made[row, ids.shape[1] :])
+    other = model.generate(ids, mask, implicit_embeddings=torch.randn_like(latents) * 3, **options)
+    assert not torch.equal(other, made)
+
+
+def test_latent_loss_equals_the_loss_without_a_cache(tokenizer):
+    model = LatentModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 2)
+    rows = tokenize_rows(tokenizer, coin_rows(4))
+    loss, latents, _ = model.latent_loss([row.prompt for row in rows], [row.answer for row in rows], 2)
+    terms = []
+    for index, row in enumerate(rows):
+        words = model.get_input_embeddings()(torch.tensor([row.prompt + row.answer]))
+        cut = len(row.prompt)
+        inputs = torch.cat([words[:, :cut], latents[index : index + 1], words[:, cut:]], dim=1)
+        logits = model.host(inputs_embeds=inputs).logits[0, cut + 1 : -1]
+        terms += torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer), reduction="none").tolist()
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+    loss.backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+# Definitions
+
+
+def test_fine_tuning_supervises_what_follows_the_question_only(tokenizer):
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    host = tiny(tokenizer)
+    loss = TextModel(host, lambda row, _: row.reasoning + row.answer)(rows, 0.0)
+    terms = []
+    for row in rows:
+        text = row.reasoning + row.answer
+        logits = host(torch.tensor([row.prompt + text])).logits[0, len(row.prompt) - 1 : -1]
+        terms += torch.nn.functional.cross_entropy(logits, torch.tensor(text), reduction="none").tolist()
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+def test_icot_removes_from_the_left_until_only_the_answer_is_left():
+    row = BenchRow(prompt=[1], steps=[list(range(10)), list(range(10, 20))], answer=[99])
+    assert icot.remaining(row, 0, 0) == [*range(20), 99]
+    assert icot.remaining(row, 1, 2) == [*range(10, 20), 99]
+    assert icot.remaining(row, 3, 0) == [99]
+    offsets = [icot.removal_offset(value / 10_000) for value in range(10_000)]
+    assert sum(offset == 0 for offset in offsets) / 10_000 == pytest.approx(1 - 2.718281828**-4, abs=1e-3)
+
+
+def test_coconut_replaces_steps_by_latents_stage_by_stage(tokenizer):
+    model = coconut.CoconutModel(tiny(tokenizer), answer_prompt_ids(tokenizer))
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    counts = []
+    for progress in (0.0, 0.2, 0.3, 0.45, 0.9):
+        _, latents = model.losses(rows, progress)
+        counts.append(0 if latents is None else latents.shape[1])
+    assert counts == [0, 2, 4, 6, 6] and model.config.num_implicit_tokens == 6
+    assert coconut.remaining(rows[0], 4) == rows[0].answer
+
+
+def test_codi_distils_the_state_before_the_answer_and_teaches_only_the_student(tokenizer):
+    model = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 2, hidden_weight=0.0)
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    plain, _ = model.losses(rows, 0.0)
+    model.hidden_weight = 1.0
+    assert model.losses(rows, 0.0)[0] > plain
+    reasoning = [row.reasoning + row.answer for row in rows]
+    _, _, output = model.latent_loss([row.prompt for row in rows], reasoning, 0)
+    before = len(model.config.answer_prompt_ids) - 1
+    states = codi._states(output, reasoning, [len(row.reasoning) + before for row in rows])
+    for index, row in enumerate(rows):
+        ids = torch.tensor([row.prompt + row.reasoning + row.answer[: before + 1]])
+        alone = torch.stack(model.host(ids, output_hidden_states=True).hidden_states[1:])[:, 0, -1]
+        torch.testing.assert_close(states[:, index], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_simcot_adds_a_decoder_that_tells_each_latents_step(tokenizer):
+    base = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), simcot.NUM_LATENTS)
+    model = simcot.StepSupervised(base, tiny(tokenizer, 1), tokenizer.eos_token_id)
+    rows = tokenize_rows(tokenizer, coin_rows(2))
+    ids, mask = simcot.step_tensors(rows, simcot.NUM_LATENTS, tokenizer.eos_token_id, 0)
+    told = [tokenizer.decode(step[kept.bool()]).strip() for step, kept in zip(ids[0], mask[0], strict=True)]
+    assert told[: len(rows[0].steps)] == [f"{step}<|end|>" for step in coin_rows(2)[0]["steps"]]
+    assert model(rows, 0.0) > base(rows, 0.0)
+    model(rows, 0.0).backward()
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+def test_pause_is_one_learned_embedding_k_times(tokenizer):
+    model = PauseModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 3)
+    ids, mask = prompts_of(tokenizer, coin_rows(2))
+    assert torch.equal(model.implicit_embeddings(ids, mask), model.pause.detach().expand(2, 3, -1))
+    model(tokenize_rows(tokenizer, coin_rows(2)), 0.0).backward()
+    assert model.pause.grad.abs().sum() > 0
+
+
+def test_a_start_fades_out_of_the_first_words_place(tokenizer):
+    generator = tiny(tokenizer)
+    rows = tokenize_rows(tokenizer, coin_rows(3))
+    starts = [tokenizer(f" {name}")["input_ids"][0] for name in ("Ann", "Bob", "flips")]
+    model = FadingStart(generator)
+
+    def slow(weights):
+        torch.manual_seed(1)
+        noise = torch.randn(3, 1, 32) * generator.get_input_embeddings().weight.std()
+        words, terms = generator.get_input_embeddings(), []
+        for row, start, [moved] in zip(rows, starts, noise * weights[2], strict=True):
+            text = row.reasoning + row.answer
+            place = weights[0] * words.weight[start] + weights[1] * words.weight[text[0]] + moved
+            inputs = torch.cat([words(torch.tensor(row.prompt)), place[None], words(torch.tensor(text[1:]))])
+            logits = generator(inputs_embeds=inputs[None]).logits[0, len(row.prompt) : -1]
+            terms += torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none").tolist()
+        return sum(terms) / len(terms)
+
+    pairs, halfway = list(zip(rows, starts, strict=True)), sum(FADING) / 2
+    for progress, weights in ((0.0, (1, 0, 0)), (halfway, (0.5, 0.5, 0.5)), (FADING[1], (0, 1, 0)), (1.0, (0, 1, 0))):
+        torch.manual_seed(1)
+        assert model(pairs, progress).item() == pytest.approx(slow(weights), rel=1e-4), progress
+    assert slow((1, 0, 0)) != pytest.approx(slow((0, 1, 0)), rel=1e-3)
+
+
+def test_earlier_tokens_stand_in_for_the_first_layers_attention_token_by_token_and_leave_nothing(tokenizer):
+    model, state = tiny(tokenizer), TrainerState(max_steps=100)
+    first, ids = model.model.layers[0], torch.randint(10, 60, (2, 30))
+    plain, given, seen = model.get_input_embeddings()(ids), EarlierTokens((0.2, 0.6)), {}
+    logits = model(ids).logits
+    given.on_train_begin(None, state, None, model=model)
+    # What the layer reads, and what its attention has added to that.
+    first.register_forward_pre_hook(lambda _, args, kwargs: seen.update(read=args[0]), with_kwargs=True)
+    first.self_attn.register_forward_hook(lambda *call: seen.update(attention=call[-1][0]))
+
+    def share_at(step):
+        state.global_step = step
+        given.on_step_begin(None, state, None)
+        model(ids)
+        told = (seen["read"] != plain).any(-1)
+        for row in range(2):
+            for place in range(1, 30):
+                earlier = [
+                    plain[row, place - distance] * signs
+                    for distance, signs in zip(DISTANCES, given.signs, strict=True)
+                    if place >= distance
+                ]
+                whole = plain[row, place] + told[row, place] * torch.stack(earlier).sum(0)
+                torch.testing.assert_close(seen["read"][row, place], whole)
+        assert torch.equal((seen["attention"] == 0).all(-1)[:, 1:], told[:, 1:])
+        return told[:, 1:].float().mean().item()
+
+    assert given.signs.abs().eq(1).all() and len(given.signs.unique(dim=0)) == len(DISTANCES)
+    model.train()
+    assert [share_at(step) for step in (0, 20, 60, 99)] == [1, 1, 0, 0]
+    assert 0.3 < share_at(40) < 0.7
+    model.eval()
+    assert share_at(0) == 0
+    torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=0)
+    model.train()
+    share_at(0)
+    given.on_train_end(None, state, None)
+    assert share_at(0) == 0
+
+
+def test_wide_hosts_are_trained_by_adapters_in_codi(tokenizer):
+    wide = fresh_model(tokenizer, 1, 256)
+    trained = {name for name, weight in codi.add_lora(wide).named_parameters() if weight.requires_grad}
+    assert trained and all("lora" in name for name in trained)
+    assert all(weight.requires_grad for weight in codi.add_lora(tiny(tokenizer)).parameters())
+
+
+def test_methods_are_chosen_by_name():
+    assert chosen(["all"]) == list(METHODS)
+    with pytest.raises(ValueError, match="methods=\\['cott'\\]: choose among"):
+        chosen(["cott"])
+
+
+# Each learns
+
+
+def toy_rows():
+    """Which word belongs to a name: told in words by the host, but not at once."""
+    rows = []
+    for name, word in WORDS.items():
+        for other in WORDS:
+            steps = [f"{name} {word}.", f"Is {word}."]
+            rows.append(
+                {
+                    "query": f"Is {other} heads up? {name} is?",
+                    "reasoning": " ".join(steps),
+                    "condensed_reasoning": f"{name} {word} {other}",
+                    "answer": word,
+                    "steps": steps,
+                }
+            )
+    return rows
+
+
+def toy_setting(tokenizer, host, folder, work, steps, rate):
+    return Setting(
+        host=host,
+        generator=str(folder),
+        tokenizer=tokenizer,
+        train_rows=toy_rows(),
+        num_implicit_tokens=2,
+        steps_per_token=1,
+        best=Recipe(),
+        steps=steps,
+        batch_size=16,
+        learning_rate=rate,
+        seed=0,
+        device="cpu",
+        work_dir=work,
+    )
+
+
+@pytest.fixture(scope="module")
+def toy_host(tokenizer, tmp_path_factory):
+    """Folder of a host that has learned to reason in words."""
+    folder = tmp_path_factory.mktemp("toy") / "host"
+    torch.manual_seed(0)
+    host = fresh_model(tokenizer, 2, 48)
+    setting = toy_setting(tokenizer, host, folder, folder.parent / "work", 120, 5e-3)
+    fit(TextModel(host, lambda row, _: row.reasoning + row.answer), tokenize_rows(tokenizer, toy_rows()), setting)
+    host.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("steps", [3, 41])
+def test_operations_are_those_of_all_steps(tokenizer, toy_host, tmp_path, steps):
+    class Product(torch.nn.Module):
+        """A forward and a backward product of (16, 8) by (8, 4)."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 4, bias=False)
+
+        def forward(self, rows, progress):
+            return self.layer(torch.ones(len(rows), 8)).sum()
+
+    setting = toy_setting(tokenizer, None, toy_host, tmp_path, steps, 1e-3)
+    assert fit(Product(), list(range(64)), setting)["operations"] == steps * 2 * (2 * 16 * 8 * 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
+    host = AutoModelForCausalLM.from_pretrained(toy_host)
+    before = copy.deepcopy(host.state_dict())
+    rows = toy_rows()
+    questions = [row["query"] for row in rows]
+
+    def share_right(model, **options):
+        answers = answer_questions(model, tokenizer, questions, max_new_tokens=24, **options)
+        said = [answer.output.rpartition("Answer:")[2].strip() for answer in answers]
+        return sum(text == row["answer"] for text, row in zip(said, rows, strict=True)) / len(rows)
+
+    at_once = share_right(host, method="no_cot")
+    # Adapters have less to turn than whole weights.
+    steps = 150 if name == "semcot_host_generator" else 60
+    trained = METHODS[name].train(toy_setting(tokenizer, host, toy_host, tmp_path, steps, 5e-3))
+    options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
+    right = share_right(trained.model, method=trained.answered_by, **options)
+    assert right >= 0.9 > at_once, f"{name}: {at_once} before, {right} after"
+    assert trained.trainable_parameters > 0 and len(trained.losses) > 1 and trained.operations > 1e6
+    if METHODS[name].frozen_host:
+        after = trained.model.host.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", ["codi", "simcot_codi"])
+def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    wide = fresh_model(tokenizer, 1, 256)
+    before = copy.deepcopy(wide.state_dict())
+    trained = METHODS[name].train(toy_setting(tokenizer, wide, tmp_path, tmp_path, 2, 1e-2))
+    after = trained.model.host.state_dict()
+    assert after.keys() == before.keys() and not any("lora" in key for key in trained.model.state_dict())
+    changed = {key for key in before if not torch.equal(after[key], before[key])}
+    assert changed == {key for key in before if key.endswith("_proj.weight")}
+    assert trained.trainable_parameters > 1e5
+
+
+def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tmp_path):
+    rows = [{**row, "words": f"{row['steps'][0].split()[0]} {row['answer']} {row['answer']}."} for row in toy_rows()]
+    setting = replace(
+        toy_setting(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 20, 5e-3),
+        train_rows=rows,
+        best=Recipe(projection="vocabulary", step_weight=0.0, words=3.0),
+    )
+    before = copy.deepcopy(setting.host.state_dict())
+    trained = METHODS["semcot_best"].train(setting)
+    # Steps of words, of the alignment, of the distillation; 16 questions each.
+    assert trained.seen_questions == (60 + 1 + 4) * 16
+    assert [step for step, _ in trained.losses][-1] == 64 and trained.losses[-5][1] < trained.losses[0][1] / 4
+    assert trained.model.generator.config.use_cache
+    after = trained.model.host.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    reader = AutoModelForCausalLM.from_pretrained(toy_host)
+    reader.model.load_state_dict(trained.model.generator.state_dict())
+    written = answer_questions(reader, tokenizer, [row["query"] for row in rows], method="cot", max_new_tokens=12)
+    told = [answer.output.partition("\n")[0] == row["words"] for answer, row in zip(written, rows, strict=True)]
+    assert sum(told) >= 0.9 * len(rows)
+    # With another k than the other methods, and a start that the first word's place has at first.
+    started = [{**row, "start": f" {row['steps'][0].split()[0]}"} for row in rows]
+    reader = AutoModelForCausalLM.from_pretrained(toy_host)
+    taught = teach_words(replace(setting, train_rows=started), reader).model
+    made = tokenize_rows(tokenizer, [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in rows])
+    next_words = [taught(torch.tensor([row.prompt + row.reasoning[:1]])).logits[0, -1].argmax() for row in made]
+    assert sum(word == row.reasoning[1] for word, row in zip(next_words, made, strict=True)) >= 0.9 * len(made)
+    trained = METHODS["semcot_best"].train(
+        replace(setting, train_rows=started, best=replace(setting.best, tokens=1, layers=(1,)))
+    )
+    assert trained.model.config.num_implicit_tokens == 1
+    assert trained.model.generator.config.num_hidden_layers == 1
+    with pytest.raises(ValueError, match=r"start=' Is Ann' is \d tokens: pass a word of one token"):
+        teach_words(replace(setting, train_rows=[{**row, "start": " Is Ann"} for row in rows]), reader)
+    # Tokens that are no words have a projection to learn.
+    trained = METHODS["semcot_best"].train(
+        replace(setting, best=replace(setting.best, projection="linear", words=0.1))
+    )
+    assert trained.seen_questions == (2 + 2 + 20) * 16
+    recipe = Recipe(layers=(0,), projection="linear")
+    trained = METHODS["semcot_best"].train(replace(setting, steps=1, best=recipe))
+    assert trained.model.generator.config.num_hidden_layers == 1
+    rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:5]] + rows[5:]
+    with pytest.raises(ValueError, match="best_words=3.0: 5 of 16 training rows have neither 'words' nor"):
+        METHODS["semcot_best"].train(replace(setting, train_rows=rows))
+
+
+def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp_path, monkeypatch):
+    told = {}
+    for made in (semcot.SemCoTAlignmentConfig, semcot.SemCoTDistillationConfig):
+
+        def noted(*args, made=made, **options):
+            told[made.__name__] = options["bf16"]
+            return made(*args, **options)
+
+        monkeypatch.setattr(semcot, made.__name__, noted)
+    host = AutoModelForCausalLM.from_pretrained(toy_host)
+    METHODS["semcot"].train(toy_setting(tokenizer, host, toy_host, tmp_path, 1, 1e-3))
+    # Left out, the trainers would take bfloat16 on a GPU, where those of the other methods do not.
+    assert told == {"SemCoTAlignmentConfig": False, "SemCoTDistillationConfig": False}
+
+
+def random_model(family, layers, window=None):
+    options = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
+    options |= {"intermediate_size": 24, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
+    if window:
+        options |= {
+            "use_sliding_window": True,
+            "sliding_window": window,
+            "layer_types": ["full_attention", "sliding_attention"] * (layers // 2),
+        }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
+
+
+@pytest.mark.parametrize(
+    "family, window", [("llama", None), ("gpt2", None), ("gpt_neox", None), ("qwen2", 3), ("gemma3_text", 3)]
+)
+def test_kept_layers_compute_as_if_the_others_were_passed_by(family, window, tmp_path):
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    whole, layers = random_model(family, 4, window), (1, 2)
+    cut = keep_layers(copy.deepcopy(whole), layers)
+    stack = next(part for part in whole.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == 4)
+    for index in (0, 3):
+        # The slow path: all layers in their places, those that were not kept hand on what they get.
+        stack[index].register_forward_hook(
+            lambda module, args, kwargs, output: replaced(output, (*args, *kwargs.values())[0]), with_kwargs=True
+        )
+    with torch.no_grad():
+        torch.testing.assert_close(cut(ids).logits, whole(ids, use_cache=False).logits)
+        cached = cut(ids[:, :4])
+        cached = cut(ids[:, 4:], past_key_values=cached.past_key_values).logits
+        torch.testing.assert_close(cached, cut(ids).logits[:, 4:])
+        cut.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert again.config.num_hidden_layers == 2 and torch.equal(again(ids).logits, cut(ids).logits)
+
+
+def replaced(output, states):
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def test_layers_that_cannot_be_kept_are_refused():
+    model = random_model("llama", 4)
+    for layers in ((), (0, 4), (-1, 2), (2, 1), (1, 1)):
+        with pytest.raises(ValueError, match=r"layers=.*: pass rising numbers from 0 to 3"):
+            keep_layers(model, layers)
+    assert model.config.num_hidden_layers == len(model.model.layers) == 4
+    model.others = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(4)])
+    with pytest.raises(ValueError, match="LlamaForCausalLM has 2 lists of 4 layers"):
+        keep_layers(model, (0,))

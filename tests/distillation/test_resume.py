@@ -1,0 +1,141 @@
+"""Stage 2, stopped and gone on with, or run by two processes: the same weights as without."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distillation_models import make_model, train
+from peft import LoraConfig
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.training.checkpoints import last_complete_checkpoint
+
+pytest_plugins = ["distillation_fixtures"]
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+SCRIPT = Path(__file__).parents[1] / "distillation_models.py"
+# Two epochs, in which stored questions serve.
+OPTIONS = {"max_steps": 8, "save_steps": 2, "save_strategy": "steps", "per_device_train_batch_size": 8}
+
+
+def start(folder, options, *launcher):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(options["output_dir"]) + "-cache"}
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(options)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+
+
+def assert_same(weights, expected):
+    assert weights.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(weights[name], expected[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_folder, tmp_path_factory):
+    """Output folder and final weights of a run of eight steps, the first four of them the projection's."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    return output, train(tiny_folder, output, **OPTIONS).model.state_dict()
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_resumed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path, caplog, step):
+    """Before and behind the end of the projection's phase; the attached layout has no host, and nobody misses it."""
+    output, expected = uninterrupted
+    checkpoint = output / f"checkpoint-{step}"
+    trainer = train(tiny_folder, tmp_path, resume=str(checkpoint), max_steps=8, per_device_train_batch_size=8)
+    assert trainer._stored_questions.host.fits
+    assert trainer.state.global_step == 8
+    assert_same(trainer.model.state_dict(), expected)
+    host = make_model(tiny_folder).host.state_dict()
+    assert_same(trainer.model.host.state_dict(), host)
+    assert "keys" not in caplog.text
+
+
+def test_killed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path, caplog):
+    """SIGKILL amid the writing of the checkpoint of step 6, which is passed over: the run goes on from step 4."""
+    output = tmp_path / "killed"
+    done = start(tiny_folder, {**OPTIONS, "output_dir": str(output), "kill_at": 6})
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert (output / "checkpoint-6" / "optimizer.pt").exists()
+    assert last_complete_checkpoint(str(output)) == str(output / "checkpoint-4")
+    trainer = train(tiny_folder, output, resume=True, **OPTIONS)
+    assert "checkpoint-6 was cut off" in caplog.text
+    assert_same(trainer.model.state_dict(), uninterrupted[1])
+
+
+def test_only_unfinished_checkpoints_start_anew_and_none_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="has no checkpoint: leave it out"):
+        last_complete_checkpoint(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="has no checkpoint: leave it out"):
+        last_complete_checkpoint(str(tmp_path))
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1')
+    assert last_complete_checkpoint(str(tmp_path)) is None
+
+
+def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):
+    adapters = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+    options = {"max_steps": 4, "peft_config": adapters, "projection_warmup": 0.0, "step_weight": 0.0}
+    whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
+    shutil.rmtree(tmp_path / "a" / "checkpoint-4")
+    resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)
+    assert_same(resumed.model.state_dict(), whole.model.state_dict())
+    assert "keys" not in caplog.text
+
+
+def test_a_step_decoder_that_is_not_kept_resumes_too(tiny_folder, tmp_path, caplog):
+    """Checkpoints are models without it; its weights, which go on being trained, lie beside them."""
+    options = {"max_steps": 4, "keep_step_decoder": False, "projection_warmup": 0.0}
+    whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
+    assert SemCoTForCausalLM.from_pretrained(tmp_path / "a" / "checkpoint-2").step_decoder is None
+    shutil.rmtree(tmp_path / "a" / "checkpoint-4")
+    resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)
+    assert any(name.startswith("step_decoder.") for name in whole.model.state_dict())
+    assert_same(resumed.model.state_dict(), whole.model.state_dict())
+    assert "keys" not in caplog.text
+
+
+@pytest.fixture
+def two_processes(tiny_folder, tmp_path):
+    """Function (**options) -> what `train` leaves on each of two processes."""
+
+    def run(**options):
+        output = tmp_path / "two"
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "unused" not in done.stderr
+        return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return run
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(two_processes, tiny_folder, tmp_path):
+    options = {"max_steps": 8, "per_device_train_batch_size": 8, "eval_generations": 5, "learning_rate": 1e-3}
+    ranks = two_processes(**options)
+    assert_same(ranks[0]["weights"], ranks[1]["weights"])
+    alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(ranks[0]["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    for log, expected in zip(ranks[0]["log"][:4], alone.state.log_history[:4], strict=True):
+        for part in ("loss", "answer_loss", "alignment_loss", "step_loss", "grad_norm"):
+            assert log[part] == pytest.approx(expected[part], rel=1e-4)
+    evaluated = alone.evaluate()
+    assert ranks[0]["evaluated"]["eval_accuracy"] == evaluated["eval_accuracy"]
+
+
+def test_two_processes_read_a_stream_as_one_does(two_processes, tiny_folder, tmp_path):
+    """Each of them has its own share of it; in evaluation they have equally many batches, whatever its shards."""
+    options = {"max_steps": 4, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1, "stream": True}
+    ranks = two_processes(learning_rate=1e-3, **options)
+    assert_same(ranks[0]["weights"], ranks[1]["weights"])
+    alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, learning_rate=1e-3, **options)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(ranks[0]["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert ranks[0]["evaluated"]["eval_loss"] == ranks[1]["evaluated"]["eval_loss"]

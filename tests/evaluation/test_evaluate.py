@@ -1,0 +1,267 @@
+"""Tests of whole evaluations: the report's contract and figures, resuming, reports, plots, comparisons."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation_models import answering_host, coin_flip_tokenizer, tiny_semcot_over
+from transformers import AutoTokenizer
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.data import load_reasoning_dataset
+from semcot_hf.evaluation import CONTROLS, compare_runs, evaluate, summarize_runs
+from semcot_hf.evaluation.controls import verdict
+from semcot_hf.evaluation.summary import summarize
+from semcot_hf.inference.prompting import with_answer_prompt
+
+OPTIONS = dict(batch_size=5, max_new_tokens=6, progress=False, command="test", dataset_name="coin_flip")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_reasoning_dataset("coin_flip", split="test", num_samples=24, seed=3)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folder of a SemCoT checkpoint with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = coin_flip_tokenizer()
+    tiny_semcot_over(answering_host(tokenizer), tokenizer).save_pretrained(folder)
+    with_answer_prompt(tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(saved):
+    return SemCoTForCausalLM.from_pretrained(saved)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(saved):
+    return AutoTokenizer.from_pretrained(saved)
+
+
+@pytest.fixture(scope="module")
+def finished(model, tokenizer, dataset, tmp_path_factory):
+    """Folder and report of an evaluation that ran in one go."""
+    folder = tmp_path_factory.mktemp("run")
+    report = evaluate(
+        model, tokenizer, dataset, output_dir=folder, latency_samples=3, token_counts=[1, 4], model_name="m", **OPTIONS
+    )
+    return folder, report
+
+
+def without_times(folder):
+    """Predictions and report of a folder as text, with measured times taken out."""
+    texts = {}
+    for path in sorted(folder.glob("predictions-*.jsonl")):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert all(record.pop("seconds") > 0 for record in records)
+        texts[path.name] = json.dumps(records)
+    report = json.loads((folder / "report.json").read_text())
+    for row in report["rows"]:
+        del row["seconds_per_query"], row["seconds_per_query_p95"]
+    del report["latency"]
+    texts["report.json"] = json.dumps(report)
+    return texts
+
+
+def test_report_keeps_its_contract(finished, dataset):
+    folder, report = finished
+    assert report == json.loads((folder / "report.json").read_text())
+    assert report["task"] == "yes_no" and report["command"] == "test" and report["seed"] == 0
+    assert [row["method"] for row in report["rows"]] == ["no_cot", "cot", "semcot"]
+    assert [row["implicit_tokens"] for row in report["rows"]] == [0, 0, 4]
+    assert [row["control"] for row in report["controls"]] == list(CONTROLS)
+    for row in report["rows"]:
+        records = [
+            json.loads(line) for line in (folder / f"predictions-{row['method']}.jsonl").read_text().splitlines()
+        ]
+        records.sort(key=lambda record: record["index"])
+        assert [record["question"] for record in records] == dataset["query"][:]
+        right = [record["extracted"] == record["answer"] for record in records]
+        assert row["accuracy"] == sum(right) / 24 and row["n"] == 24
+        assert row["new_tokens_per_query"] == sum(record["new_tokens"] for record in records) / 24
+        assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+        assert sum(group["n"] * group["accuracy"] for group in row["by_steps"]) == pytest.approx(sum(right))
+        assert row["seconds_per_query"] == report["latency"]["methods"][row["method"]][0]["median"] > 0
+    assert report["controls"][0]["accuracy"] == report["rows"][0]["accuracy"] > 0
+    assert report["controls"][0]["p_vs_no_cot"] == 1.0
+    assert [row["implicit_tokens"] for row in report["by_k"]] == [1, 4]
+    assert report["by_k"][1]["accuracy"] == report["rows"][2]["accuracy"]
+    assert {"python", "torch", "transformers", "trl", "platform", "cpu", "threads", "device"} <= set(
+        report["environment"]
+    )
+    assert report["verdict"] in (folder / "report.md").read_text()
+    for name in ("accuracy_vs_latency", "accuracy_by_steps", "accuracy_by_k"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_killed_and_resumed_equals_one_go(finished, saved, model, tokenizer, dataset, tmp_path):
+    """A process is killed by the operating system in the middle of a control; a torn line is added to what it left."""
+    script = f"""
+import os, signal, sys, torch
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import conftest
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.data import load_reasoning_dataset
+from semcot_hf.evaluation import evaluate
+from transformers import AutoTokenizer
+
+def kill_in_a_control(description, share):
+    if description == "mean":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+dataset = load_reasoning_dataset("coin_flip", split="test", num_samples=24, seed=3)
+model = SemCoTForCausalLM.from_pretrained({str(saved)!r})
+tokenizer = AutoTokenizer.from_pretrained({str(saved)!r})
+options = {dict(OPTIONS, output_dir=str(tmp_path))!r}
+options["progress"] = kill_in_a_control
+evaluate(model, tokenizer, dataset, latency_samples=3, token_counts=[1, 4], model_name="m", **options)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
+    assert killed.returncode == -9, killed.stderr
+    mean, semcot = tmp_path / "predictions-mean.jsonl", tmp_path / "predictions-semcot.jsonl"
+    assert len(mean.read_text().splitlines()) == 5 and not (tmp_path / "report.json").exists()
+    with mean.open("a") as file:
+        file.write(mean.read_text()[:700])
+    kept = semcot.read_bytes()
+    evaluate(
+        model,
+        tokenizer,
+        dataset,
+        output_dir=tmp_path,
+        latency_samples=3,
+        token_counts=[1, 4],
+        model_name="m",
+        **OPTIONS,
+    )
+    assert semcot.read_bytes() == kept
+    assert without_times(tmp_path) == without_times(finished[0])
+
+
+def test_finished_run_generates_nothing_again(finished, model, tokenizer, dataset, monkeypatch):
+    def fail(**kwargs):
+        raise AssertionError("generate was called")
+
+    monkeypatch.setattr(model, "generate", fail)
+    before = without_times(finished[0])
+    again = evaluate(
+        model,
+        tokenizer,
+        dataset,
+        output_dir=finished[0],
+        latency_samples=0,
+        token_counts=[1, 4],
+        model_name="m",
+        **OPTIONS,
+    )
+    assert without_times(finished[0]) == before
+    assert again["rows"][0]["seconds_per_query"] is None
+
+
+def test_another_run_is_refused_in_the_same_folder(model, tokenizer, dataset, tmp_path):
+    few = dataset.select(range(4))
+    options = dict(OPTIONS, methods=["no_cot"], controls=False, latency_samples=0, output_dir=tmp_path)
+    evaluate(model, tokenizer, few, **options)
+    with pytest.raises(ValueError, match=r"another run \(max_new_tokens: 6 there, 7 now\).*overwrite=True"):
+        evaluate(model, tokenizer, few, **{**options, "max_new_tokens": 7})
+    weight = model.host.lm_head.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(1.01)
+        with pytest.raises(ValueError, match="weights: "):
+            evaluate(model, tokenizer, few, **options)
+        report = evaluate(model, tokenizer, few, **options, overwrite=True)
+    finally:
+        weight.data.copy_(kept)
+    assert report["rows"][0]["n"] == 4
+
+
+def test_plain_causal_lm(model, tokenizer, dataset, finished):
+    report = evaluate(model.host, tokenizer, dataset, latency_samples=0, **OPTIONS)
+    assert [row["method"] for row in report["rows"]] == ["no_cot", "cot"]
+    assert report["controls"] == [] and report["verdict"] is None
+    for alone, inside in zip(report["rows"], finished[1]["rows"], strict=False):
+        assert alone["accuracy"] == inside["accuracy"]
+
+
+def test_bad_arguments_are_refused(model, tokenizer, dataset):
+    with pytest.raises(ValueError, match="methods=.*leaves out what the controls are compared with"):
+        evaluate(model, tokenizer, dataset, methods=["semcot"], **OPTIONS)
+    with pytest.raises(ValueError, match="dataset is empty"):
+        evaluate(model, tokenizer, dataset.select([]), **OPTIONS)
+    with pytest.raises(ValueError, match="dataset row 1: answer='perhaps'"):
+        rows = [dataset[0], {**dataset[1], "answer": "perhaps"}]
+        evaluate(model, tokenizer, rows, task="yes_no", **OPTIONS)
+    with pytest.raises(ValueError, match="answer_prompt='\\\\nSo:' ends a prompt on the ids"):
+        evaluate(model, tokenizer, dataset, answer_prompt="\nSo:", **OPTIONS)
+
+
+def records(verdicts, tokens=2):
+    return [{"correct": right, "new_tokens": tokens, "finished": True} for right in verdicts]
+
+
+def test_figures_by_hand():
+    """10 questions: SemCoT answers 9, no CoT 1 of them, the controls none or the same as no CoT."""
+    semcot, no_cot = [True] * 9 + [False], [True] + [False] * 9
+    made = {
+        "no_cot": records(no_cot),
+        "semcot": records(semcot, tokens=3),
+        "other_question": records([False] * 10),
+        "mean": records(no_cot),
+        "noise": records([False] * 10),
+    }
+    report = summarize(made, steps=[1] * 5 + [2] * 5, implicit_tokens=4, latency=None, seed=0)
+    assert [row["accuracy"] for row in report["rows"]] == [0.1, 0.9]
+    assert [(group["steps"], group["accuracy"], group["n"]) for group in report["rows"][1]["by_steps"]] == [
+        (1, 1.0, 5),
+        (2, 0.8, 5),
+    ]
+    assert [row["p_vs_semcot"] for row in report["controls"]] == [2 / 2**8, 2 / 2**9, 2 / 2**8, 2 / 2**9]
+    assert [row["p_vs_no_cot"] for row in report["controls"]] == [1.0] * 4
+    assert report["tokens_carry_reasoning"] is True
+    [comparison] = report["comparisons"]
+    assert (comparison["a"], comparison["b"], comparison["difference"]) == ("semcot", "no_cot", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("no_cot", "noise", "reason"),
+    [
+        ([False] * 10, [True] * 9 + [False], "better than noise of the same norm (90.0 %, p = 1.00)."),
+        ([True] * 6 + [False] * 4, [False] * 10, "better than no CoT (60.0 %, p = 0.25)."),
+        ([True] * 8 + [False] * 2, [True] * 10, "better than no CoT (80.0 %, p = 1.00) or noise of the same norm"),
+    ],
+)
+def test_verdict_names_the_condition_that_fails(no_cot, noise, reason):
+    carries, sentence = verdict([True] * 9 + [False], no_cot, {"noise": noise})
+    assert not carries and reason in sentence
+
+
+def test_runs_are_compared_in_pairs(finished, model, tokenizer, dataset, tmp_path):
+    same, other = tmp_path / "same", tmp_path / "other"
+    options = dict(OPTIONS, methods=["no_cot"], controls=False, latency_samples=0)
+    evaluate(model, tokenizer, dataset, output_dir=same, **options)
+    [row] = compare_runs(finished[0], same)
+    assert row["method"] == "no_cot" and row["difference"] == 0 and row["p"] == 1.0 and row["n"] == 24
+    path = same / "predictions-no_cot.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    right = sum(line["correct"] for line in lines)
+    path.write_text("".join(json.dumps({**line, "correct": False}) + "\n" for line in lines))
+    [row] = compare_runs(finished[0], same)
+    assert row["difference"] == right / 24 and row["p"] == min(1.0, 2 / 2**right)
+    assert summarize_runs([finished[0], same])["no_cot"] == {"mean": pytest.approx(right / 24), "sd": 0.0, "n": 2}
+    evaluate(model, tokenizer, dataset.select(range(5)), output_dir=other, **options)
+    with pytest.raises(ValueError, match="not about the same questions"):
+        compare_runs(finished[0], other)
+
+
+def test_off_the_terminal_progress_is_silent(model, tokenizer, dataset, capfd):
+    evaluate(model, tokenizer, dataset.select(range(4)), **{**OPTIONS, "progress": True}, latency_samples=0)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,147 @@
+"""Checkpoints in a process that cannot import semcot_hf, against the installed package; one process serves all tests.
+
+The process also measures the peak of memory while it loads an attached checkpoint of about 100 MB.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+
+LAYOUTS = ("attached", "whole", "two-tokenizers")
+QUESTION = [{"role": "user", "content": "How many apples has Ann now?"}]
+NEW = {"max_new_tokens": 6, "do_sample": False}
+SCRIPT = """
+import json, sys
+sys.modules["semcot_hf"] = None
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+root, question, new = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+found = {}
+for layout in json.loads(sys.argv[4]):
+    folder = root / layout
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    other = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    pipe = pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    found[layout] = {
+        "config": config.to_json_string(),
+        "modules": [type(config).__module__, type(model).__module__, type(other).__module__],
+        "ids": model.generate(ids, **new).tolist(),
+        "other": other.generate(ids, **new).tolist(),
+        "piped": pipe(question, **new)[0]["generated_text"][-1]["content"],
+    }
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, root / f"{layout}.safetensors")
+    model.save_pretrained(root / f"{layout}-again")
+    if layout == "attached":
+        model.compile_generator(backend="eager")  # graphs are captured and run as they are
+        found[layout]["compiled"] = model.generate(ids, **new).tolist()
+    del model, other, pipe
+
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+if sys.platform.startswith("linux"):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = memory("VmRSS")
+    model = AutoModelForCausalLM.from_pretrained(root / "large", trust_remote_code=True)
+    found["weights"] = sum(value.numel() * value.element_size() for value in model.parameters())
+    model.generate(torch.tensor([[5, 6, 7]]), **new)  # touches every weight that is mapped from the files
+    found["peak"] = memory("VmHWM") - before
+(root / "found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
+    root = tmp_path_factory.mktemp("remote")
+    tiny_lm("llama", dtype=torch.float32).save_pretrained(root / "host")
+    tiny_lm("gpt2", hidden_size=16, dtype=torch.float32).save_pretrained(root / "generator")
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        root / "host", root / "generator", num_implicit_tokens=3, answer_prompt_ids=answer_prompt_ids(tiny_tokenizer)
+    )
+    for layout in LAYOUTS:
+        if layout == "two-tokenizers":
+            model.config.separate_generator_tokenizer = True
+            model.host_tokenizer, model.generator_tokenizer = tiny_tokenizer, char_tokenizer
+        model.save_pretrained(root / layout, include_host=layout == "whole")
+        with_answer_prompt(tiny_tokenizer).save_pretrained(root / layout)
+    sizes = dict(intermediate_size=1024, num_hidden_layers=4, num_key_value_heads=4, dtype=torch.float32)
+    host = tiny_lm("llama", hidden_size=768, **sizes)
+    host.save_pretrained(root / "large-host")
+    host.config.name_or_path = str(root / "large-host")
+    SemCoTForCausalLM.from_host_generator_pretrained(host, tiny_lm("llama", hidden_size=384, **sizes)).save_pretrained(
+        root / "large"
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(root):
+    """What the fresh process found."""
+    arguments = [root, json.dumps(QUESTION), json.dumps(NEW), json.dumps(LAYOUTS)]
+    run = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads((root / "found.json").read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_process_without_the_package_gets_the_same(root, found, layout):
+    folder, found = root / layout, found[layout]
+    assert all(module.startswith("transformers_modules.") for module in found["modules"])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    expected = model.generate(ids, **NEW)
+    assert found["ids"] == found["other"] == expected.tolist()
+    if layout == "attached":
+        assert found["compiled"] == found["ids"]
+    assert found["piped"] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
+    assert found["config"] == AutoConfig.from_pretrained(folder).to_json_string()
+    tensors = load_file(root / f"{layout}.safetensors")
+    state = model.state_dict()
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("flag", [None, True])
+def test_the_imported_package_needs_no_flag_and_wins_over_it(root, layout, flag):
+    folder = root / layout
+    assert type(AutoConfig.from_pretrained(folder, trust_remote_code=flag)) is SemCoTConfig
+    for auto in (AutoModel, AutoModelForCausalLM):
+        assert type(auto.from_pretrained(folder, trust_remote_code=flag)) is SemCoTForCausalLM
+    assert len(pipeline("text-generation", model=str(folder), trust_remote_code=flag)(QUESTION, **NEW)) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_process_without_the_package_saves_a_full_checkpoint(root, found, layout):
+    again, first = root / f"{layout}-again", root / layout
+    assert found[layout]
+    code = {path.name for path in first.glob("*.py")}
+    assert {path.name for path in again.glob("*.py")} == code != set()
+    assert (again / "config.json").read_text() == (first / "config.json").read_text()
+    ids = torch.tensor([[10, 11, 12]])
+    assert torch.equal(
+        SemCoTForCausalLM.from_pretrained(again).generate(ids, **NEW),
+        SemCoTForCausalLM.from_pretrained(first).generate(ids, **NEW),
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_loading_attached_takes_little_more_than_the_weights(found):
+    assert found["weights"] > 100e6
+    assert 0.8 < found["peak"] / found["weights"] <= 1.15

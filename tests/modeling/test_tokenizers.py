@@ -1,0 +1,126 @@
+"""Host and generator with different tokenizers: what the generator reads, in training, generation and checkpoints."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text, with_answer_prompt
+from semcot_hf.modeling.implicit_tokens_semcot import generator_text, retokenize
+
+QUESTIONS = ["How many apples has Ann now?", "Ann has two.", "Bob gives one to Ann and one to Al"]
+NEW = {"max_new_tokens": 5, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def root(tiny_lm, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokenizers")
+    tiny_lm("llama", dtype=torch.float32).save_pretrained(root / "host")
+    tiny_lm("gpt2", hidden_size=16, vocab_size=110, dtype=torch.float32).save_pretrained(root / "generator")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(root, tiny_tokenizer, char_tokenizer):
+    return SemCoTForCausalLM.from_host_generator_pretrained(
+        root / "host",
+        root / "generator",
+        num_implicit_tokens=3,
+        answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
+        host_tokenizer=tiny_tokenizer,
+        generator_tokenizer=char_tokenizer,
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_tokenizer):
+    tokenizer = with_answer_prompt(tiny_tokenizer)
+    return [prompt_text(tokenizer, question) for question in QUESTIONS]
+
+
+def test_text_for_the_generator(tiny_tokenizer, char_tokenizer):
+    ids = tiny_tokenizer("<bos><user>Ann has\n 2<assistant><eos>!", add_special_tokens=False)["input_ids"]
+    assert {1, 2, 3, 4} < set(ids)
+    assert generator_text(ids, tiny_tokenizer, char_tokenizer) == "[bos]<user>Ann has\n 2!"
+    assert generator_text(ids, tiny_tokenizer, tiny_tokenizer) == "<bos><user>Ann has\n 2<assistant><eos>!"
+
+
+def test_retokenized_rows_are_padded_on_the_left(tiny_tokenizer, char_tokenizer):
+    batch = tiny_tokenizer(["Ann", "<user>Ann has two"], padding=True, return_tensors="pt", add_special_tokens=False)
+    ids, mask = retokenize(batch["input_ids"], batch["attention_mask"], tiny_tokenizer, char_tokenizer)
+    expected = [char_tokenizer(text)["input_ids"] for text in ("Ann", "<user>Ann has two")]
+    assert [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)] == expected
+    assert mask.tolist() == [[0] * 9 + [1] * 3, [1] * 12] and (ids[0, :9] == char_tokenizer.pad_token_id).all()
+    assert len(expected[1]) == 12 and char_tokenizer.unk_token_id not in ids
+
+
+def test_one_tokenizer_twice_changes_nothing(tiny_semcot, tiny_lm, tiny_tokenizer, prompts):
+    """Re-tokenizing into the same tokenizer gives the ids back, and so the same tokens."""
+    host, generator = tiny_lm("llama"), tiny_lm("llama", hidden_size=16)
+    plain = tiny_semcot(host, generator)
+    separate = tiny_semcot(host, generator, host_tokenizer=tiny_tokenizer, generator_tokenizer=tiny_tokenizer)
+    batch = tiny_tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
+    assert torch.equal(plain.implicit_embeddings(**batch), separate.implicit_embeddings(**batch))
+
+
+def by_hand(model, tokenizer, char_tokenizer, prompt):
+    """Z from the generator's own ids of the query's text, by the generator alone."""
+    query = prompt.removesuffix("\nAnswer:").replace("<assistant>", "")
+    ids = torch.tensor([char_tokenizer(query, add_special_tokens=False)["input_ids"]])
+    embeds = model.generator.get_input_embeddings()(ids)
+    embeds = torch.cat([embeds, model.thought_embedding.expand(1, 3, -1)], dim=1)
+    return model.projection(model.generator(inputs_embeds=embeds).last_hidden_state[:, -3:])
+
+
+def test_tokens_in_training_and_generation(model, tiny_tokenizer, char_tokenizer, prompts):
+    batch = tiny_tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
+    made = model.implicit_embeddings(**batch)
+    generated = model.generate(**batch, **NEW)
+    for row, prompt in enumerate(prompts):
+        expected = by_hand(model, tiny_tokenizer, char_tokenizer, prompt)
+        torch.testing.assert_close(made[row], expected[0], atol=1e-5, rtol=1e-5)
+        ids = torch.tensor([tiny_tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+        alone = model.generate(ids, implicit_embeddings=expected, **NEW)
+        assert generated[row, -5:].tolist() == alone[0, -5:].tolist()
+        answered = torch.cat([ids, torch.tensor([[40, 41]])], dim=1)
+        labels = torch.cat([torch.full_like(ids, -100), torch.tensor([[40, 41]])], dim=1)
+        out = model(answered, labels=labels)
+        torch.testing.assert_close(out.implicit_embeddings, expected, atol=1e-5, rtol=1e-5)
+        out.loss.backward()
+    assert model.generator.get_input_embeddings().weight.grad.abs().sum() > 0
+    model.zero_grad()
+
+
+def test_checkpoints_carry_both_tokenizers(model, tiny_tokenizer, char_tokenizer, prompts, tmp_path):
+    for layout in ("attached", "whole"):
+        with_answer_prompt(tiny_tokenizer).save_pretrained(tmp_path / layout)
+        model.save_pretrained(tmp_path / layout, include_host=layout == "whole")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / layout)
+        assert loaded.generator_tokenizer.get_vocab() == char_tokenizer.get_vocab()
+        assert loaded.host_tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+        batch = tiny_tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
+        assert torch.equal(loaded.generate(**batch, **NEW), model.generate(**batch, **NEW))
+        assert AutoTokenizer.from_pretrained(tmp_path / layout).chat_template.endswith("{%- endif %}")
+
+
+def test_names_of_tokenizers(root, tiny_tokenizer, char_tokenizer, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path / "one")
+    char_tokenizer.save_pretrained(tmp_path / "other")
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        root / "host", root / "generator", host_tokenizer=tmp_path / "one", generator_tokenizer=str(tmp_path / "other")
+    )
+    assert model.config.separate_generator_tokenizer
+    assert model.generator_tokenizer.get_vocab() == char_tokenizer.get_vocab()
+
+
+def test_refusals(root, model, tiny_tokenizer):
+    with pytest.raises(ValueError, match="host_tokenizer and generator_tokenizer go together"):
+        SemCoTForCausalLM.from_host_generator_pretrained(
+            root / "host", root / "generator", host_tokenizer=tiny_tokenizer
+        )
+    with pytest.raises(ValueError, match="a row of special tokens only"):
+        model.generate(torch.tensor([[2, 4]]), **NEW)
+    bare = SemCoTForCausalLM.from_host_generator_pretrained(root / "host", root / "generator")
+    bare.config.separate_generator_tokenizer = True
+    with pytest.raises(ValueError, match="model.host_tokenizer or model.generator_tokenizer is None: set both"):
+        bare.generate(torch.tensor([[10, 11]]), **NEW)
