@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..answers import check_answer
 from ..evaluation import answer_questions, evaluate, measure_latency
-from ..evaluation.predictions import text_digest, to_json, write_atomically
 from ..modeling import SemCoTForCausalLM
+from ..storage import as_json, text_digest, write_json
 from .catalogue import METHODS
 from .methods.training import Setting
 from .recipe import Recipe
@@ -99,7 +99,7 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
     folder, told = Path(folder), questions.told()
     path = folder / "run.json"
     if path.exists():
-        known, wanted = json.loads(path.read_text()), json.loads(to_json(asdict(settings)))
+        known, wanted = json.loads(path.read_text()), as_json(asdict(settings))
         if known["settings"] == wanted:
             other = [split for split in told if known.get("questions", told)[split] != told[split]]
             if not other:
@@ -137,7 +137,7 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
         "report": {key: value for key, value in report.items() if key not in ("latency", "command")},
     }
     shutil.rmtree(work)
-    write_atomically(path, to_json(run))
+    write_json(path, run)
     return json.loads(path.read_text())
 
 
@@ -179,7 +179,7 @@ def _search(settings, questions, path, work):
     """
     if len(settings.learning_rates) == 1:
         return settings.learning_rates[0], None
-    asked = json.loads(to_json({**asdict(settings), "seed": 0, "eval_questions": 0, "latency_samples": 0}))
+    asked = as_json({**asdict(settings), "seed": 0, "eval_questions": 0, "latency_samples": 0})
     told = {split: rows for split, rows in questions.told().items() if split != "test"}
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("settings") == asked and known.get("questions", told) == told:
@@ -190,7 +190,7 @@ def _search(settings, questions, path, work):
         for rate in sorted(settings.learning_rates):
             trained, _ = _train(replace(settings, seed=0), questions, rate, steps, work)
             found.append([rate, _accuracy(trained, settings, questions, questions.validation)])
-        write_atomically(path, to_json({"settings": asked, "questions": told, "steps": steps, "accuracy": found}))
+        write_json(path, {"settings": asked, "questions": told, "steps": steps, "accuracy": found})
     best = max(found, key=lambda pair: (pair[1], -pair[0]))
     return best[0], found
 
@@ -224,7 +224,7 @@ def _evaluate(settings, trained, questions, folder):
         trained.model,
         AutoTokenizer.from_pretrained(settings.host),
         questions.test,
-        task=questions.answer_type,
+        answer_type=questions.answer_type,
         methods=("no_cot", "semcot") if semcot else (trained.answered_by,),
         output_dir=folder / "evaluation",
         overwrite=True,

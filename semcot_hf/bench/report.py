@@ -7,7 +7,7 @@ from itertools import groupby
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ..evaluation.predictions import to_json, write_atomically
+from ..storage import write_atomically, write_json
 from .catalogue import METHODS
 from .plots import plot_by_difficulty, plot_pareto
 from .summary import BEST, own_row, summarize_task
@@ -64,7 +64,7 @@ def write_report(runs, output, *, command) -> dict:
             FigureCanvasAgg(figure).print_png(image)
             write_atomically(output / f"{name}-{folder_name(task['task'])}.png", image.getvalue())
     write_atomically(output / "report.md", markdown(report))
-    write_atomically(output / "report.json", to_json(report))
+    write_json(output / "report.json", report)
     return report
 
 

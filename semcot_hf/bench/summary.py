@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 
 from ..evaluation.controls import SIGNIFICANCE
-from ..evaluation.predictions import read_predictions
 from ..evaluation.statistics import accuracy_interval, summarize_seeds
+from ..storage import read_json_lines
 from .catalogue import METHODS
 
 BEST = "semcot_best"
@@ -91,7 +91,7 @@ def _verdicts(found, name_of):
     seeds = []
     for run, folder in found:
         path = folder / "evaluation" / f"predictions-{name_of(run)}.jsonl"
-        records = sorted(read_predictions(path), key=lambda record: record["index"])
+        records = sorted(read_json_lines(path), key=lambda record: record["index"])
         seeds.append([bool(record["correct"]) for record in records])
     return np.array(seeds, dtype=float)
 

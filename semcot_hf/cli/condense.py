@@ -42,9 +42,9 @@ class CondenseArguments:
         default_factory=lambda: ["train", "validation"],
         metadata={"help": "Splits to go through; others stay as they are."},
     )
-    task: str | None = field(
+    answer_type: str | None = field(
         default=None,
-        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; told from the answers when left out."},
+        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; inferred when left out."},
     )
     max_words: int = field(default=10, metadata={"help": "Longest condensed reasoning of 'endpoint' and 'local'."})
     max_attempts: int = field(default=3, metadata={"help": "Replies asked for before a row is given up."})
@@ -75,7 +75,7 @@ def run(argv):
         splits=args.splits,
         make=args.make,
         replace=args.replace,
-        answer_type=args.task,
+        answer_type=args.answer_type,
         max_words=args.max_words,
         max_attempts=args.max_attempts,
         prices=None if args.price_input is None else (args.price_input, args.price_output),

@@ -22,9 +22,9 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 class CheckArguments:
     """What is checked, and what is written."""
 
-    task: str | None = field(
+    answer_type: str | None = field(
         default=None,
-        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; told from the answers when left out."},
+        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; inferred when left out."},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Id or folder of the tokenizer that lengths are measured with."}
@@ -57,7 +57,7 @@ def run(argv):
     splits = load_splits(data)
     report = check_dataset(
         splits,
-        answer_type=args.task,
+        answer_type=args.answer_type,
         tokenizer=AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else None,
         max_length=args.max_length,
         max_condensed_words=args.max_condensed_words,

@@ -13,9 +13,9 @@ class EvaluateArguments:
     model: str = field(metadata={"help": "Folder or id of a SemCoT checkpoint or any causal LM."})
     output_dir: str = field(metadata={"help": "Folder of the report, the plots and the answer to every question."})
     split: str = field(default="test", metadata={"help": "Split of the dataset that is evaluated."})
-    task: str | None = field(
+    answer_type: str | None = field(
         default=None,
-        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; told from the answers when left out."},
+        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; inferred when left out."},
     )
     methods: list[str] | None = field(default=None, metadata={"help": "Of no_cot, cot, semcot; all by default."})
     no_controls: bool = field(default=False, metadata={"help": "Leave the controls out."})
@@ -61,7 +61,7 @@ def run(argv):
         model,
         tokenizer,
         splits[args.split],
-        task=args.task,
+        answer_type=args.answer_type,
         methods=args.methods,
         controls=not args.no_controls,
         output_dir=args.output_dir,

@@ -1,6 +1,6 @@
 """Evaluation: answers, judging, controls, latency, statistics and reports."""
 
-from ..inference.answering import METHODS, Answer, answer_questions
+from ..inference.answering import ANSWER_METHODS, Answer, answer_questions
 from .controls import CONTROLS, ControlTokens
 from .evaluate import evaluate
 from .latency import measure_latency
@@ -17,7 +17,7 @@ from .summary import compare_runs, summarize_runs
 
 __all__ = [
     "CONTROLS",
-    "METHODS",
+    "ANSWER_METHODS",
     "Answer",
     "ControlTokens",
     "accuracy_interval",

@@ -19,7 +19,7 @@ from ..inference.answering import (
     check_answer_prompt,
     check_method,
     encode_prompts,
-    is_semcot,
+    makes_implicit_tokens,
     methods_of,
     plan_batches,
     uses_chat,
@@ -49,7 +49,7 @@ def evaluate(
     tokenizer,
     dataset,
     *,
-    task: str | None = None,
+    answer_type: str | None = None,
     methods: Sequence[str] | None = None,
     controls: bool = True,
     token_counts: Sequence[int] = (),
@@ -78,7 +78,7 @@ def evaluate(
         model, tokenizer: the model, put into evaluation mode, and its tokenizer.
         dataset: `datasets.Dataset` (or a list of rows) with `query`, `answer` and, for the accuracy by number of
             steps, `steps`.
-        task: answer type of `check_answer`; told from the answers when `None`.
+        answer_type: of `check_answer`; inferred from the answers when `None`.
         methods: of "no_cot", "cot" and "semcot"; all that the model has when `None`.
         controls: whether a SemCoT model is also run on no implicit tokens (the answers of no_cot, which are that),
             on another question's, on their mean and on noise.
@@ -96,7 +96,7 @@ def evaluate(
         progress: see `progress_bar`.
 
     Returns:
-        The report: `task`, `rows`, `controls`, `environment`, `command`, `seed`, and besides `verdict`,
+        The report: `answer_type`, `rows`, `controls`, `environment`, `command`, `seed`, and besides `verdict`,
         `tokens_carry_reasoning`, `comparisons`, `by_k`, `latency`, `model`, `dataset`. Accuracies are fractions.
 
     Raises:
@@ -106,12 +106,12 @@ def evaluate(
     rows = list(dataset)
     queries, golds = [row["query"] for row in rows], [row["answer"] for row in rows]
     methods = tuple(methods_of(model) if methods is None else methods)
-    controls = controls and is_semcot(model)
+    controls = controls and makes_implicit_tokens(model)
     _check_arguments(model, queries, methods, controls, token_counts, few_shot)
-    task = infer_answer_type(golds) if task is None else task
+    answer_type = infer_answer_type(golds) if answer_type is None else answer_type
     for index, gold in enumerate(golds):
         try:
-            check_answer("", gold, task)
+            check_answer("", gold, answer_type)
         except ValueError as error:
             raise ValueError(f"dataset row {index}: {error}") from error
     chat = uses_chat(tokenizer, chat)
@@ -133,7 +133,7 @@ def evaluate(
             "weights": weights_digest(model),
             "dataset": text_digest(zip(queries, golds, strict=True)),
             "prompts": text_digest([*direct, *encode(queries[:1], method="cot", answer_prompt=answer_prompt)]),
-            "task": task,
+            "answer_type": answer_type,
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "seed": seed,
@@ -166,7 +166,7 @@ def evaluate(
             ):
                 run.append(
                     [
-                        _record(index, queries[index], golds[index], answer, task)
+                        _record(index, queries[index], golds[index], answer, answer_type)
                         for index, answer in zip(indices, answers, strict=True)
                     ]
                 )
@@ -186,11 +186,11 @@ def evaluate(
             )
 
     report = {
-        "task": task,
+        "answer_type": answer_type,
         **summarize(
             {name: run.in_order() for name, run in runs.items()},
             steps=[len(row.get("steps") or []) for row in rows],
-            implicit_tokens=model.config.num_implicit_tokens if is_semcot(model) else 0,
+            implicit_tokens=model.config.num_implicit_tokens if makes_implicit_tokens(model) else 0,
             latency=latency and latency["methods"],
             seed=seed,
         ),
@@ -253,14 +253,14 @@ def _work(name, questions):
     return questions * (10 if name == "cot" else 1)
 
 
-def _record(index, query, gold, answer, task):
+def _record(index, query, gold, answer, answer_type):
     return {
         "index": index,
         "question": query,
         "output": answer.output,
-        "extracted": extract_answer(answer.output, task),
+        "extracted": extract_answer(answer.output, answer_type),
         "answer": gold,
-        "correct": check_answer(answer.output, gold, task),
+        "correct": check_answer(answer.output, gold, answer_type),
         "seconds": round(answer.seconds, 6),
         "new_tokens": answer.new_tokens,
         "finished": answer.finished,

@@ -139,7 +139,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _title(report, title):
-    return f"{title}\n{report['dataset'] or report['task']}, {report['rows'][0]['n']} questions, 95 % intervals"
+    return f"{title}\n{report['dataset'] or report['answer_type']}, {report['rows'][0]['n']} questions, 95 % intervals"
 
 
 def _axes(title):

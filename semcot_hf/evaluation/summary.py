@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from ..inference.answering import METHODS
+from ..inference.answering import ANSWER_METHODS
 from .controls import CONTROLS, verdict
 from .predictions import read_predictions
 from .statistics import accuracy_interval, mcnemar, paired_difference_interval, summarize_seeds
@@ -37,7 +37,7 @@ def summarize(
         seed: of the bootstrap.
     """
     verdicts = {name: [record["correct"] for record in made] for name, made in records.items()}
-    methods = [method for method in METHODS if method in records]
+    methods = [method for method in ANSWER_METHODS if method in records]
     rows = []
     for method in methods:
         measured = latency[method][0] if latency else {"median": None, "p95": None}
@@ -137,7 +137,7 @@ def compare_runs(dir_a: str | Path, dir_b: str | Path, *, seed: int = 0) -> list
         FileNotFoundError: when a folder has no report.
         ValueError: when the two have no method in common, or other questions.
     """
-    methods = [method for method in METHODS if method in _methods(dir_a) and method in _methods(dir_b)]
+    methods = [method for method in ANSWER_METHODS if method in _methods(dir_a) and method in _methods(dir_b)]
     if not methods:
         raise ValueError(
             f"{dir_a} has {', '.join(_methods(dir_a))} and {dir_b} has {', '.join(_methods(dir_b))}: evaluate both "
@@ -170,7 +170,7 @@ def summarize_runs(folders: Sequence[str | Path]) -> dict[str, dict]:
     accuracies = [{row["method"]: row["accuracy"] for row in report["rows"]} for report in reports]
     return {
         method: summarize_seeds([run[method] for run in accuracies])
-        for method in METHODS
+        for method in ANSWER_METHODS
         if all(method in run for run in accuracies)
     }
 

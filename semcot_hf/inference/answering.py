@@ -36,7 +36,7 @@ class Answer:
     finished: bool
 
 
-def is_semcot(model) -> bool:
+def makes_implicit_tokens(model) -> bool:
     """Whether `model` makes implicit tokens: a SemCoT model, also one whose class came from the Hub, or a peer."""
     return hasattr(model, "implicit_embeddings")
 
@@ -87,7 +87,7 @@ class Answerer:
         self._lengths = [len(prompt) for prompt in prompts]
         self.extra = max_new_tokens + implicit_count(model, num_implicit_tokens)
         # Implicit tokens stand before the answer prompt, which the prefix must not reach into.
-        behind = max(1, len(model.config.answer_prompt_ids)) if is_semcot(model) else 1
+        behind = max(1, len(model.config.answer_prompt_ids)) if makes_implicit_tokens(model) else 1
         self.prefix = find_shared_prefix(model, prompts, behind=behind) if shared_prefix else None
         self.host_columns = len(self.prefix) if self.prefix else 0
 
@@ -126,7 +126,7 @@ class Answerer:
         lengths = [self._lengths[index] for index in indices]
         ids, mask = pad_left([self.prompts[index] for index in indices], self._config.pad_token_id)
         kwargs = {}
-        if is_semcot(self.model):
+        if makes_implicit_tokens(self.model):
             if self.implicit_embeddings_for is None:
                 kwargs["num_implicit_tokens"] = self.num_implicit_tokens
             else:
@@ -157,7 +157,7 @@ class Answerer:
 
 def implicit_count(model, num_implicit_tokens: int | None) -> int:
     """k of a SemCoT model, its own when `None`; 0 of any other."""
-    if not is_semcot(model):
+    if not makes_implicit_tokens(model):
         return 0
     return model.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
 
@@ -230,7 +230,7 @@ def _greedy(model, tokenizer, max_new_tokens, stop):
     )
 
 
-METHODS = ("no_cot", "cot", "semcot")
+ANSWER_METHODS = ("no_cot", "cot", "semcot")
 # Where a base model, prompted without a chat template, goes on to make up the next question.
 NEXT_QUESTION = "\nQuestion:"
 # What a tokenizer returns takes many times the memory of the ids.
@@ -239,7 +239,7 @@ _TOKENIZED_AT_ONCE = 1024
 
 def methods_of(model) -> tuple[str, ...]:
     """The methods that `model` can answer by."""
-    return METHODS if is_semcot(model) else METHODS[:2]
+    return ANSWER_METHODS if makes_implicit_tokens(model) else ANSWER_METHODS[:2]
 
 
 def answer_questions(
@@ -386,7 +386,7 @@ def check_method(model, method: str, *, few_shot: Sequence[Mapping] = ()) -> Non
         raise ValueError(
             f"method={method!r}: a model of type {model.config.model_type!r} has {', '.join(methods_of(model))}."
         )
-    if is_semcot(model) and few_shot:
+    if makes_implicit_tokens(model) and few_shot:
         raise ValueError(
             f"few_shot has {len(few_shot)} examples, but a SemCoT model was trained on questions alone: leave "
             "few_shot out, or evaluate the host by itself."
@@ -402,12 +402,12 @@ def uses_chat(tokenizer, chat: bool | None) -> bool:
 
 def answer_prompt_of(model, tokenizer) -> str:
     """The answer prompt that a SemCoT model was trained with, or else `ANSWER_PROMPT`."""
-    return tokenizer.decode(model.config.answer_prompt_ids) if is_semcot(model) else ANSWER_PROMPT
+    return tokenizer.decode(model.config.answer_prompt_ids) if makes_implicit_tokens(model) else ANSWER_PROMPT
 
 
 def check_answer_prompt(model, prompt: Sequence[int], answer_prompt: str) -> None:
     """Raise a ValueError when `answer_prompt` has given a prompt other last ids than the model was trained with."""
-    wanted = model.config.answer_prompt_ids if is_semcot(model) else []
+    wanted = model.config.answer_prompt_ids if makes_implicit_tokens(model) else []
     if wanted and prompt[-len(wanted) :] != wanted:
         raise ValueError(
             f"answer_prompt={answer_prompt!r} ends a prompt on the ids {prompt[-len(wanted) :]}, but this model was "

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..evaluation.predictions import config_digest, text_digest, weights_digest
 from ..modeling.splicing_semcot import context_of
 from ..progress import generate_progress
+from ..storage import config_digest, text_digest, weights_digest
 from .answering import (
     NEXT_QUESTION,
     Answerer,
@@ -16,12 +16,12 @@ from .answering import (
     check_answer_prompt,
     check_method,
     implicit_count,
-    is_semcot,
     iterate_prompts,
+    makes_implicit_tokens,
     uses_chat,
 )
 from .batches import longest_first
-from .question_file import Questions
+from .question_file import QuestionFile
 from .work_file import WorkFile
 
 
@@ -74,7 +74,7 @@ class GenerateSummary:
 def generate_file(
     model,
     tokenizer,
-    questions: Questions,
+    questions: QuestionFile,
     *,
     method: str | None = None,
     num_implicit_tokens: int | None = None,
@@ -121,7 +121,7 @@ def generate_file(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if method is None:
-        method = "semcot" if is_semcot(model) else "no_cot"
+        method = "semcot" if makes_implicit_tokens(model) else "no_cot"
     check_method(model, method)
     if method != "semcot":
         if num_implicit_tokens is not None:

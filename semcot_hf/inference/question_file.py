@@ -14,7 +14,7 @@ _TOLD = 5
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuestionFile:
     """The questions of a file.
 
     Attributes:
@@ -60,7 +60,7 @@ def read_questions(
     column: str = "query",
     output_column: str = "output",
     overwrite: bool = False,
-) -> Questions:
+) -> QuestionFile:
     """Read the questions of a JSONL file and check that their answers can be written.
 
     Args:
@@ -99,7 +99,7 @@ def read_questions(
         raise ValueError("\n".join([*problems[:_TOLD], *more]))
     if not queries:
         raise ValueError(f"input={str(path)!r} holds no question: pass a JSONL file with one question a line.")
-    return Questions(path, output, column, output_column, queries, digest)
+    return QuestionFile(path, output, column, output_column, queries, digest)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

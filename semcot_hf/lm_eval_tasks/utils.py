@@ -21,13 +21,19 @@ from semcot_hf.inference.prompting import ANSWER_PROMPT, encode_prompt, prompt_t
 
 
 def load_questions(
-    dataset=None, task=None, pretrained=None, tokenizer=None, revision=None, trust_remote_code=False, **model_args
+    dataset=None,
+    answer_type=None,
+    pretrained=None,
+    tokenizer=None,
+    revision=None,
+    trust_remote_code=False,
+    **model_args,
 ) -> datasets.DatasetDict:
     """Load the test questions of a dataset, each with the prompt of the model that is evaluated.
 
     Args:
         dataset: what `load_reasoning_dataset` takes.
-        task: answer type; told from the answers when `None`.
+        answer_type: inferred from the answers when `None`.
         pretrained, tokenizer, revision, trust_remote_code, model_args: the harness's `--model_args`.
 
     Raises:
@@ -50,14 +56,14 @@ def load_questions(
         answer_prompt = tokenizer.decode(config.answer_prompt_ids)
     prompts = [prompt_text(tokenizer, query).removesuffix(answer_prompt) + answer_prompt for query in rows["query"]]
     _check_tokens(tokenizer, prompts[0], model_args)
-    task = task or infer_answer_type(rows["answer"])
+    answer_type = answer_type or infer_answer_type(rows["answer"])
     return datasets.DatasetDict(
         test=datasets.Dataset.from_dict(
             {
                 "prompt": prompts,
                 "query": rows["query"],
                 "answer": rows["answer"],
-                "task": [task] * len(rows),
+                "answer_type": [answer_type] * len(rows),
                 # Without a chat template, a model may go on to make up the next question.
                 "stop": ["" if tokenizer.chat_template else NEXT_QUESTION] * len(rows),
             }
@@ -77,11 +83,11 @@ def _check_tokens(tokenizer, prompt, model_args):
         )
 
 
-def judge(doc, results) -> dict[str, float]:
+def score_answer(doc, results) -> dict[str, float]:
     """Judge one answer by `check_answer`, as a float for the harness's mean.
 
-    >>> judge({"answer": "no", "task": "yes_no", "stop": "\\nQuestion:"}, [" no\\nQuestion: Is it? yes"])
+    >>> score_answer({"answer": "no", "answer_type": "yes_no", "stop": "\\nQuestion:"}, [" no\\nQuestion: Is it? yes"])
     {'accuracy': 1.0}
     """
     output = results[0].partition(doc["stop"])[0] if doc["stop"] else results[0]
-    return {"accuracy": float(check_answer(output, doc["answer"], doc["task"]))}
+    return {"accuracy": float(check_answer(output, doc["answer"], doc["answer_type"]))}

@@ -73,7 +73,7 @@ def without_times(folder):
 def test_report_keeps_its_contract(finished, dataset):
     folder, report = finished
     assert report == json.loads((folder / "report.json").read_text())
-    assert report["task"] == "yes_no" and report["command"] == "test" and report["seed"] == 0
+    assert report["answer_type"] == "yes_no" and report["command"] == "test" and report["seed"] == 0
     assert [row["method"] for row in report["rows"]] == ["no_cot", "cot", "semcot"]
     assert [row["implicit_tokens"] for row in report["rows"]] == [0, 0, 4]
     assert [row["control"] for row in report["controls"]] == list(CONTROLS)
@@ -199,7 +199,7 @@ def test_bad_arguments_are_refused(model, tokenizer, dataset):
         evaluate(model, tokenizer, dataset.select([]), **OPTIONS)
     with pytest.raises(ValueError, match="dataset row 1: answer='perhaps'"):
         rows = [dataset[0], {**dataset[1], "answer": "perhaps"}]
-        evaluate(model, tokenizer, rows, task="yes_no", **OPTIONS)
+        evaluate(model, tokenizer, rows, answer_type="yes_no", **OPTIONS)
     with pytest.raises(ValueError, match="answer_prompt='\\\\nSo:' ends a prompt on the ids"):
         evaluate(model, tokenizer, dataset, answer_prompt="\nSo:", **OPTIONS)
 

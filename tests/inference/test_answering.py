@@ -137,8 +137,8 @@ def test_few_shot_examples_are_read_once_by_answers_and_evaluation(host, tokeniz
     try:
         assert outputs(host, tokenizer, QUERIES, method=method, batch_size=4, **options) == one_by_one
         evaluate(
-            host, tokenizer, rows, task="yes_no", methods=(method,), batch_size=4, latency_samples=0, progress=False,
-            output_dir=tmp_path / "run", **options,
+            host, tokenizer, rows, answer_type="yes_no", methods=(method,), batch_size=4, latency_samples=0,
+            progress=False, output_dir=tmp_path / "run", **options,
         )  # fmt: skip
     finally:
         hook.remove()

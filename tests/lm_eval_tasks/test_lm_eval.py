@@ -120,4 +120,4 @@ def test_a_tokenizer_that_would_double_special_tokens_is_refused(tiny_lm, tiny_t
         load_questions(**options)
     questions = load_questions(**options, add_bos_token=False)["test"]
     assert questions["prompt"][0] == f"<user>{rows[0]['query']}\n<assistant>\nAnswer:"
-    assert questions[0]["task"] == "yes_no" and questions[0]["stop"] == ""
+    assert questions[0]["answer_type"] == "yes_no" and questions[0]["stop"] == ""

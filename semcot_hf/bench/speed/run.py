@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ...evaluation.predictions import to_json, write_atomically
+from ...storage import write_atomically, write_json
 from .memory import memory_at_hand, needed_bytes
 from .plots import plot_speed
 from .report import markdown_report, row_line
@@ -82,9 +82,9 @@ def measure_speed(
         measured += 1
         left = (time.perf_counter() - begin) / measured * (len(todo) - number)
         progress(f"{number}/{len(todo)} {label(setting)}: {row_line(row)} ({_clock(left)} left)")
-        write_atomically(folder / REPORT, to_json(report))
+        write_json(folder / REPORT, report)
     report = _completed(report, output_dir)
-    write_atomically(folder / REPORT, to_json(report))
+    write_json(folder / REPORT, report)
     write_atomically(folder / TABLES, markdown_report(report))
     if report["rows"]:
         write_atomically(folder / PLOT, plot_speed(report))
