@@ -135,8 +135,9 @@ def markdown_report(report: dict) -> str:
     if report["latency"]:
         size = next(iter(report["latency"]["methods"].values()))[0]["batch_size"]
         lines += [
-            f"{report['rows'][0]['n']} questions, greedy decoding, answer type `{report['answer_type']}`. Times are seconds per "
-            f"query at batch size {size}, over {report['latency']['samples']} questions; tokens are means.",
+            f"{report['rows'][0]['n']} questions, greedy decoding, answer type `{report['answer_type']}`. "
+            f"Times are per query at batch size {size}, over {report['latency']['samples']} questions; ",
+            "tokens are means.",
             "",
         ]
     for title, header, rows in report_tables(report):
