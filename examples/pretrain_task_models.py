@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from semcot_hf.bench.tasks.definitions import TASKS
+from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.bench.tasks.pretraining import make_models
 
 
@@ -21,7 +21,7 @@ class Arguments:
     """Which task, and where the models go."""
 
     output_dir: str = field(metadata={"help": "Folder that gets host/ and generator/."})
-    task: str = field(default="coin_flip", metadata={"help": f"One of {', '.join(TASKS)}."})
+    task: str = field(default="coin_flip", metadata={"help": f"One of {', '.join(BENCH_TASKS)}."})
     host_layers: int | None = field(default=None, metadata={"help": "Of the host; the task's own when left out."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, questions and order."})
     steps_factor: float = field(default=1.0, metadata={"help": "Multiplies all numbers of steps (for a quick try)."})
@@ -33,7 +33,7 @@ def main(argv=None):
     """Make what is missing and print each model's figures."""
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
     for path in make_models(
-        TASKS[arguments.task],
+        BENCH_TASKS[arguments.task],
         arguments.output_dir,
         host_layers=arguments.host_layers,
         seed=arguments.seed,

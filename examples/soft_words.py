@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.answers import check_answer
-from semcot_hf.bench.tasks.definitions import TASKS
+from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text
 
@@ -44,7 +44,7 @@ class Arguments:
 
 def rows_of(path, count, split):
     told = None if path is None else Path(path).read_text().splitlines()[:count]
-    rows = TASKS["graph"].generate(count, 0, split) if told is None else [json.loads(line) for line in told]
+    rows = BENCH_TASKS["graph"].generate(count, 0, split) if told is None else [json.loads(line) for line in told]
     return [{**row, "words": row["words"].replace(" ", f"{row.get('start', '')} ", 1)} for row in rows]
 
 

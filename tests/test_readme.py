@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from semcot_hf.bench.report import overview
-from semcot_hf.bench.tasks.definitions import TASKS
+from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ def methods_report():
 
 def test_the_overview_of_methods_is_that_of_the_report():
     lines = overview(methods_report())
-    assert len(lines) == 2 + len(TASKS)
+    assert len(lines) == 2 + len(BENCH_TASKS)
     assert f"<!-- overview:begin -->\n{chr(10).join(lines)}\n<!-- overview:end -->" in README
 
 

@@ -11,14 +11,14 @@ from .methods.pause import train_pause
 from .methods.semcot import (
     train_host_as_generator,
     train_semcot,
-    train_semcot_best,
+    train_semcot_soft_words,
     train_without_alignment,
     train_without_encoder,
     train_without_warmup,
 )
 from .methods.simcot import train_simcot_coconut, train_simcot_codi
 from .methods.softcot import train_softcot
-from .methods.training import Setting, Trained
+from .methods.training import Trained, TrainingSetup
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Method:
 
     Args:
         title: what reports call it.
-        train: makes the trained model of a `Setting`.
+        train: makes the trained model of a `TrainingSetup`.
         frozen_host: whether the host's weights stay as they were.
         peer: whether it is a method of others that answers without reasoning in words, as SemCoT does.
     """
 
     title: str
-    train: Callable[[Setting], Trained]
+    train: Callable[[TrainingSetup], Trained]
     frozen_host: bool = False
     peer: bool = False
 
 
-METHODS = {
+BENCH_METHODS = {
     "no_cot": Method("no CoT (fine-tuned)", train_no_cot),
     "cot": Method("explicit CoT (fine-tuned)", train_cot),
     "pause": Method("Pause", train_pause, peer=True),
@@ -53,7 +53,7 @@ METHODS = {
     "semcot_no_alignment": Method("SemCoT without alignment loss", train_without_alignment, frozen_host=True),
     "semcot_no_warmup": Method("SemCoT without warm-up", train_without_warmup, frozen_host=True),
     "semcot_host_generator": Method("SemCoT, host + LoRA as generator", train_host_as_generator, frozen_host=True),
-    "semcot_best": Method("SemCoT at its best", train_semcot_best, frozen_host=True),
+    "semcot_soft_words": Method("SemCoT (soft words)", train_semcot_soft_words, frozen_host=True),
 }
 
 
@@ -67,8 +67,8 @@ def chosen(names) -> list[str]:
     ['no_cot', 'cot']
     """
     if "all" in names:
-        return list(METHODS)
-    unknown = [name for name in names if name not in METHODS]
+        return list(BENCH_METHODS)
+    unknown = [name for name in names if name not in BENCH_METHODS]
     if unknown:
-        raise ValueError(f"methods={unknown}: choose among {', '.join(METHODS)}, or all.")
-    return [name for name in METHODS if name in names]
+        raise ValueError(f"methods={unknown}: choose among {', '.join(BENCH_METHODS)}, or all.")
+    return [name for name in BENCH_METHODS if name in names]

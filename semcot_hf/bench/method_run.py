@@ -14,13 +14,13 @@ from ..answers import check_answer
 from ..evaluation import answer_questions, evaluate, measure_latency
 from ..modeling import SemCoTForCausalLM
 from ..storage import as_json, text_digest, write_json
-from .catalogue import METHODS
-from .methods.training import Setting
+from .catalogue import BENCH_METHODS
+from .methods.training import TrainingSetup
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuestionSet:
     """The rows that every method of a task gets, and how they are judged.
 
     Args:
@@ -35,7 +35,7 @@ class Questions:
     answer_type: str
     max_new_tokens: int
 
-    def told(self) -> dict:
+    def split_digests(self) -> dict:
         """The number of rows of each split and a digest of them, by which runs of other questions are told apart."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: {"rows": len(rows), "digest": text_digest(rows)} for name, rows in splits.items()}
@@ -48,7 +48,7 @@ class RunSettings:
     Args:
         task, method, seed: which run.
         host, generator: folders or ids.
-        num_implicit_tokens, steps_per_token, best: see `Setting`.
+        num_implicit_tokens, steps_per_token, soft_words: see `TrainingSetup`.
         steps, batch_size: the budget, steps * batch_size seen questions; SemCoT's other stages see some on top, which
             `seen_questions` of the result counts.
         learning_rates: candidates of the search; with one there is no search.
@@ -65,7 +65,7 @@ class RunSettings:
     generator: str
     num_implicit_tokens: int
     steps_per_token: int
-    best: Recipe
+    soft_words: Recipe
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -81,7 +81,7 @@ class RunSettings:
         return f"{self.task}/{self.method}/seed{self.seed}"
 
 
-def run_method(settings: RunSettings, questions: Questions, folder, compiled_latency: bool = False) -> dict:
+def run_method(settings: RunSettings, questions: QuestionSet, folder, compiled_latency: bool = False) -> dict:
     """Train and evaluate, or take the finished run over from `folder`; returns its figures.
 
     The figures are those of `evaluate`'s report with `training`: seconds, seen questions, operations, trainable
@@ -96,7 +96,7 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
     Raises:
         ValueError: when the folder holds a finished run of other settings or questions, which stays untouched.
     """
-    folder, told = Path(folder), questions.told()
+    folder, told = Path(folder), questions.split_digests()
     path = folder / "run.json"
     if path.exists():
         known, wanted = json.loads(path.read_text()), as_json(asdict(settings))
@@ -143,14 +143,14 @@ def run_method(settings: RunSettings, questions: Questions, folder, compiled_lat
 
 def _train(settings, questions, rate, steps, work):
     """A trained model from a fresh copy of the host, and the seconds that its training took."""
-    setting = Setting(
+    setup = TrainingSetup(
         host=AutoModelForCausalLM.from_pretrained(settings.host).to(settings.device),
         generator=settings.generator,
         tokenizer=AutoTokenizer.from_pretrained(settings.host),
         train_rows=questions.train,
         num_implicit_tokens=settings.num_implicit_tokens,
         steps_per_token=settings.steps_per_token,
-        best=settings.best,
+        soft_words=settings.soft_words,
         steps=steps,
         batch_size=settings.batch_size,
         learning_rate=rate,
@@ -159,7 +159,7 @@ def _train(settings, questions, rate, steps, work):
         work_dir=work,
     )
     began = time.monotonic()
-    trained = METHODS[settings.method].train(setting)
+    trained = BENCH_METHODS[settings.method].train(setup)
     trained.model.eval()
     return trained, time.monotonic() - began
 
@@ -180,7 +180,7 @@ def _search(settings, questions, path, work):
     if len(settings.learning_rates) == 1:
         return settings.learning_rates[0], None
     asked = as_json({**asdict(settings), "seed": 0, "eval_questions": 0, "latency_samples": 0})
-    told = {split: rows for split, rows in questions.told().items() if split != "test"}
+    told = {split: rows for split, rows in questions.split_digests().items() if split != "test"}
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("settings") == asked and known.get("questions", told) == told:
         found = known["accuracy"]

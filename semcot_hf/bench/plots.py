@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..evaluation.plots import COLOURS, GREY, spread
-from .summary import BEST
+from .summary import SOFT_WORDS
 
 
 def plot_pareto(task) -> Figure:
@@ -39,13 +39,13 @@ def plot_pareto(task) -> Figure:
 
 
 def plot_by_difficulty(task) -> Figure:
-    """Accuracy over the number of reasoning steps: the two ends, SemCoT at its best, and the peers in grey."""
+    """Accuracy over the number of reasoning steps: the two ends, SemCoT (soft words), and the peers in grey."""
     figure, axes = _axes(f"{task['task']}: accuracy by number of reasoning steps")
     ends = []
     for row in task["rows"]:
         xs = [group["steps"] for group in row["by_steps"]]
         ys = [100 * group["accuracy"] for group in row["by_steps"]]
-        named = row["method"] in ("no_cot", "cot", BEST)
+        named = row["method"] in ("no_cot", "cot", SOFT_WORDS)
         colour = colour_of(row["method"])
         axes.plot(xs, ys, "o-", color=colour, linewidth=2 if named else 0.8, markersize=5 if named else 2.5)
         ends.append((row, xs[-1], ys[-1], colour))
@@ -80,8 +80,8 @@ def pareto_front(points):
 
 
 def colour_of(method):
-    """Orange and blue for the two ends, green for SemCoT at its best, grey for all others."""
-    return {**COLOURS, "semcot": GREY, BEST: COLOURS["semcot"]}.get(method, GREY)
+    """Orange and blue for the two ends, green for SemCoT (soft words), grey for all others."""
+    return {**COLOURS, "semcot": GREY, SOFT_WORDS: COLOURS["semcot"]}.get(method, GREY)
 
 
 def _axes(title):

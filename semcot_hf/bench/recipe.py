@@ -1,4 +1,4 @@
-"""What SemCoT at its best may do otherwise than SemCoT as in the paper, and the layers that its generator keeps."""
+"""What SemCoT (soft words) may do otherwise than SemCoT as in the paper, and the layers that its generator keeps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Recipe:
-    """How SemCoT at its best makes its tokens; a task's own was chosen on validation questions (NOTES.md).
+    """How SemCoT (soft words) makes its tokens; a task's own was chosen on validation questions (NOTES.md).
 
     Args:
         tokens: k; that of the other methods when `None`.

@@ -8,9 +8,9 @@ from itertools import groupby
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ..storage import write_atomically, write_json
-from .catalogue import METHODS
+from .catalogue import BENCH_METHODS
 from .plots import plot_by_difficulty, plot_pareto
-from .summary import BEST, own_row, summarize_task
+from .summary import SOFT_WORDS, own_row, summarize_task
 
 # What a task's methods have alike.
 BUDGET = (
@@ -89,7 +89,7 @@ def markdown(report) -> str:
         if _has_steps(task["rows"]):
             lines += ["", *_difficulty(task["rows"])]
         if task["goal"]:
-            lines += ["", "SemCoT at its best against its goal:", ""]
+            lines += ["", "SemCoT (soft words) against its goal:", ""]
             lines += [f"- {'met' if goal['met'] else 'MISSED'}: {goal['condition']}" for goal in task["goal"]]
     return "\n".join(lines) + "\n"
 
@@ -101,12 +101,12 @@ def overview(report) -> list[str]:
     """
     lines = [
         "| task | no CoT | explicit CoT (time) | best of the implicit peers (time) | SemCoT (paper) "
-        "| SemCoT at its best | with another question's tokens | its time (compiled) |",
+        "| SemCoT (soft words) | with another question's tokens | its time (compiled) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in report["tasks"]:
         rows = {row["method"]: row for row in task["rows"]}
-        peers = [row for name, row in rows.items() if METHODS[name].peer]
+        peers = [row for name, row in rows.items() if BENCH_METHODS[name].peer]
         peer = max(peers, key=lambda row: row["accuracy"], default=None)
         cells = [
             task["task"],
@@ -114,9 +114,9 @@ def overview(report) -> list[str]:
             _accuracy(rows.get("cot"), timed=True),
             "–" if peer is None else f"{peer['title']} {_accuracy(peer, timed=True)}",
             _accuracy(rows.get("semcot")),
-            _accuracy(rows.get(BEST)),
-            _percent(rows.get(BEST, {}).get("controls", {}).get("other_question")),
-            _times(rows.get(BEST)),
+            _accuracy(rows.get(SOFT_WORDS)),
+            _percent(rows.get(SOFT_WORDS, {}).get("controls", {}).get("other_question")),
+            _times(rows.get(SOFT_WORDS)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -196,14 +196,14 @@ def _table(rows):
     yield (
         "| method | accuracy [95 %] | sd over seeds | controls: other, mean, noise, none | latency / no CoT "
         "| compiled: generator, all | new tokens | implicit tokens | trained parameters | training s | training TFLOP "
-        "| seen questions | learning rate | p against best |"
+        "| seen questions | learning rate | p against soft words |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         low, high = (100 * bound for bound in row["ci95"])
         spread = f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})"
         controls = [row["controls"].get(name) for name in ("other_question", "mean", "noise", "none")]
-        p_value, operations = row["p_against_best"], row["training_operations"]
+        p_value, operations = row["p_against_soft_words"], row["training_operations"]
         cells = [
             row["title"],
             f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}]",

@@ -15,12 +15,12 @@ from ..answers import infer_answer_type
 from ..data import load_reasoning_dataset
 from ..demo import GENERATOR_PATH, HOST_PATH
 from ..inference.prompting import shares_tokenizer
-from .catalogue import METHODS, chosen
-from .method_run import Questions, RunSettings, run_method
+from .catalogue import BENCH_METHODS, chosen
+from .method_run import QuestionSet, RunSettings, run_method
 from .recipe import Recipe
 from .report import folder_name, write_report
 from .summary import own_row
-from .tasks.definitions import TASKS
+from .tasks.definitions import BENCH_TASKS
 from .tasks.pretraining import make_models
 
 # Of questions, apart from the seeds of runs, so that every run of a task sees the same ones.
@@ -34,12 +34,16 @@ class BenchSettings:
     output_dir: str = field(metadata={"help": "Folder of all runs and the report; finished runs there are kept."})
     task: list[str] = field(
         default_factory=lambda: ["coin_flip"],
-        metadata={"help": f"Of {', '.join(TASKS)}, or all; or, with --host, a dataset's Hub id, file or folder."},
+        metadata={
+            "help": f"Of {', '.join(BENCH_TASKS)}, or all; or, with --host, a dataset's Hub id, file or folder."
+        },
     )
-    methods: list[str] = field(default_factory=lambda: ["all"], metadata={"help": f"Of {', '.join(METHODS)}, or all."})
+    methods: list[str] = field(
+        default_factory=lambda: ["all"], metadata={"help": f"Of {', '.join(BENCH_METHODS)}, or all."}
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
     steps: int = field(default=300, metadata={"help": "Training steps of each method."})
-    batch_size: int = field(default=32, metadata={"help": "Questions a step."})
+    batch_size: int = field(default=32, metadata={"help": "QuestionSet a step."})
     learning_rates: list[float] = field(
         default_factory=lambda: [3e-4, 1e-3, 2e-3],
         metadata={"help": "Searched on validation questions for every method alike; one means no search."},
@@ -48,7 +52,7 @@ class BenchSettings:
     train_questions: int = field(default=20_000, metadata={"help": "Different training questions."})
     validation_questions: int = field(default=200, metadata={"help": "Validation questions of the search."})
     eval_questions: int = field(default=500, metadata={"help": "Test questions."})
-    latency_samples: int = field(default=40, metadata={"help": "Questions whose latency is measured."})
+    latency_samples: int = field(default=40, metadata={"help": "QuestionSet whose latency is measured."})
     compiled_latency: bool = field(
         default=False,
         metadata={"help": "Measure SemCoT also with its generator compiled, and with the hosts compiled too."},
@@ -63,34 +67,39 @@ class BenchSettings:
     steps_per_token: int | None = field(
         default=None, metadata={"help": "Reasoning steps that one token stands for; the task's own when left out."}
     )
-    best_tokens: int | None = field(
+    soft_words_tokens: int | None = field(
         default=None,
-        metadata={"help": "k of SemCoT's best; num_implicit_tokens if that is given, else the task's own."},
+        metadata={"help": "k of SemCoT (soft words); num_implicit_tokens if that is given, else the task's own."},
     )
-    best_layers: list[int] | None = field(
-        default=None,
-        metadata={"help": "Layers that the generator of SemCoT's best keeps, from 0; the task's own if left out."},
-    )
-    best_mode: str | None = field(
-        default=None,
-        metadata={"help": "Generator of SemCoT's best: parallel or sequential; the task's own if left out."},
-    )
-    best_projection: str | None = field(
-        default=None,
-        metadata={"help": "Projection of SemCoT's best: linear, identity or vocabulary; the task's own if left out."},
-    )
-    best_step_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the step decoder in SemCoT's best; the task's own when left out."}
-    )
-    best_thought: str | None = field(
-        default=None,
-        metadata={"help": "Word that <thought> of SemCoT's best starts from; the task's own by default."},
-    )
-    best_words: float | None = field(
+    soft_words_layers: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Steps, for each one of the budget, in which the generator of SemCoT's best learns to reason in "
-            "one word a step (condensed_reasoning of a dataset); the task's own by default."
+            "help": "Layers that the generator of SemCoT (soft words) keeps, from 0; the task's own if left out."
+        },
+    )
+    soft_words_mode: str | None = field(
+        default=None,
+        metadata={"help": "Generator of SemCoT (soft words): parallel or sequential; the task's own if left out."},
+    )
+    soft_words_projection: str | None = field(
+        default=None,
+        metadata={
+            "help": "Projection of SemCoT (soft words): linear, identity or vocabulary; the task's own if left out."
+        },
+    )
+    soft_words_step_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the step decoder in SemCoT (soft words); the task's own when left out."},
+    )
+    soft_words_thought: str | None = field(
+        default=None,
+        metadata={"help": "Word that <thought> of SemCoT (soft words) starts from; the task's own by default."},
+    )
+    soft_words_words: float | None = field(
+        default=None,
+        metadata={
+            "help": "Steps, for each one of the budget, in which the generator of SemCoT (soft words) learns to "
+            "reason in one word a step (condensed_reasoning of a dataset); the task's own by default."
         },
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer to questions of a --host's dataset."})
@@ -110,7 +119,7 @@ def run_bench(settings: BenchSettings) -> dict:
     Raises:
         ValueError: for unknown tasks or methods, or settings that do not go together.
     """
-    tasks = list(TASKS) if "all" in settings.task else settings.task
+    tasks = list(BENCH_TASKS) if "all" in settings.task else settings.task
     methods = chosen(settings.methods)
     _check(settings, tasks)
     # Each training would draw bars of its own; the bench says how far it has come.
@@ -150,10 +159,10 @@ def _arguments():
 
 
 def _check(settings, tasks):
-    unknown = [task for task in tasks if task not in TASKS]
+    unknown = [task for task in tasks if task not in BENCH_TASKS]
     if unknown and (settings.host is None or settings.generator is None):
         raise ValueError(
-            f"task={unknown}: choose among {', '.join(TASKS)}, or pass --host and --generator with a dataset."
+            f"task={unknown}: choose among {', '.join(BENCH_TASKS)}, or pass --host and --generator with a dataset."
         )
     if (settings.host is None) != (settings.generator is None):
         raise ValueError("host and generator go together: pass both, or neither for models made for the task.")
@@ -174,28 +183,28 @@ def _models(settings, task, console):
     if not (folder / "host").exists():
         console.print(f"Making the models of {task} in {folder} ...", highlight=False)
     host, generator = make_models(
-        TASKS[task], folder, steps_factor=settings.models_steps_factor, device=settings.device
+        BENCH_TASKS[task], folder, steps_factor=settings.models_steps_factor, device=settings.device
     )
     return str(host), str(generator)
 
 
 def _questions(settings, task):
     counts = (settings.train_questions, settings.validation_questions, settings.eval_questions)
-    if task in TASKS:
-        own = TASKS[task]
+    if task in BENCH_TASKS:
+        own = BENCH_TASKS[task]
         train, validation, test = (
             own.generate(count, DATA_SEED, split)
             for count, split in zip(counts, ("train", "validation", "test"), strict=True)
         )
-        return Questions(train, validation, test, own.answer_type, own.max_new_tokens)
+        return QuestionSet(train, validation, test, own.answer_type, own.max_new_tokens)
     splits = load_reasoning_dataset(task)
     rows = [list(splits[name])[:count] for name, count in zip(("train", "validation", "test"), counts, strict=True)]
     kind = infer_answer_type([row["answer"] for row in rows[2]])
-    return Questions(*rows, kind, settings.max_new_tokens)
+    return QuestionSet(*rows, kind, settings.max_new_tokens)
 
 
 def _run_settings(settings, task, method, seed, host, generator):
-    own = TASKS.get(task)
+    own = BENCH_TASKS.get(task)
 
     def choice(name, default):
         given = getattr(settings, name)
@@ -209,7 +218,7 @@ def _run_settings(settings, task, method, seed, host, generator):
         generator=generator,
         num_implicit_tokens=choice("num_implicit_tokens", 5),
         steps_per_token=choice("steps_per_token", 1),
-        best=_recipe(settings, own),
+        soft_words=_recipe(settings, own),
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rates=tuple(settings.learning_rates),
@@ -224,10 +233,10 @@ def _run_settings(settings, task, method, seed, host, generator):
 
 def _recipe(settings, task):
     """The task's own, or the default of a dataset, with what the flags say otherwise."""
-    recipe = task.best if task is not None else Recipe()
+    recipe = task.soft_words if task is not None else Recipe()
     if settings.num_implicit_tokens is not None:
         recipe = replace(recipe, tokens=None)
-    given = {part.name: getattr(settings, f"best_{part.name}") for part in fields(Recipe)}
+    given = {part.name: getattr(settings, f"soft_words_{part.name}") for part in fields(Recipe)}
     if given["layers"] is not None:
         given["layers"] = tuple(given["layers"])
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""The bench's figures across seeds: accuracy, cost, paired tests against SemCoT at its best, and the goal."""
+"""The bench's figures across seeds: accuracy, cost, paired tests against SemCoT (soft words), and the goal."""
 
 from collections import defaultdict
 
@@ -7,10 +7,10 @@ import numpy as np
 from ..evaluation.controls import SIGNIFICANCE
 from ..evaluation.statistics import accuracy_interval, summarize_seeds
 from ..storage import read_json_lines
-from .catalogue import METHODS
+from .catalogue import BENCH_METHODS
 
-BEST = "semcot_best"
-# Share of explicit CoT's accuracy that SemCoT at its best aims at, and its latency against no CoT.
+SOFT_WORDS = "semcot_soft_words"
+# Share of explicit CoT's accuracy that SemCoT (soft words) aims at, and its latency against no CoT.
 ACCURACY_GOAL, COIN_FLIP_GOAL, LATENCY_GOAL = 0.95, 0.99, 1.3
 # The largest generator, in the host's parameters.
 SIZE_GOAL = 1 / 3
@@ -28,13 +28,13 @@ def summarize_task(runs) -> dict:
         runs: (run, folder) pairs of one task, as `run_method` returns and keeps them.
 
     Returns:
-        `task`, `rows` (a method each), `goal` (conditions with whether they are met; empty without SemCoT's best).
+        `task`, `rows` (a method each), `goal` (conditions with whether they are met).
     """
     by_method = defaultdict(list)
     for run, folder in runs:
         by_method[run["settings"]["method"]].append((run, folder))
     verdicts = {name: _verdicts(found, _answered) for name, found in by_method.items()}
-    rows = [_row(name, by_method[name], verdicts, by_method) for name in METHODS if name in by_method]
+    rows = [_row(name, by_method[name], verdicts, by_method) for name in BENCH_METHODS if name in by_method]
     task = runs[0][0]["settings"]["task"]
     return {"task": task, "rows": rows, "goal": _goal(task, rows, by_method, verdicts)}
 
@@ -110,10 +110,10 @@ def _row(name, found, verdicts, by_method):
     own = [own_row(run) for run in runs]
     mean = summarize_seeds([row["accuracy"] for row in own])
     trainings = [run["training"] for run in runs]
-    tested = name != BEST and BEST in by_method
+    tested = name != SOFT_WORDS and SOFT_WORDS in by_method
     return {
         "method": name,
-        "title": METHODS[name].title,
+        "title": BENCH_METHODS[name].title,
         "accuracy": mean["mean"],
         "sd_over_seeds": mean["sd"],
         "seeds": [run["settings"]["seed"] for run in runs],
@@ -133,7 +133,7 @@ def _row(name, found, verdicts, by_method):
         "learning_rate": trainings[0]["learning_rate"],
         "by_steps": _by_steps(own),
         "controls": _controls(found),
-        "p_against_best": paired_p_value(verdicts[name], verdicts[BEST]) if tested else None,
+        "p_against_soft_words": paired_p_value(verdicts[name], verdicts[SOFT_WORDS]) if tested else None,
         # A string a seed, a digit a question in the order of the test split: whoever has the report can test again.
         "verdicts": ["".join(str(int(right)) for right in seed) for seed in verdicts[name]],
     }
@@ -164,25 +164,25 @@ def _controls(found):
 def _goal(task, rows, by_method, verdicts):
     """The goal's conditions as (text, met) pairs, those that can be told from the finished runs."""
     known = {row["method"]: row for row in rows}
-    if BEST not in known:
+    if SOFT_WORDS not in known:
         return []
-    best, conditions = known[BEST], _size_goals(known[BEST])
+    best, conditions = known[SOFT_WORDS], _size_goals(known[SOFT_WORDS])
     if "cot" in known:
         share = COIN_FLIP_GOAL if task == "coin_flip" else ACCURACY_GOAL
         text = f"at least {100 * share:.0f} % of explicit CoT's accuracy: {_ratio(best, known['cot'])}"
         conditions.append((text, best["accuracy"] >= share * known["cot"]["accuracy"]))
     for row in rows:
-        if METHODS[row["method"]].peer:
-            ahead = best["accuracy"] > row["accuracy"] and row["p_against_best"] < SIGNIFICANCE
-            conditions.append((f"ahead of {row['title']} (p = {row['p_against_best']:.4f})", ahead))
+        if BENCH_METHODS[row["method"]].peer:
+            ahead = best["accuracy"] > row["accuracy"] and row["p_against_soft_words"] < SIGNIFICANCE
+            conditions.append((f"ahead of {row['title']} (p = {row['p_against_soft_words']:.4f})", ahead))
     for name, how in LATENCIES.items():
         if best[name] is not None:
             text = f"at most {LATENCY_GOAL} times no CoT's latency{how}: {best[name]:.2f}"
             conditions.append((text, best[name] <= LATENCY_GOAL))
     for control in best["controls"]:
         if control != "none":
-            judged = _verdicts(by_method[BEST], lambda run, control=control: control)
-            none = _verdicts(by_method[BEST], lambda run: "no_cot")
+            judged = _verdicts(by_method[SOFT_WORDS], lambda run, control=control: control)
+            none = _verdicts(by_method[SOFT_WORDS], lambda run: "no_cot")
             p_value = paired_p_value(judged, none)
             at_level = judged.mean() <= none.mean() or p_value >= SIGNIFICANCE
             text = f"control {control} at the level without tokens: {judged.mean():.3f} to {none.mean():.3f}"

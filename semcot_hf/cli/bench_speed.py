@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from ..bench.speed.report import print_report
 from ..bench.speed.run import PLOT, REPORT, TABLES, measure_speed
-from ..bench.speed.settings import METHODS
+from ..bench.speed.settings import SPEED_METHODS
 from ..bench.speed.shapes import GPU_SIZES, SIZES
 from ..data import load_reasoning_dataset
 from .arguments import parse
@@ -23,7 +23,9 @@ class SpeedArguments:
         default_factory=lambda: ["tiny"],
         metadata={"help": f"Shapes, of {', '.join(SIZES)}; {', '.join(GPU_SIZES)} need a GPU."},
     )
-    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Methods; all by default."})
+    methods: list[str] = field(
+        default_factory=lambda: list(SPEED_METHODS), metadata={"help": "Methods; all by default."}
+    )
     batch_sizes: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], metadata={"help": "Questions at once."}
     )

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState
 
-from semcot_hf.bench.catalogue import METHODS, chosen
+from semcot_hf.bench.catalogue import BENCH_METHODS, chosen
 from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot
 from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
 from semcot_hf.bench.methods.token_rows import BenchRow, tokenize_rows
-from semcot_hf.bench.methods.training import Setting, fit
+from semcot_hf.bench.methods.training import TrainingSetup, fit
 from semcot_hf.bench.methods.words import FADING, FadingStart, teach_words
 from semcot_hf.bench.recipe import Recipe, keep_layers
 from semcot_hf.bench.tasks.earlier_tokens import DISTANCES, EarlierTokens
@@ -272,7 +272,7 @@ def test_wide_hosts_are_trained_by_adapters_in_codi(tokenizer):
 
 
 def test_methods_are_chosen_by_name():
-    assert chosen(["all"]) == list(METHODS)
+    assert chosen(["all"]) == list(BENCH_METHODS)
     with pytest.raises(ValueError, match="methods=\\['cott'\\]: choose among"):
         chosen(["cott"])
 
@@ -298,15 +298,15 @@ def toy_rows():
     return rows
 
 
-def toy_setting(tokenizer, host, folder, work, steps, rate):
-    return Setting(
+def toy_setup(tokenizer, host, folder, work, steps, rate):
+    return TrainingSetup(
         host=host,
         generator=str(folder),
         tokenizer=tokenizer,
         train_rows=toy_rows(),
         num_implicit_tokens=2,
         steps_per_token=1,
-        best=Recipe(),
+        soft_words=Recipe(),
         steps=steps,
         batch_size=16,
         learning_rate=rate,
@@ -322,8 +322,8 @@ def toy_host(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "host"
     torch.manual_seed(0)
     host = fresh_model(tokenizer, 2, 48)
-    setting = toy_setting(tokenizer, host, folder, folder.parent / "work", 120, 5e-3)
-    fit(TextModel(host, lambda row, _: row.reasoning + row.answer), tokenize_rows(tokenizer, toy_rows()), setting)
+    setup = toy_setup(tokenizer, host, folder, folder.parent / "work", 120, 5e-3)
+    fit(TextModel(host, lambda row, _: row.reasoning + row.answer), tokenize_rows(tokenizer, toy_rows()), setup)
     host.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -341,11 +341,11 @@ def test_operations_are_those_of_all_steps(tokenizer, toy_host, tmp_path, steps)
         def forward(self, rows, progress):
             return self.layer(torch.ones(len(rows), 8)).sum()
 
-    setting = toy_setting(tokenizer, None, toy_host, tmp_path, steps, 1e-3)
-    assert fit(Product(), list(range(64)), setting)["operations"] == steps * 2 * (2 * 16 * 8 * 4)
+    setup = toy_setup(tokenizer, None, toy_host, tmp_path, steps, 1e-3)
+    assert fit(Product(), list(range(64)), setup)["operations"] == steps * 2 * (2 * 16 * 8 * 4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BENCH_METHODS)
 def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     host = AutoModelForCausalLM.from_pretrained(toy_host)
     before = copy.deepcopy(host.state_dict())
@@ -360,12 +360,12 @@ def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     at_once = share_right(host, method="no_cot")
     # Adapters have less to turn than whole weights.
     steps = 150 if name == "semcot_host_generator" else 60
-    trained = METHODS[name].train(toy_setting(tokenizer, host, toy_host, tmp_path, steps, 5e-3))
+    trained = BENCH_METHODS[name].train(toy_setup(tokenizer, host, toy_host, tmp_path, steps, 5e-3))
     options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
     right = share_right(trained.model, method=trained.answered_by, **options)
     assert right >= 0.9 > at_once, f"{name}: {at_once} before, {right} after"
     assert trained.trainable_parameters > 0 and len(trained.losses) > 1 and trained.operations > 1e6
-    if METHODS[name].frozen_host:
+    if BENCH_METHODS[name].frozen_host:
         after = trained.model.host.state_dict()
         assert all(torch.equal(after[key], value) for key, value in before.items())
 
@@ -375,7 +375,7 @@ def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path)
     torch.manual_seed(0)
     wide = fresh_model(tokenizer, 1, 256)
     before = copy.deepcopy(wide.state_dict())
-    trained = METHODS[name].train(toy_setting(tokenizer, wide, tmp_path, tmp_path, 2, 1e-2))
+    trained = BENCH_METHODS[name].train(toy_setup(tokenizer, wide, tmp_path, tmp_path, 2, 1e-2))
     after = trained.model.host.state_dict()
     assert after.keys() == before.keys() and not any("lora" in key for key in trained.model.state_dict())
     changed = {key for key in before if not torch.equal(after[key], before[key])}
@@ -385,13 +385,13 @@ def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path)
 
 def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tmp_path):
     rows = [{**row, "words": f"{row['steps'][0].split()[0]} {row['answer']} {row['answer']}."} for row in toy_rows()]
-    setting = replace(
-        toy_setting(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 20, 5e-3),
+    setup = replace(
+        toy_setup(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 20, 5e-3),
         train_rows=rows,
-        best=Recipe(projection="vocabulary", step_weight=0.0, words=3.0),
+        soft_words=Recipe(projection="vocabulary", step_weight=0.0, words=3.0),
     )
-    before = copy.deepcopy(setting.host.state_dict())
-    trained = METHODS["semcot_best"].train(setting)
+    before = copy.deepcopy(setup.host.state_dict())
+    trained = BENCH_METHODS["semcot_soft_words"].train(setup)
     # Steps of words, of the alignment, of the distillation; 16 questions each.
     assert trained.seen_questions == (60 + 1 + 4) * 16
     assert [step for step, _ in trained.losses][-1] == 64 and trained.losses[-5][1] < trained.losses[0][1] / 4
@@ -406,28 +406,28 @@ def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tm
     # With another k than the other methods, and a start that the first word's place has at first.
     started = [{**row, "start": f" {row['steps'][0].split()[0]}"} for row in rows]
     reader = AutoModelForCausalLM.from_pretrained(toy_host)
-    taught = teach_words(replace(setting, train_rows=started), reader).model
+    taught = teach_words(replace(setup, train_rows=started), reader).model
     made = tokenize_rows(tokenizer, [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in rows])
     next_words = [taught(torch.tensor([row.prompt + row.reasoning[:1]])).logits[0, -1].argmax() for row in made]
     assert sum(word == row.reasoning[1] for word, row in zip(next_words, made, strict=True)) >= 0.9 * len(made)
-    trained = METHODS["semcot_best"].train(
-        replace(setting, train_rows=started, best=replace(setting.best, tokens=1, layers=(1,)))
+    trained = BENCH_METHODS["semcot_soft_words"].train(
+        replace(setup, train_rows=started, soft_words=replace(setup.soft_words, tokens=1, layers=(1,)))
     )
     assert trained.model.config.num_implicit_tokens == 1
     assert trained.model.generator.config.num_hidden_layers == 1
     with pytest.raises(ValueError, match=r"start=' Is Ann' is \d tokens: pass a word of one token"):
-        teach_words(replace(setting, train_rows=[{**row, "start": " Is Ann"} for row in rows]), reader)
+        teach_words(replace(setup, train_rows=[{**row, "start": " Is Ann"} for row in rows]), reader)
     # Tokens that are no words have a projection to learn.
-    trained = METHODS["semcot_best"].train(
-        replace(setting, best=replace(setting.best, projection="linear", words=0.1))
+    trained = BENCH_METHODS["semcot_soft_words"].train(
+        replace(setup, soft_words=replace(setup.soft_words, projection="linear", words=0.1))
     )
     assert trained.seen_questions == (2 + 2 + 20) * 16
     recipe = Recipe(layers=(0,), projection="linear")
-    trained = METHODS["semcot_best"].train(replace(setting, steps=1, best=recipe))
+    trained = BENCH_METHODS["semcot_soft_words"].train(replace(setup, steps=1, soft_words=recipe))
     assert trained.model.generator.config.num_hidden_layers == 1
     rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:5]] + rows[5:]
-    with pytest.raises(ValueError, match="best_words=3.0: 5 of 16 training rows have neither 'words' nor"):
-        METHODS["semcot_best"].train(replace(setting, train_rows=rows))
+    with pytest.raises(ValueError, match="soft_words_words=3.0: 5 of 16 training rows have neither 'words' nor"):
+        BENCH_METHODS["semcot_soft_words"].train(replace(setup, train_rows=rows))
 
 
 def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp_path, monkeypatch):
@@ -440,7 +440,7 @@ def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp
 
         monkeypatch.setattr(semcot, made.__name__, noted)
     host = AutoModelForCausalLM.from_pretrained(toy_host)
-    METHODS["semcot"].train(toy_setting(tokenizer, host, toy_host, tmp_path, 1, 1e-3))
+    BENCH_METHODS["semcot"].train(toy_setup(tokenizer, host, toy_host, tmp_path, 1, 1e-3))
     # Left out, the trainers would take bfloat16 on a GPU, where those of the other methods do not.
     assert told == {"SemCoTAlignmentConfig": False, "SemCoTDistillationConfig": False}
 

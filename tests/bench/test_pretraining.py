@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.answers import check_answer
-from semcot_hf.bench.tasks.definitions import TASKS
+from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids
 
@@ -17,7 +17,7 @@ MODELS = Path(__file__).parents[2] / "examples" / "bench" / "models"
 
 @pytest.mark.parametrize("name", sorted(folder.name for folder in MODELS.iterdir()))
 def test_models_fit_their_task(name):
-    own = TASKS[name]
+    own = BENCH_TASKS[name]
     host, generator = (AutoModelForCausalLM.from_pretrained(MODELS / name / part) for part in ("host", "generator"))
     assert host.dtype == generator.dtype == torch.float32
     assert host.config.num_hidden_layers == own.host_layers
@@ -30,15 +30,15 @@ def test_models_fit_their_task(name):
 
 @pytest.mark.parametrize("name", ["arithmetic", "multiplication"])
 def test_the_host_reads_the_words_of_the_generator(name):
-    own, count = TASKS[name], 40
+    own, count = BENCH_TASKS[name], 40
     tokenizer = AutoTokenizer.from_pretrained(MODELS / name / "host")
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         MODELS / name / "host",
         MODELS / name / "generator",
-        num_implicit_tokens=own.best.tokens or own.num_implicit_tokens,
+        num_implicit_tokens=own.soft_words.tokens or own.num_implicit_tokens,
         generator_mode="sequential",
-        projection=own.best.projection,
-        thought_token_id=tokenizer(own.best.thought, add_special_tokens=False)["input_ids"][-1],
+        projection=own.soft_words.projection,
+        thought_token_id=tokenizer(own.soft_words.thought, add_special_tokens=False)["input_ids"][-1],
         answer_prompt_ids=answer_prompt_ids(tokenizer),
     ).eval()
     rows = own.generate(count, 0, "validation")

@@ -13,13 +13,13 @@ import pytest
 from safetensors.torch import load_file
 
 from semcot_hf.bench import method_run as runs
-from semcot_hf.bench.method_run import Questions, RunSettings, run_method
+from semcot_hf.bench.method_run import QuestionSet, RunSettings, run_method
 from semcot_hf.bench.recipe import Recipe
 from semcot_hf.bench.report import overview, write_report
 from semcot_hf.bench.run import BenchSettings, _run_settings, run_bench
 from semcot_hf.bench.summary import paired_p_value, seeds_interval, summarize_task
 from semcot_hf.bench.tasks import pretraining as hosts
-from semcot_hf.bench.tasks.definitions import TASKS
+from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.data.splits import normalise_question
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
@@ -48,7 +48,7 @@ def settings(**changes):
         "generator": str(GENERATOR_PATH),
         "num_implicit_tokens": 2,
         "steps_per_token": 3,
-        "best": Recipe(),
+        "soft_words": Recipe(),
         "learning_rates": (1e-3,),
         "search_share": 0.5,
         "device": "cpu",
@@ -58,7 +58,7 @@ def settings(**changes):
 
 def questions():
     splits = (coin_flip.generate(count, seed=1, split=split) for count, split in ((40, "train"), (6, "validation")))
-    return Questions(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
+    return QuestionSet(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
 
 
 def test_semcot_is_timed_compiled_too_where_asked(tmp_path, captured, capturing):
@@ -187,15 +187,15 @@ def test_the_goal_is_told_condition_by_condition(tmp_path):
         fake_run(tmp_path / "cot", "cot", 1.0, 9.0),
         fake_run(tmp_path / "codi", "codi", 0.9, 2.0),
         fake_run(tmp_path / "pause", "pause", 0.99, 1.1),
-        fake_run(tmp_path / "best", "semcot_best", 0.99, 1.2),
+        fake_run(tmp_path / "best", "semcot_soft_words", 0.99, 1.2),
     ]
     summary = summarize_task(made)
     met = {goal["condition"].split(":")[0].split(" (")[0]: goal["met"] for goal in summary["goal"]}
     assert met["at least 99 % of explicit CoT's accuracy"] and met["ahead of CODI"] and not met["ahead of Pause"]
     assert met["at most 1.3 times no CoT's latency"] and met["control noise at the level without tokens"]
-    assert [row["method"] for row in summary["rows"]] == ["cot", "pause", "codi", "semcot_best"]
+    assert [row["method"] for row in summary["rows"]] == ["cot", "pause", "codi", "semcot_soft_words"]
     figures = {"compiled_generator_ratio": 1.25, "compiled_ratio": 1.35}
-    timed = summarize_task([*made[:3], fake_run(tmp_path / "timed", "semcot_best", 0.99, 1.4, **figures)])
+    timed = summarize_task([*made[:3], fake_run(tmp_path / "timed", "semcot_soft_words", 0.99, 1.4, **figures)])
     met = {goal["condition"]: goal["met"] for goal in timed["goal"] if "latency" in goal["condition"]}
     assert met == {
         "at most 1.3 times no CoT's latency: 1.40": False,
@@ -203,13 +203,13 @@ def test_the_goal_is_told_condition_by_condition(tmp_path):
         "at most 1.3 times no CoT's latency, generator and both hosts compiled: 1.35": False,
     }
     for share, longest, wanted in ((0.33, 4, True), (0.34, 3, False)):
-        run, folder = fake_run(tmp_path / str(longest), "semcot_best", 0.99, 1.2, generator_share=share)
+        run, folder = fake_run(tmp_path / str(longest), "semcot_soft_words", 0.99, 1.2, generator_share=share)
         run["report"]["rows"][0]["by_steps"] = [{"steps": steps, "accuracy": 1.0} for steps in (2, longest)]
         met = {goal["condition"]: goal["met"] for goal in summarize_task([(run, folder)])["goal"]}
         assert met[f"a generator of at most a third of the host's parameters: {100 * share:.1f} %"] is wanted
         text = "at most one token per reasoning step of the longest questions: 4 tokens"
         assert met[f"{text}, {longest} steps"] is wanted
-    slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_best", 0.9, 1.4)]
+    slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_soft_words", 0.9, 1.4)]
     assert not any(goal["met"] for goal in summarize_task(slow)["goal"] if "control" not in goal["condition"])
 
 
@@ -225,7 +225,7 @@ def test_the_overview_tells_what_there_is():
     rows = [{"method": "no_cot", **timed}, {"method": "pause", "title": "Pause", **timed}]
     peer = {"method": "codi", "title": "CODI", **timed, "accuracy": 0.75, "latency_ratio": None}
     best = {
-        "method": "semcot_best",
+        "method": "semcot_soft_words",
         **timed,
         "controls": {"other_question": 0.125},
         "compiled_generator_ratio": 1.125,
@@ -258,9 +258,9 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
         write_report([one, other], tmp_path / "out", command="x")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", BENCH_TASKS)
 def test_tasks_have_separate_splits_and_lessons_up_to_their_difficulty(task):
-    own = TASKS[task]
+    own = BENCH_TASKS[task]
     texts = {
         split: {normalise_question(row["query"]) for row in own.generate(60, 0, split)} for split in ("train", "test")
     }
@@ -270,22 +270,22 @@ def test_tasks_have_separate_splits_and_lessons_up_to_their_difficulty(task):
 
 
 def test_equations_alternate_with_words_where_a_lesson_asks_for_both():
-    reasoning = [row["reasoning"] for row in TASKS["arithmetic"].lessons[0][0](6, 0)]
+    reasoning = [row["reasoning"] for row in BENCH_TASKS["arithmetic"].lessons[0][0](6, 0)]
     assert [text.startswith("Now ") for text in reasoning] == [True, False] * 3
-    assert not any(row["reasoning"].startswith("Now") for row in TASKS["arithmetic"].generate(6, 0))
+    assert not any(row["reasoning"].startswith("Now") for row in BENCH_TASKS["arithmetic"].generate(6, 0))
 
 
 def test_multiplication_is_learned_with_bare_words_in_every_lesson():
-    for lesson, _ in TASKS["multiplication"].lessons:
+    for lesson, _ in BENCH_TASKS["multiplication"].lessons:
         assert [index for index, row in enumerate(lesson(20, 0)) if row.get("given")] == [0, 8, 16]
 
 
 @pytest.mark.parametrize(("task", "every"), [("multiplication", 2), ("graph", 3), ("arithmetic", 3)])
 def test_a_host_reads_bare_words_and_does_not_learn_to_write_them(task, every):
-    own = TASKS[task]
+    own = BENCH_TASKS[task]
     rows = own.host_rows(every, 0)
     assert [bool(row.get("given")) for row in rows] == [True] + [False] * (every - 1)
-    assert rows[0]["reasoning"] == rows[0]["words"].removeprefix(own.best.thought).rstrip(".")
+    assert rows[0]["reasoning"] == rows[0]["words"].removeprefix(own.soft_words.thought).rstrip(".")
     tokenizer = hosts.train_tokenizer(own)
     made = hosts.training_rows(tokenizer, ((own.host_rows, 1),), 0.0, seed=0)
     learned = [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in made]
@@ -294,36 +294,38 @@ def test_a_host_reads_bare_words_and_does_not_learn_to_write_them(task, every):
     for text, part in zip(texts, learned, strict=True):
         reasoning = text.partition("<|assistant|>")[2].partition("\nAnswer:")[0]
         if part.startswith("\nAnswer:"):
-            assert text.endswith(part) and len(reasoning.split()) == (own.best.tokens or own.num_implicit_tokens)
+            assert text.endswith(part) and len(reasoning.split()) == (own.soft_words.tokens or own.num_implicit_tokens)
             assert reasoning.startswith(" ") and not reasoning.endswith(".")
         else:
             assert text.endswith(reasoning + "\nAnswer:" + part.partition("\nAnswer:")[2])
             assert part.startswith(reasoning) and not reasoning.startswith(" ")
 
 
-@pytest.mark.parametrize("task", [name for name, own in TASKS.items() if own.best.projection == "vocabulary"])
+@pytest.mark.parametrize(
+    "task", [name for name, own in BENCH_TASKS.items() if own.soft_words.projection == "vocabulary"]
+)
 def test_words_are_one_token_each_and_tell_the_answer(task):
-    own = TASKS[task]
+    own = BENCH_TASKS[task]
     tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
     for row in rows:
         thought, *words = row["words"].rstrip(".").split()
-        assert thought == own.best.thought
+        assert thought == own.soft_words.thought
         digits = [word[-1] for word in words] + [words[-1][:-1] or "0"]
         assert (" ".join(digits) if task == "multiplication" else words[-1]) == row["answer"]
         tokens = tokenizer(row["words"], add_special_tokens=False)["input_ids"]
-        assert len(tokens) == 1 + (own.best.tokens or own.num_implicit_tokens) + 1, tokenizer.convert_ids_to_tokens(
-            tokens
+        assert len(tokens) == 1 + (own.soft_words.tokens or own.num_implicit_tokens) + 1, (
+            tokenizer.convert_ids_to_tokens(tokens)
         )
 
 
 def test_words_of_coin_flips_tell_the_state_that_is_left():
-    own = TASKS["coin_flip"]
+    own = BENCH_TASKS["coin_flip"]
     tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
     words = {"yes": " now heads.", "no": " now tails."}
     assert all(row["words"] == words[row["answer"]] for row in rows)
     for text in words.values():
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(tokens[:1]) == own.best.thought and len(tokens) == 3
+        assert tokenizer.decode(tokens[:1]) == own.soft_words.thought and len(tokens) == 3
 
 
 def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path, monkeypatch):
@@ -342,16 +344,16 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
 
     monkeypatch.setattr(hosts, "training_rows", noted)
     monkeypatch.setattr(hosts, "EarlierTokens", given)
-    own = replace(TASKS["graph"], by_length=True)
+    own = replace(BENCH_TASKS["graph"], by_length=True)
     host, generator = hosts.make_models(own, tmp_path, steps_factor=0.001, eval_samples=2)
     made = os.stat(host / "figures.json").st_mtime_ns
     assert json.loads((host / "figures.json").read_text())["cot"]["n"] == 2
-    assert hosts.make_models(TASKS["graph"], tmp_path)[0] == host
+    assert hosts.make_models(BENCH_TASKS["graph"], tmp_path)[0] == host
     assert os.stat(host / "figures.json").st_mtime_ns == made
     # The generator's batches where its task asks for it, and never the host's, whose kinds of rows share each batch.
-    assert by_length == [True, False] and not TASKS["graph"].by_length
+    assert by_length == [True, False] and not BENCH_TASKS["graph"].by_length
     # Earlier tokens are for the generator alone, where its task asks for them.
-    assert spans == [own.earlier_tokens] and TASKS["coin_flip"].earlier_tokens is None
+    assert spans == [own.earlier_tokens] and BENCH_TASKS["coin_flip"].earlier_tokens is None
     small = AutoModelForCausalLM.from_pretrained(generator)
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
@@ -360,12 +362,12 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
     (tmp_path / "deep").mkdir()
     shutil.copytree(generator, tmp_path / "deep/generator")
     deep, same = hosts.make_models(
-        TASKS["graph"], tmp_path / "deep", host_layers=12, steps_factor=0.001, eval_samples=2
+        BENCH_TASKS["graph"], tmp_path / "deep", host_layers=12, steps_factor=0.001, eval_samples=2
     )
     assert AutoModelForCausalLM.from_pretrained(deep).config.num_hidden_layers == 12
     assert (same / "model.safetensors").read_bytes() == (generator / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"host_layers=1: .* pass at least its layers, 2"):
-        hosts.make_models(TASKS["graph"], tmp_path / "shallow", host_layers=1)
+        hosts.make_models(BENCH_TASKS["graph"], tmp_path / "shallow", host_layers=1)
     assert not (tmp_path / "shallow").exists()
 
 
@@ -376,7 +378,7 @@ def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_p
     monkeypatch.setattr(hosts, "LOG_STEPS", 2)
     monkeypatch.setattr(hosts, "BATCH_SIZE", 4)
     made = {"steps_factor": 0.005, "eval_samples": 2}
-    whole = hosts.make_models(TASKS["graph"], tmp_path / "whole", **made)
+    whole = hosts.make_models(BENCH_TASKS["graph"], tmp_path / "whole", **made)
     cut = []
 
     def cut_off(self, args, state, control, **kwargs):
@@ -386,13 +388,13 @@ def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_p
 
     monkeypatch.setattr(hosts._Progress, "on_step_end", cut_off, raising=False)
     with pytest.raises(KeyboardInterrupt):
-        hosts.make_models(TASKS["graph"], tmp_path / "cut", **made)
+        hosts.make_models(BENCH_TASKS["graph"], tmp_path / "cut", **made)
     # Settings stand in the folder's name, so that others do not go on from there; a checkpoint that was being written
     # is passed over.
     training = tmp_path / "cut/generator.training-seed0-x0.005"
     assert cut == [8] and list((tmp_path / "cut").iterdir()) == [training]
     (training / "checkpoint-6").mkdir()
-    resumed = hosts.make_models(TASKS["graph"], tmp_path / "cut", **made)
+    resumed = hosts.make_models(BENCH_TASKS["graph"], tmp_path / "cut", **made)
     told = capsys.readouterr().err
     assert "generator: step 8 of 8, loss" in told and "about 0 min left" in told
     assert json.loads((resumed[1] / "figures.json").read_text())["resumed_at_step"] == 4
@@ -407,7 +409,7 @@ def test_batches_hold_rows_of_one_length_and_every_row_once():
     import torch
 
     lengths = torch.randint(10, 200, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
-    order = hosts.alike(lengths, torch.Generator().manual_seed(0))
+    order = hosts.bucket_by_length(lengths, torch.Generator().manual_seed(0))
     assert sorted(order) == list(range(2000))
     window = hosts.WINDOW_BATCHES * hosts.BATCH_SIZE
     assert all(index // window == place // window for place, index in enumerate(order))
@@ -415,7 +417,7 @@ def test_batches_hold_rows_of_one_length_and_every_row_once():
     padded = sum(max(batch) * len(batch) for batch in batches)
     assert sum(lengths) > 0.8 * padded
     assert [max(batch) for batch in batches[:8]] != sorted(max(batch) for batch in batches[:8])
-    own = TASKS["arithmetic"]
+    own = BENCH_TASKS["arithmetic"]
     tokenizer = hosts.train_tokenizer(own)
     sorted_rows, mixed = (
         hosts.training_rows(tokenizer, own.lessons[:1], 0.0, 0, 0.05, by_length=by_length)["input_ids"]
@@ -469,23 +471,28 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
 
 def test_the_recipe_of_the_best_is_the_tasks_own_unless_flags_say_otherwise():
     def recipe(task, **given):
-        return _run_settings(BenchSettings("x", **given), task, "semcot_best", 0, "host", "generator").best
+        return _run_settings(BenchSettings("x", **given), task, "semcot_soft_words", 0, "host", "generator").soft_words
 
-    own = TASKS["arithmetic"].best
+    own = BENCH_TASKS["arithmetic"].soft_words
     assert recipe("arithmetic") == own != Recipe() and recipe("org/data") == Recipe()
-    assert recipe("arithmetic", best_layers=[1], best_words=0.0) == replace(own, layers=(1,), words=0.0)
-    given = {"best_mode": "parallel", "best_projection": "identity", "best_step_weight": 2.0, "best_thought": " x"}
+    assert recipe("arithmetic", soft_words_layers=[1], soft_words_words=0.0) == replace(own, layers=(1,), words=0.0)
+    given = {
+        "soft_words_mode": "parallel",
+        "soft_words_projection": "identity",
+        "soft_words_step_weight": 2.0,
+        "soft_words_thought": " x",
+    }
     assert recipe("org/data", **given) == Recipe(None, None, "parallel", "identity", 2.0, " x", 0.0)
 
 
 def test_k_of_the_best_is_the_tasks_own_unless_one_is_given():
     def tokens(task="graph", **given):
-        made = _run_settings(BenchSettings("x", **given), task, "semcot_best", 0, "host", "generator")
-        return made.num_implicit_tokens, made.best.tokens
+        made = _run_settings(BenchSettings("x", **given), task, "semcot_soft_words", 0, "host", "generator")
+        return made.num_implicit_tokens, made.soft_words.tokens
 
     assert tokens() == (7, 6) and tokens("coin_flip") == (4, None)
-    assert tokens(num_implicit_tokens=3) == (3, None) and tokens(best_tokens=2) == (7, 2)
-    assert tokens(num_implicit_tokens=3, best_tokens=2) == (3, 2)
+    assert tokens(num_implicit_tokens=3) == (3, None) and tokens(soft_words_tokens=2) == (7, 2)
+    assert tokens(num_implicit_tokens=3, soft_words_tokens=2) == (3, 2)
 
 
 def test_what_cannot_be_benched_is_refused(tmp_path):

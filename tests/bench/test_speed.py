@@ -24,17 +24,25 @@ from semcot_hf.bench.speed.measurement import FEWEST_TURNS, PATIENCE, take_turns
 from semcot_hf.bench.speed.memory import needed_bytes
 from semcot_hf.bench.speed.report import markdown_report
 from semcot_hf.bench.speed.run import measure_speed
-from semcot_hf.bench.speed.settings import COMPILED, COMPILED_PARALLEL, METHODS, PARTS, SHARED, Setting, plan
+from semcot_hf.bench.speed.settings import (
+    COMPILED,
+    COMPILED_PARALLEL,
+    PARTS,
+    SHARED,
+    SPEED_METHODS,
+    SpeedSetting,
+    plan,
+)
 from semcot_hf.bench.speed.shapes import ANSWER_PROMPT_IDS, GPU_SIZES, SIZES, build_model, parameter_counts, prompts
 from semcot_hf.bench.speed.slopes import fit_growth, growth_of_rows
-from semcot_hf.bench.speed.targets import judge
+from semcot_hf.bench.speed.targets import check_targets
 from semcot_hf.cli.bench_speed import SpeedArguments, reasoning_tokens
 from semcot_hf.cli.main import main
 from semcot_hf.data import load_reasoning_dataset
 from semcot_hf.demo import HOST_PATH
 
 CPU = torch.device("cpu")
-SETTING = Setting("toy", "no_cot", 2, 20, 3, 5, 0, "dynamic", "float64", "cpu", 1, 0.05)
+SETTING = SpeedSetting("toy", "no_cot", 2, 20, 3, 5, 0, "dynamic", "float64", "cpu", 1, 0.05)
 SMALL = {
     "sizes": ["toy"],
     "methods": ["no_cot", "semcot_parallel"],
@@ -140,7 +148,7 @@ def test_a_compiled_generator_is_judged_beside_the_plain_one(monkeypatch):
     figures = speed_row._parts(setting, torch.device("cuda"))
     assert figures["compiled_generator_s"] == 0.2
     part = {"setting": asdict(setting), "environment": 0, **figures}
-    judged = {target["figure"]: target for target in judge([], [part], [])}
+    judged = {target["figure"]: target for target in check_targets([], [part], [])}
     plain, compiled = (
         f"generator and {setting.k} tokens, in decode steps of the host{more}" for more in ("", ", generator compiled")
     )
@@ -178,7 +186,7 @@ def test_coconut_style_answers_equal_the_uncached_slow_path(model):
 
 
 def test_every_method_gives_answers_of_the_length_asked_for(model, captured):
-    for method in METHODS:
+    for method in SPEED_METHODS:
         cot = 4 if method == "cot" else 0
         k = 0 if method in ("no_cot", "cot") else 3
         calls = method_calls(model, replace(SETTING, method=method, k=k, cot=cot))
@@ -285,7 +293,7 @@ def test_targets_are_judged_on_the_centre_and_at_batch_1_and_32():
         ]
     ]
     slope = {"setting": {"size": "tiny", "method": "semcot_parallel"}, "factor": "batch", "exponent": 1.2}
-    judged = [(row["measured"], row["target"], row["met"]) for row in judge(rows, [part], [slope])]
+    judged = [(row["measured"], row["target"], row["met"]) for row in check_targets(rows, [part], [slope])]
     assert judged == [
         (1.04, 1.05, True),
         (1.04, 1.05, True),
@@ -301,7 +309,7 @@ def test_targets_are_judged_on_the_centre_and_at_batch_1_and_32():
 
 
 def test_the_plan_varies_one_factor_at_a_time():
-    settings = {**SMALL, "methods": list(METHODS), "implicit_tokens": [2, 0], "caches": ["static", "dynamic"]}
+    settings = {**SMALL, "methods": list(SPEED_METHODS), "implicit_tokens": [2, 0], "caches": ["static", "dynamic"]}
     rows = plan(**settings)
     assert len(set(rows)) == len(rows) and rows[0].method == PARTS
     centre = {"batch": 1, "prompt": 16, "k": 2}
@@ -310,7 +318,7 @@ def test_the_plan_varies_one_factor_at_a_time():
         assert sum(getattr(row, name) != value for name, value in factors.items()) <= 1
         assert row.cot == (5 if row.method == "cot" else 0)
     # What begins on a dynamic cache of its own is there once, as is what k does not change.
-    counts = {method: sum(row.method == method for row in rows) for method in METHODS}
+    counts = {method: sum(row.method == method for row in rows) for method in SPEED_METHODS}
     semcot = dict.fromkeys(("semcot_parallel", "semcot_sequential", COMPILED, COMPILED_PARALLEL), 5)
     assert counts == dict(no_cot=4, cot=4, **semcot, semcot_shared_prefix=4, coconut=4)
 

@@ -5,7 +5,7 @@ from itertools import chain
 from ...inference.prompting import answer_prompt_ids
 from .latents import LatentModel
 from .token_rows import BenchRow, tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 LATENTS_PER_STEP = 2
 NUM_STAGES = 3
@@ -60,8 +60,8 @@ class CoconutModel(LatentModel):
         return self.losses(rows, progress)[0]
 
 
-def train_coconut(setting: Setting) -> Trained:
+def train_coconut(setup: TrainingSetup) -> Trained:
     """The whole host is trained; the optimizer is reset at each stage."""
-    model = CoconutModel(setting.host, answer_prompt_ids(setting.tokenizer))
-    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, model.stage)
+    model = CoconutModel(setup.host, answer_prompt_ids(setup.tokenizer))
+    history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, model.stage)
     return Trained(model, "semcot", count_trainable(model), **history)

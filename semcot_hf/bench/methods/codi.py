@@ -9,7 +9,7 @@ from ...inference.prompting import answer_prompt_ids
 from ...training.adapters import merge_adapters
 from .latents import LatentModel
 from .token_rows import tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 NUM_LATENTS = 6
 HIDDEN_WEIGHT = 1.0
@@ -74,10 +74,10 @@ def add_lora(host):
     return inject_adapter_in_model(config, host.requires_grad_(False))
 
 
-def train_codi(setting: Setting) -> Trained:
+def train_codi(setup: TrainingSetup) -> Trained:
     """Host (or its adapters) and projection are trained."""
-    model = CodiModel(add_lora(setting.host), answer_prompt_ids(setting.tokenizer))
-    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    model = CodiModel(add_lora(setup.host), answer_prompt_ids(setup.tokenizer))
+    history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup)
     trainable = count_trainable(model)
     merge_adapters(model)
     return Trained(model, "semcot", trainable, **history)

@@ -4,7 +4,7 @@ from torch import nn
 
 from .latents import LatentModel
 from .token_rows import tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 
 class TextModel(nn.Module):
@@ -26,18 +26,18 @@ class TextModel(nn.Module):
         return self.latent_free.latent_loss([row.prompt for row in rows], continuations, 0)[0]
 
 
-def train_on_text(setting: Setting, continuation, answered_by, stage=None) -> Trained:
+def train_on_text(setup: TrainingSetup, continuation, answered_by, stage=None) -> Trained:
     """Fine-tune the host on `continuation`; see `TextModel` and `fit`."""
-    model = TextModel(setting.host, continuation)
-    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
-    return Trained(setting.host, answered_by, count_trainable(model), **history)
+    model = TextModel(setup.host, continuation)
+    history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
+    return Trained(setup.host, answered_by, count_trainable(model), **history)
 
 
-def train_no_cot(setting: Setting) -> Trained:
+def train_no_cot(setup: TrainingSetup) -> Trained:
     """The host learns to answer at once: CE(answer | question)."""
-    return train_on_text(setting, lambda row, _: row.answer, "no_cot")
+    return train_on_text(setup, lambda row, _: row.answer, "no_cot")
 
 
-def train_cot(setting: Setting) -> Trained:
+def train_cot(setup: TrainingSetup) -> Trained:
     """The host learns to reason in words: CE(reasoning, answer | question)."""
-    return train_on_text(setting, lambda row, _: row.reasoning + row.answer, "cot")
+    return train_on_text(setup, lambda row, _: row.reasoning + row.answer, "cot")

@@ -6,7 +6,7 @@ import torch
 
 from .finetuning import train_on_text
 from .token_rows import BenchRow, tokenize_rows
-from .training import Setting, Trained
+from .training import Trained, TrainingSetup
 
 TOKENS_PER_STAGE = 8
 JITTER = 4.0
@@ -32,11 +32,11 @@ def remaining(row: BenchRow, stage: int, offset: int) -> list[int]:
     return row.reasoning[TOKENS_PER_STAGE * stage + offset :] + row.answer
 
 
-def train_icot(setting: Setting) -> Trained:
+def train_icot(setup: TrainingSetup) -> Trained:
     """CE(remaining reasoning, answer | question), the optimizer reset whenever 8 more tokens are removed."""
-    rows = tokenize_rows(setting.tokenizer, setting.train_rows)
+    rows = tokenize_rows(setup.tokenizer, setup.train_rows)
     stages = math.ceil(max(len(row.reasoning) for row in rows) / TOKENS_PER_STAGE)
-    generator = torch.Generator().manual_seed(setting.seed)
+    generator = torch.Generator().manual_seed(setup.seed)
 
     def stage(progress):
         return min(stages, int(progress / REMOVAL_SHARE * stages))
@@ -45,4 +45,4 @@ def train_icot(setting: Setting) -> Trained:
         offset = removal_offset(torch.rand((), generator=generator).item())
         return remaining(row, stage(progress), offset)
 
-    return train_on_text(setting, continuation, "no_cot", stage)
+    return train_on_text(setup, continuation, "no_cot", stage)

@@ -5,7 +5,7 @@ from torch import nn
 from ...inference.prompting import answer_prompt_ids
 from .latents import LatentModel
 from .token_rows import tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 
 class PauseModel(LatentModel):
@@ -26,8 +26,8 @@ class PauseModel(LatentModel):
         return self.latent_loss([row.prompt for row in rows], [row.answer for row in rows], count)[0]
 
 
-def train_pause(setting: Setting) -> Trained:
+def train_pause(setup: TrainingSetup) -> Trained:
     """Host and pause embedding are trained."""
-    model = PauseModel(setting.host, answer_prompt_ids(setting.tokenizer), setting.num_implicit_tokens)
-    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    model = PauseModel(setup.host, answer_prompt_ids(setup.tokenizer), setup.num_implicit_tokens)
+    history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup)
     return Trained(model, "semcot", count_trainable(model), **history)

@@ -1,4 +1,4 @@
-"""SemCoT as in the paper, its four ablations, and SemCoT at its best, by the package's own two trainers."""
+"""SemCoT as in the paper, its four ablations, and SemCoT (soft words), by the package's own two trainers."""
 
 import copy
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ...distillation.config import SemCoTDistillationConfig
 from ...distillation.trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
 from ..recipe import keep_layers
-from .training import OperationCounter, Setting, Trained, count_trainable, logged_losses, optimization
+from .training import OperationCounter, Trained, TrainingSetup, count_trainable, logged_losses, optimization
 from .words import teach_words
 
 # The paper's weight of the semantic alignment (GSM8K).
@@ -26,63 +26,63 @@ ALIGNMENT_ROWS = 4_000
 WORDS_DISTILLATION_SHARE, WORDS_DISTILLATION_RATE = 0.2, 0.01
 
 
-def train_semcot(setting: Setting) -> Trained:
+def train_semcot(setup: TrainingSetup) -> Trained:
     """As in the paper: parallel tokens, alignment and answer loss, projection first."""
-    return _train(setting)
+    return _train(setup)
 
 
-def train_without_encoder(setting: Setting) -> Trained:
+def train_without_encoder(setup: TrainingSetup) -> Trained:
     """The paper's ablation without f: cosine of mean-pooled states."""
-    return _train(setting, alignment_view="mean_pooled")
+    return _train(setup, alignment_view="mean_pooled")
 
 
-def train_without_alignment(setting: Setting) -> Trained:
+def train_without_alignment(setup: TrainingSetup) -> Trained:
     """The paper's ablation without L_reason: alpha 0."""
-    return _train(setting, alpha=0.0)
+    return _train(setup, alpha=0.0)
 
 
-def train_without_warmup(setting: Setting) -> Trained:
+def train_without_warmup(setup: TrainingSetup) -> Trained:
     """The paper's ablation without the phase that trains the projection only."""
-    return _train(setting, projection_warmup=0.0)
+    return _train(setup, projection_warmup=0.0)
 
 
-def train_host_as_generator(setting: Setting) -> Trained:
+def train_host_as_generator(setup: TrainingSetup) -> Trained:
     """The paper's ablation without a small generator: the host itself with LoRA r16 alpha32 on q and v."""
-    generator = copy.deepcopy(setting.host)
+    generator = copy.deepcopy(setup.host)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"])
-    return _train(setting, generator=generator, model_options={"projection": "identity"}, peft_config=lora)
+    return _train(setup, generator=generator, model_options={"projection": "identity"}, peft_config=lora)
 
 
-def train_semcot_best(setting: Setting) -> Trained:
+def train_semcot_soft_words(setup: TrainingSetup) -> Trained:
     """As the task's validation questions want it: see `Recipe`."""
-    best = setting.best
+    best = setup.soft_words
     if best.tokens is not None:
-        setting = replace(setting, num_implicit_tokens=best.tokens)
+        setup = replace(setup, num_implicit_tokens=best.tokens)
     options = {"generator_mode": best.mode, "projection": best.projection}
     if best.thought is not None:
-        ids = setting.tokenizer(best.thought, add_special_tokens=False)["input_ids"]
+        ids = setup.tokenizer(best.thought, add_special_tokens=False)["input_ids"]
         options["thought_token_id"] = ids[-1]
     distill = {
         "alpha": 0.1,
         "step_weight": best.step_weight,
-        "steps_per_token": setting.steps_per_token,
+        "steps_per_token": setup.steps_per_token,
         "projection_warmup": 0.0,
         "model_options": options,
     }
     if best.words == 0 and best.layers is None:
-        return _train(setting, **distill)
-    generator = AutoModelForCausalLM.from_pretrained(setting.generator)
+        return _train(setup, **distill)
+    generator = AutoModelForCausalLM.from_pretrained(setup.generator)
     if best.layers is not None:
         keep_layers(generator, best.layers)
     if best.words == 0:
-        return _train(setting, generator=generator, **distill)
-    taught = teach_words(setting, generator)
-    distilled = setting
+        return _train(setup, generator=generator, **distill)
+    taught = teach_words(setup, generator)
+    distilled = setup
     if best.projection == "vocabulary":
         distilled = replace(
-            setting,
-            steps=max(1, round(WORDS_DISTILLATION_SHARE * setting.steps)),
-            learning_rate=WORDS_DISTILLATION_RATE * setting.learning_rate,
+            setup,
+            steps=max(1, round(WORDS_DISTILLATION_SHARE * setup.steps)),
+            learning_rate=WORDS_DISTILLATION_RATE * setup.learning_rate,
         )
     trained = _train(distilled, generator=taught.model, **distill)
     return replace(
@@ -93,24 +93,24 @@ def train_semcot_best(setting: Setting) -> Trained:
     )
 
 
-def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_config=None, **objectives):
-    rows = Dataset.from_list(list(setting.train_rows))
+def _train(setup, *, alpha=ALPHA, generator=None, model_options=None, peft_config=None, **objectives):
+    rows = Dataset.from_list(list(setup.train_rows))
     needs_encoder = alpha > 0 and objectives.get("alignment_view") != "mean_pooled"
-    encoder, operations, texts = _encoder(setting, rows) if needs_encoder else (None, 0.0, 0)
+    encoder, operations, texts = _encoder(setup, rows) if needs_encoder else (None, 0.0, 0)
     counter = OperationCounter()
     model = SemCoTForCausalLM.from_host_generator_pretrained(
-        setting.host,
-        generator or setting.generator,
-        num_implicit_tokens=setting.num_implicit_tokens,
+        setup.host,
+        generator or setup.generator,
+        num_implicit_tokens=setup.num_implicit_tokens,
         **(model_options or {}),
     )
     args = SemCoTDistillationConfig(
-        str(setting.work_dir / "distillation"),
-        max_steps=setting.steps,
-        per_device_train_batch_size=setting.batch_size,
+        str(setup.work_dir / "distillation"),
+        max_steps=setup.steps,
+        per_device_train_batch_size=setup.batch_size,
         alpha=alpha,
         **{"projection_warmup": 0.1, **objectives},
-        **optimization(setting),
+        **optimization(setup),
         save_strategy="no",
         disable_tqdm=True,
     )
@@ -118,7 +118,7 @@ def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_con
         model=model,
         args=args,
         train_dataset=rows,
-        processing_class=setting.tokenizer,
+        processing_class=setup.tokenizer,
         alignment_encoder=encoder,
         peft_config=peft_config,
         callbacks=[counter],
@@ -132,29 +132,29 @@ def _train(setting, *, alpha=ALPHA, generator=None, model_options=None, peft_con
         trainable,
         losses=logged_losses(trainer),
         operations=operations + counter.total,
-        seen_questions=texts + setting.steps * setting.batch_size,
+        seen_questions=texts + setup.steps * setup.batch_size,
     )
 
 
-def _encoder(setting, rows):
-    """Stage 1 on the setting's questions: its folder, its operations, and how often it saw a question."""
-    folder, counter = setting.work_dir / "encoder", OperationCounter()
-    steps, batch_size = max(1, int(setting.steps * ALIGNMENT_SHARE)), max(2, setting.batch_size)
+def _encoder(setup, rows):
+    """Stage 1 on the setup's questions: its folder, its operations, and how often it saw a question."""
+    folder, counter = setup.work_dir / "encoder", OperationCounter()
+    steps, batch_size = max(1, int(setup.steps * ALIGNMENT_SHARE)), max(2, setup.batch_size)
     trainer = SemCoTAlignmentTrainer(
-        model=copy.deepcopy(setting.host),
+        model=copy.deepcopy(setup.host),
         args=SemCoTAlignmentConfig(
-            str(setting.work_dir / "alignment"),
+            str(setup.work_dir / "alignment"),
             max_steps=steps,
             per_device_train_batch_size=batch_size,
-            seed=setting.seed,
+            seed=setup.seed,
             save_strategy="no",
             eval_strategy="no",
-            use_cpu=setting.device == "cpu",
+            use_cpu=setup.device == "cpu",
             bf16=False,
             disable_tqdm=True,
         ),
         train_dataset=rows.select(range(min(ALIGNMENT_ROWS, len(rows)))),
-        processing_class=setting.tokenizer,
+        processing_class=setup.tokenizer,
         callbacks=[counter],
     )
     trainer.remove_callback(PrinterCallback)

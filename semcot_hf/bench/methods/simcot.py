@@ -11,7 +11,7 @@ from ...training.adapters import merge_adapters
 from .coconut import CoconutModel
 from .codi import CodiModel, add_lora
 from .token_rows import pad_right, tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 # One latent a step, six in all, as many as Coconut's and CODI's latents.
 NUM_LATENTS = 6
@@ -65,23 +65,23 @@ def group_ids(steps, count, steps_per_token=1):
     return [[token for index in word.split() for token in steps[int(index)]] for word in words]
 
 
-def train_simcot_coconut(setting: Setting) -> Trained:
+def train_simcot_coconut(setup: TrainingSetup) -> Trained:
     """SIM-CoT on Coconut, one latent a step and a stage for each."""
-    decoder = copy.deepcopy(setting.host)
-    base = CoconutModel(setting.host, answer_prompt_ids(setting.tokenizer), 1, NUM_LATENTS)
-    return _train(setting, base, decoder, base.stage)
+    decoder = copy.deepcopy(setup.host)
+    base = CoconutModel(setup.host, answer_prompt_ids(setup.tokenizer), 1, NUM_LATENTS)
+    return _train(setup, base, decoder, base.stage)
 
 
-def train_simcot_codi(setting: Setting) -> Trained:
+def train_simcot_codi(setup: TrainingSetup) -> Trained:
     """SIM-CoT on CODI."""
-    decoder = copy.deepcopy(setting.host)
-    base = CodiModel(add_lora(setting.host), answer_prompt_ids(setting.tokenizer), NUM_LATENTS)
-    return _train(setting, base, decoder, None)
+    decoder = copy.deepcopy(setup.host)
+    base = CodiModel(add_lora(setup.host), answer_prompt_ids(setup.tokenizer), NUM_LATENTS)
+    return _train(setup, base, decoder, None)
 
 
-def _train(setting, base, decoder, stage):
-    model = StepSupervised(base, decoder, setting.tokenizer.eos_token_id)
-    history = fit(model, tokenize_rows(setting.tokenizer, setting.train_rows), setting, stage)
+def _train(setup, base, decoder, stage):
+    model = StepSupervised(base, decoder, setup.tokenizer.eos_token_id)
+    history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
     trainable = count_trainable(model)
     merge_adapters(base)
     return Trained(base, "semcot", trainable, **history)

@@ -6,7 +6,7 @@ from torch import nn
 from ...inference.prompting import pad_left
 from ...modeling import SemCoTForCausalLM
 from .token_rows import pad_right, tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 
 class SoftCoTModel(nn.Module):
@@ -37,13 +37,13 @@ class SoftCoTModel(nn.Module):
         ).loss
 
 
-def train_softcot(setting: Setting) -> Trained:
+def train_softcot(setup: TrainingSetup) -> Trained:
     """The assistant is SemCoT's generator; the host then reasons in words behind the soft thoughts."""
     model = SemCoTForCausalLM.from_host_generator_pretrained(
-        setting.host, setting.generator, num_implicit_tokens=setting.num_implicit_tokens
+        setup.host, setup.generator, num_implicit_tokens=setup.num_implicit_tokens
     )
     # The soft thoughts stand at the end of the prompt; reasoning, answer prompt and answer follow in words.
     model.config.answer_prompt_ids = []
     module = SoftCoTModel(model)
-    history = fit(module, tokenize_rows(setting.tokenizer, setting.train_rows), setting)
+    history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup)
     return Trained(model, "semcot", count_trainable(module), answer_prompt="", **history)

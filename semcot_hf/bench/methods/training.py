@@ -13,7 +13,7 @@ from ..recipe import Recipe
 
 
 @dataclass
-class Setting:
+class TrainingSetup:
     """All that a method gets; it is the same for every method of a run.
 
     Args:
@@ -22,7 +22,7 @@ class Setting:
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
         num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
-        best: the recipe of SemCoT at its best.
+        soft_words: the recipe of SemCoT (soft words).
         steps, batch_size, learning_rate, seed: of the training.
         device: where it runs.
         work_dir: folder for what the training has to write.
@@ -34,7 +34,7 @@ class Setting:
     train_rows: list[dict]
     num_implicit_tokens: int
     steps_per_token: int
-    best: Recipe
+    soft_words: Recipe
     steps: int
     batch_size: int
     learning_rate: float
@@ -134,25 +134,25 @@ class OperationCounter(TrainerCallback):
         return sum(self.counted) / len(self.counted) * self.steps
 
 
-def fit(module, rows, setting, stage=None):
+def fit(module, rows, setup, stage=None):
     """Train `module`, whose forward(rows, progress) is the loss of a list of `BenchRow`s.
 
     Args:
         module: parameters that require no gradient are left alone.
         rows: training rows.
-        setting: steps, batch size, learning rate, seed, device.
+        setup: steps, batch size, learning rate, seed, device.
         stage: curriculum stage at a progress in [0, 1); the optimizer is reset where it changes.
 
     Returns:
         `losses` and `operations` of `Trained`.
     """
-    set_seed(setting.seed)
-    module.to(setting.device)
+    set_seed(setup.seed)
+    module.to(setup.device)
     args = TrainingArguments(
-        str(setting.work_dir),
-        max_steps=setting.steps,
-        per_device_train_batch_size=setting.batch_size,
-        **optimization(setting),
+        str(setup.work_dir),
+        max_steps=setup.steps,
+        per_device_train_batch_size=setup.batch_size,
+        **optimization(setup),
         remove_unused_columns=False,
         save_strategy="no",
         disable_tqdm=True,
@@ -171,21 +171,21 @@ def fit(module, rows, setting, stage=None):
     return {"losses": logged_losses(trainer), "operations": counter.total}
 
 
-def optimization(setting):
+def optimization(setup):
     """The training arguments that every method shares, those of the trainers of SemCoT included."""
     return {
-        "learning_rate": setting.learning_rate,
+        "learning_rate": setup.learning_rate,
         "lr_scheduler_type": "linear",
-        "warmup_steps": max(1, setting.steps // 10),
+        "warmup_steps": max(1, setup.steps // 10),
         "weight_decay": 0.01,
         "adam_beta2": 0.98,
         "max_grad_norm": 1.0,
-        "logging_steps": max(1, setting.steps // 20),
+        "logging_steps": max(1, setup.steps // 20),
         "report_to": "none",
-        "use_cpu": setting.device == "cpu",
+        "use_cpu": setup.device == "cpu",
         # What the trainers of SemCoT would choose on a GPU is not transformers' own choice.
         "bf16": False,
-        "seed": setting.seed,
+        "seed": setup.seed,
     }
 
 

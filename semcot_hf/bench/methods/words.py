@@ -1,4 +1,4 @@
-"""Reasoning of one word a step, which the generator of SemCoT at its best learns before its words become tokens."""
+"""Reasoning of one word a step, which the generator of SemCoT (soft words) learns before its words become tokens."""
 
 from dataclasses import replace
 
@@ -9,13 +9,13 @@ from ...inference.prompting import pad_left
 from .finetuning import TextModel
 from .latents import continuation_loss
 from .token_rows import pad_right, tokenize_rows
-from .training import Setting, Trained, count_trainable, fit
+from .training import Trained, TrainingSetup, count_trainable, fit
 
 # Of the training: where a row's start begins to fade out of the place of its first word, and where it is gone.
 FADING = (0.3, 0.8)
 
 
-def teach_words(setting: Setting, generator: nn.Module) -> Trained:
+def teach_words(setup: TrainingSetup, generator: nn.Module) -> Trained:
     """The causal LM `generator` after fine-tuning on words for the recipe's steps for each one of the budget.
 
     The words are each row's `words`, or its condensed reasoning where a dataset has no such column. Where rows have a
@@ -24,23 +24,23 @@ def teach_words(setting: Setting, generator: nn.Module) -> Trained:
     Raises:
         ValueError: for rows without words, or whose start is no single token.
     """
-    told = [row.get("words") or row.get("condensed_reasoning") for row in setting.train_rows]
+    told = [row.get("words") or row.get("condensed_reasoning") for row in setup.train_rows]
     missing = sum(not words for words in told)
     if missing:
         raise ValueError(
-            f"best_words={setting.best.words}: {missing} of {len(told)} training rows have neither 'words' nor "
-            "condensed reasoning; add the reasoning in one word a step, or pass 0."
+            f"soft_words_words={setup.soft_words.words}: {missing} of {len(told)} training rows have neither "
+            "'words' nor condensed reasoning; add the reasoning in one word a step, or pass 0."
         )
-    steps = round(setting.best.words * setting.steps)
-    rows = [{**row, "reasoning": words, "steps": [words]} for row, words in zip(setting.train_rows, told, strict=True)]
-    made = tokenize_rows(setting.tokenizer, rows)
+    steps = round(setup.soft_words.words * setup.steps)
+    rows = [{**row, "reasoning": words, "steps": [words]} for row, words in zip(setup.train_rows, told, strict=True)]
+    made = tokenize_rows(setup.tokenizer, rows)
     if all("start" in row for row in rows):
         model = FadingStart(generator)
-        made = list(zip(made, (_start_id(setting.tokenizer, row) for row in rows), strict=True))
+        made = list(zip(made, (_start_id(setup.tokenizer, row) for row in rows), strict=True))
     else:
         model = TextModel(generator, lambda row, _: row.reasoning + row.answer)
-    history = fit(model, made, replace(setting, steps=steps))
-    return Trained(generator, "cot", count_trainable(model), seen_questions=steps * setting.batch_size, **history)
+    history = fit(model, made, replace(setup, steps=steps))
+    return Trained(generator, "cot", count_trainable(model), seen_questions=steps * setup.batch_size, **history)
 
 
 class FadingStart(nn.Module):

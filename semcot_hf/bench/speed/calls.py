@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from ...inference.shared_prefix import SharedPrefix
 from ..methods.latents import LatentModel
-from .settings import COMPILED, COMPILED_PARALLEL, SHARED, Setting
+from .settings import COMPILED, COMPILED_PARALLEL, SHARED, SpeedSetting
 from .shapes import ANSWER_PROMPT_IDS, own_tokens, prompts
 
 # Tokens that a decode step is averaged over.
@@ -97,7 +97,7 @@ def generated(model, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic",
     )
 
 
-def method_calls(model, setting: Setting) -> dict[str, Callable[[], object]]:
+def method_calls(model, setting: SpeedSetting) -> dict[str, Callable[[], object]]:
     """The calls of a row, each of which makes one batch of answers.
 
     Returns:
@@ -187,7 +187,7 @@ def _longer(ids, count):
     return torch.cat([ids[:, :end], ids[:, :1].expand(-1, count), ids[:, end:]], dim=1)
 
 
-def part_calls(model, setting: Setting, sequential_k: int, compiled: bool) -> dict[str, Callable[[], object]]:
+def part_calls(model, setting: SpeedSetting, sequential_k: int, compiled: bool) -> dict[str, Callable[[], object]]:
     """The calls behind the derived figures: the generator's pass, the host's, and both modes end to end.
 
     `decode` answers with DECODE_STEPS tokens more than `prefill_k`, so that their difference is that many steps.

@@ -5,14 +5,14 @@ import os
 import torch
 
 from ...evaluation.latency import process_peak_memory
-from .settings import COMPILED, PARTS, SHARED, Setting
+from .settings import COMPILED, PARTS, SHARED, SpeedSetting
 from .shapes import ANSWER_PROMPT_IDS, cache_numbers, configs, own_tokens, parameter_counts
 
 
-def needed_bytes(setting: Setting) -> dict[str, int]:
+def needed_bytes(setting: SpeedSetting) -> dict[str, int]:
     """Bytes of the weights and of the key-value caches that are full at the answer's end.
 
-    >>> setting = Setting("toy", "semcot_sequential", 2, 10, 4, 6, 0, "dynamic", "float32", "cpu", 1, 1.0)
+    >>> setting = SpeedSetting("toy", "semcot_sequential", 2, 10, 4, 6, 0, "dynamic", "float32", "cpu", 1, 1.0)
     >>> figures = needed_bytes(setting)
     >>> figures["weights_bytes"] == 4 * sum(parameter_counts("toy").values())
     True

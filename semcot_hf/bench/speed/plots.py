@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ...evaluation.plots import COLOURS as EVALUATION_COLOURS
-from .settings import COMPILED, COMPILED_PARALLEL, FACTORS, METHOD_NAMES, METHODS, SHARED
+from .settings import COMPILED, COMPILED_PARALLEL, FACTORS, METHOD_NAMES, SHARED, SPEED_METHODS
 
 # The rest of Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
@@ -59,7 +59,7 @@ def _is_swept(report, size, factor):
 def _sweep(axes, rows, factor):
     """Each method's rows along `factor`, with everything else as in that size's first row of the method."""
     values = set()
-    for method in METHODS:
+    for method in SPEED_METHODS:
         own = [row for row in rows if row["setting"]["method"] == method]
         if not own:
             continue

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...evaluation.report import duration
-from .settings import FACTORS, METHOD_NAMES, METHODS
+from .settings import FACTORS, METHOD_NAMES, SPEED_METHODS
 
 _HOW = (
     "Random weights at the shapes' real sizes; answers of a fixed number of tokens; each row in a process of its own. "
@@ -169,7 +169,7 @@ def _title(report, row):
 
 def _order(row):
     setting = row["setting"]
-    return METHODS.index(setting["method"]), *(setting[name] for name in FACTORS)
+    return SPEED_METHODS.index(setting["method"]), *(setting[name] for name in FACTORS)
 
 
 def _markdown(cells):

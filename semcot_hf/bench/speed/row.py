@@ -14,7 +14,7 @@ from ...inference.answering import is_out_of_memory, synchronized_time
 from .calls import DECODE_STEPS, method_calls, part_calls
 from .measurement import copy_bandwidth, ratio, take_turns
 from .memory import needed_bytes, peak_bytes
-from .settings import PARTS, Setting
+from .settings import PARTS, SpeedSetting
 from .shapes import build_model, parameter_counts, weights_read_per_token
 
 # k at which the two modes of the generator are compared.
@@ -23,7 +23,7 @@ SEQUENTIAL_K = 8
 _LARGEST_CHECKPOINT = 2**30
 
 
-def run_row(setting: Setting) -> dict:
+def run_row(setting: SpeedSetting) -> dict:
     """Build the model, measure, and return the row's figures, with the machine under `environment`.
 
     A row that does not fit the memory returns `not_run`, the reason.

@@ -16,10 +16,10 @@ from .memory import memory_at_hand, needed_bytes
 from .plots import plot_speed
 from .report import markdown_report, row_line
 from .row import run_row
-from .settings import FACTORS, PARTS, Setting, label, needs_gpu, plan
+from .settings import FACTORS, PARTS, SpeedSetting, label, needs_gpu, plan
 from .shapes import GPU_SIZES
 from .slopes import growth_of_rows
-from .targets import judge
+from .targets import check_targets
 
 REPORT, TABLES, PLOT = "report.json", "report.md", "speed.png"
 
@@ -109,13 +109,13 @@ def _completed(report: Mapping, output_dir: str) -> dict:
     filled = {
         **report,
         "slopes": slopes,
-        "targets": judge(report["rows"], report["parts"], slopes),
+        "targets": check_targets(report["rows"], report["parts"], slopes),
         "not_run": [row for row in report["not_run"] if row["setting"]] + waiting,
     }
     return {name: filled[name] for name in order}
 
 
-def _figures(setting: Setting, device: torch.device) -> dict:
+def _figures(setting: SpeedSetting, device: torch.device) -> dict:
     """The row's figures, or the reason why it was `not_run`."""
     needed, there = sum(needed_bytes(setting).values()), memory_at_hand(device)
     if needed > 0.95 * there:

@@ -20,7 +20,7 @@ METHOD_NAMES = {
     SHARED: "SemCoT, shared prefix",
     "coconut": "Coconut-style",
 }
-METHODS = tuple(METHOD_NAMES)
+SPEED_METHODS = tuple(METHOD_NAMES)
 # The row of the derived figures, one for each size.
 PARTS = "parts"
 # What may be swept, by its name in a setting.
@@ -29,12 +29,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Setting:
+class SpeedSetting:
     """What decides a row's figures.
 
     Args:
         size: name of a shape.
-        method: one of METHODS, or PARTS.
+        method: one of SPEED_METHODS, or PARTS.
         batch, prompt, answer: questions at once, their tokens with the answer prompt, tokens of each answer.
         k: implicit tokens, or thoughts of Coconut's; 0 for the other methods.
         cot: reasoning tokens of explicit CoT; 0 for the other methods.
@@ -70,7 +70,7 @@ def plan(
     device: str,
     threads: int,
     seconds: float,
-) -> list[Setting]:
+) -> list[SpeedSetting]:
     """The rows: for each size its parts and the centre, then each factor's other values, the rest as in the centre.
 
     The first value of each list is the centre's. Sweeps use the first cache; the centre is run with each of them.
@@ -79,7 +79,7 @@ def plan(
         ValueError: naming the argument, for a value out of range or lengths beyond the host's context.
     """
     _check_names("sizes", sizes, SIZES)
-    _check_names("methods", methods, METHODS)
+    _check_names("methods", methods, SPEED_METHODS)
     _check_names("caches", caches, ("dynamic", "static"))
     _check_names("dtype", [dtype], DTYPES)
     _check_numbers("batch_sizes", batch_sizes, 1)
@@ -100,7 +100,7 @@ def plan(
             )
     rows = []
     for size in sizes:
-        centre = Setting(
+        centre = SpeedSetting(
             size=size,
             method=PARTS,
             batch=batch_sizes[0],
@@ -132,10 +132,10 @@ def _of_method(setting, method):
     return replace(setting, method=method, k=k, cot=setting.cot if method == "cot" else 0, cache=cache)
 
 
-def label(setting: Setting) -> str:
+def label(setting: SpeedSetting) -> str:
     """The row in a line.
 
-    >>> label(Setting("tiny", "cot", 4, 128, 0, 8, 100, "dynamic", "float32", "cpu", 1, 2.0))
+    >>> label(SpeedSetting("tiny", "cot", 4, 128, 0, 8, 100, "dynamic", "float32", "cpu", 1, 2.0))
     'tiny, explicit CoT: batch 4, prompt 128, answer 8, reasoning 100'
     """
     values = asdict(setting)
@@ -146,7 +146,7 @@ def label(setting: Setting) -> str:
     return text + (", static cache" if setting.cache == "static" else "")
 
 
-def needs_gpu(setting: Setting) -> bool:
+def needs_gpu(setting: SpeedSetting) -> bool:
     """Whether the size is too large for a CPU."""
     return setting.size in GPU_SIZES and not setting.device.startswith("cuda")
 

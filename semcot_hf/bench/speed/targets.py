@@ -13,7 +13,7 @@ DECODE_BANDWIDTH_SHARE = 0.8
 MEMORY, LEAST_WEIGHTS = 1.05, 100e6
 
 
-def judge(rows: Sequence[dict], parts: Sequence[dict], slopes: Sequence[dict]) -> list[dict]:
+def check_targets(rows: Sequence[dict], parts: Sequence[dict], slopes: Sequence[dict]) -> list[dict]:
     """Each target with its figure: the centre's of each size, the overhead at batch 1 and 32, and SemCoT's growth.
 
     Args:

@@ -35,7 +35,7 @@ class BenchTask:
             learned so (NOTES.md).
         host_steps, direct_share: the host's training, and the share of answers at once in it.
         num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
-        best: the recipe of SemCoT at its best.
+        soft_words: the recipe of SemCoT (soft words).
         max_new_tokens: longest explicit reasoning with its answer.
     """
 
@@ -46,7 +46,7 @@ class BenchTask:
     host_layers: int
     num_implicit_tokens: int
     steps_per_token: int
-    best: Recipe
+    soft_words: Recipe
     generator_rate: float = 3e-3
     by_length: bool = False
     earlier_tokens: tuple[float, float] | None = None
@@ -58,7 +58,7 @@ class BenchTask:
     host_rows: Callable[[int, int, str], list[dict]] | None = None
 
 
-TASKS = {
+BENCH_TASKS = {
     "coin_flip": BenchTask(
         answer_type="yes_no",
         generate=coin_flip_rows(3, 10),
@@ -67,7 +67,7 @@ TASKS = {
         host_layers=10,
         num_implicit_tokens=4,
         steps_per_token=3,
-        best=Recipe(mode="parallel", step_weight=0.0, thought=" now", words=3.0),
+        soft_words=Recipe(mode="parallel", step_weight=0.0, thought=" now", words=3.0),
         max_new_tokens=128,
     ),
     "arithmetic": BenchTask(
@@ -84,7 +84,7 @@ TASKS = {
         host_layers=12,
         num_implicit_tokens=ARITHMETIC_WORDS,
         steps_per_token=1,
-        best=Recipe(layers=(0, 2), projection="vocabulary", step_weight=0.0, thought="Now", words=3.0),
+        soft_words=Recipe(layers=(0, 2), projection="vocabulary", step_weight=0.0, thought="Now", words=3.0),
         whole_numbers=21,
         vocabulary=640,
     ),
@@ -105,7 +105,7 @@ TASKS = {
         host_layers=12,
         num_implicit_tokens=7,
         steps_per_token=1,
-        best=Recipe(projection="vocabulary", step_weight=0.0, thought="Sums", words=3.0),
+        soft_words=Recipe(projection="vocabulary", step_weight=0.0, thought="Sums", words=3.0),
         whole_numbers=400,
         vocabulary=1024,
     ),
@@ -122,6 +122,6 @@ TASKS = {
         host_layers=10,
         num_implicit_tokens=GRAPH_WORDS + 1,
         steps_per_token=1,
-        best=Recipe(tokens=GRAPH_WORDS, projection="vocabulary", step_weight=0.0, thought="Every", words=4.0),
+        soft_words=Recipe(tokens=GRAPH_WORDS, projection="vocabulary", step_weight=0.0, thought="Every", words=4.0),
     ),
 }

@@ -155,7 +155,7 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     figures = {
-        **judge(model, tokenizer, task, eval_samples),
+        **measure_accuracy(model, tokenizer, task, eval_samples),
         "model": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_seconds": round(trained - began),
@@ -251,7 +251,7 @@ def expand(model, num_layers):
 def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=False):
     """Tokenized rows in the lessons' order, a batch after the other; reasoning that is `given` is not learned.
 
-    With `by_length` the rows of a batch are `alike`.
+    With `by_length` the rows of a batch are bucketed by length.
     """
     rows = []
     for stage, (generate, steps) in enumerate(lessons):
@@ -271,7 +271,7 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=
             tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*pairs, strict=True)
         )
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, completions, strict=True)]
-        order = alike(lengths, generator) if by_length else range(count)
+        order = bucket_by_length(lengths, generator) if by_length else range(count)
         rows += [(prompts[index], completions[index]) for index in order]
     return Dataset.from_dict(
         {
@@ -281,7 +281,7 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=
     )
 
 
-def alike(lengths, generator):
+def bucket_by_length(lengths, generator):
     """Indices in an order whose batches hold rows of about one length, so that little is padding.
 
     Rows are sorted within windows of a few batches, and each window's batches are shuffled.
@@ -307,7 +307,7 @@ def _as_many(generate, count, seed):
             count //= 2
 
 
-def judge(model, tokenizer, task, count):
+def measure_accuracy(model, tokenizer, task, count):
     """Accuracy on `count` held-out questions: explicit reasoning, and the answer at once."""
     rows = task.generate(count, 1, "test")
     figures = {}
