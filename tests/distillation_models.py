@@ -13,10 +13,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM
 from semcot_hf.data.tasks import coin_flip
+
+ANSWER_PROMPT = [7, 8]
 
 
 def make_model(folder, **fields):
@@ -86,6 +89,34 @@ def moved(model, before):
     return {
         name for name, value in model.named_parameters() if name in before and not torch.equal(value, before[name])
     }
+
+
+def batch(lengths=(4, 9, 6), answers=(3, 1, 4), found=True):
+    """Prompts padded on the left, answers on the right; with `found` all prompts end on the answer prompt."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = max(lengths) + 2, max(answers)
+    ids = torch.zeros(len(lengths), left + right, dtype=torch.long)
+    mask, completion = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
+        tokens = torch.randint(10, 300, (length + 2 + answer,), generator=generator)
+        if found or row:
+            tokens[length : length + 2] = torch.tensor(ANSWER_PROMPT)
+        ids[row, left - length - 2 : left + answer] = tokens
+        mask[row, left - length - 2 : left + answer] = 1
+        completion[row, left : left + answer] = 1
+    labels = ids.masked_fill(completion == 0, -100)
+    return {"input_ids": ids, "attention_mask": mask, "completion_mask": completion, "labels": labels}, right
+
+
+def loss_and_gradients(model, inputs, **options):
+    """The answers' cross-entropy, in float64 (transformers' own loss is in float32), the logits and the gradients."""
+    model.zero_grad()
+    labels = inputs["labels"]
+    logits = model(**{**inputs, "labels": None}, use_cache=False, **options).logits
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1 - logits.shape[1] :].flatten())
+    loss.backward()
+    trained = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    return loss, logits, trained
 
 
 def main():

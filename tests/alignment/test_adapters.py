@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from alignment_models import Snapshots, config, make_host, snapshot
 from peft import IA3Config, LoraConfig
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from test_trainer import Snapshots, config, make_host, snapshot
 from transformers import set_seed
 
 from semcot_hf.alignment.encoder import build_alignment_encoder, trained_part

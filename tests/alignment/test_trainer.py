@@ -6,13 +6,13 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
+from alignment_models import Snapshots, config, make_host, snapshot
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
-from semcot_hf.alignment.config import SemCoTAlignmentConfig
 from semcot_hf.alignment.data import reasoning_pairs
 from semcot_hf.alignment.encoder import alignment_layers, build_alignment_encoder
 from semcot_hf.alignment.state_cache import HeadFeatures, TrainingTexts
@@ -55,55 +55,9 @@ def tokenizer(rows):
     )
 
 
-def make_host(tokenizer, **changes):
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        **changes,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 @pytest.fixture
 def host(tokenizer):
     return make_host(tokenizer)
-
-
-def config(folder, **changes):
-    defaults = dict(
-        embedding_dim=32,
-        first_layer=1,
-        last_layer=2,
-        num_train_epochs=1,
-        per_device_train_batch_size=32,
-        learning_rate=3e-3,
-        head_learning_rate=1e-2,
-        weight_decay=0.1,
-        logging_steps=1,
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    return SemCoTAlignmentConfig(str(folder), **{**defaults, **changes})
-
-
-def snapshot(encoder):
-    return {name: value.clone() for name, value in encoder.state_dict().items()}
-
-
-class Snapshots(TrainerCallback):
-    """Weights after every step."""
-
-    def __init__(self):
-        self.after = {}
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        self.after[state.global_step] = snapshot(model)
 
 
 # Loss and metrics

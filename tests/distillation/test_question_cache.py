@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from distillation_models import config
-from test_shared_questions import ANSWER_PROMPT, batch, loss_and_gradients
+from distillation_models import ANSWER_PROMPT, batch, config, loss_and_gradients
 
 from semcot_hf import SemCoTDistillationTrainer
 from semcot_hf.distillation.question_cache import StoredQuestions, question_ids
