@@ -14,7 +14,7 @@ from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .loading_semcot import SemCoTLoadingMixin, unquantized
-from .question_cache_semcot import question_cache, question_split
+from .question_cache_semcot import cacheable_columns, fill_question_cache
 from .splicing_semcot import (
     check_shapes,
     context_of,
@@ -249,7 +249,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
         num_implicit_tokens=None,
         step_input_ids=None,
         step_attention_mask=None,
-        cached_question=False,
+        use_question_cache=False,
+        question_cache=None,
         **kwargs: Unpack[TransformersKwargs],
     ):
         """Run the host, with implicit tokens where the prompt's end is known.
@@ -268,10 +269,12 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's.
             step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
                 the step decoder; rows of zeros in the mask are not supervised.
-            cached_question: with a number of `logits_to_keep`, run the questions without gradient into a cache first.
-                Loss and gradients are the same, in less time and memory; `hidden_states` and `implicit_columns` then
-                begin behind the cached columns. Of no effect with hosts whose layers keep a state (Mamba and the
-                like), through which gradients do not pass.
+            use_question_cache: compute the host's keys and values of the questions first, without gradient. Loss and
+                gradients are the same, in less time and memory; `hidden_states` and `implicit_columns` then begin
+                behind the cached columns. Has no effect unless `logits_to_keep` is a number above 0, nor for hosts
+                with recurrent layers (such as Mamba), whose states pass no gradient on.
+            question_cache: with `use_question_cache`, the keys and values of this batch's questions if they are known
+                already, such as from an earlier epoch; the forward pass appends to it.
 
         Returns:
             `SemCoTCausalLMOutput` with implicit tokens, else the host's output.
@@ -319,10 +322,12 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTTokensMixin, SemCoTGenerationM
         # From the last token ahead of the implicit ones on, the logits of text and of host positions run in parallel.
         parallel = some and logits_to_keep <= length - int(columns.max()) + 1
         embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns)
-        split = question_split(columns, length, logits_to_keep) if cached_question and not self._is_stateful else 0
+        cacheable = use_question_cache and not self._is_stateful
+        split = cacheable_columns(columns, length, logits_to_keep) if cacheable else 0
         if split:
             use_cache = True
-            past_key_values = question_cache(self.host, embeds[:, :split], mask[:, :split], position_ids[:, :split])
+            question = (embeds[:, :split], mask[:, :split], position_ids[:, :split])
+            past_key_values = fill_question_cache(self.host, *question, question_cache)
             embeds, position_ids, columns = embeds[:, split:], position_ids[:, split:], columns - split
         outputs = self.host(
             inputs_embeds=embeds,

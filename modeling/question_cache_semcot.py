@@ -1,24 +1,23 @@
-"""The host's pass over the questions without gradient: their keys and values do not depend on the implicit tokens."""
-
-import contextlib
-import contextvars
+"""The question cache: the frozen host's keys and values of a batch's questions, computed without gradient."""
 
 import torch
-from transformers import DynamicCache
-
-_KNOWN = contextvars.ContextVar("known_questions", default=None)
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 
-def question_split(columns, length, logits_to_keep):
-    """Text columns that come before every row's implicit tokens and before every wanted logit.
+def cacheable_columns(columns: torch.Tensor, length: int, logits_to_keep: int | torch.Tensor) -> int:
+    """Return the number of leading text columns that a question cache can hold.
+
+    They precede the implicit tokens of every row, and every position whose logits are kept.
 
     Args:
-        columns: LongTensor (batch,), where implicit tokens go; length: text columns.
-        logits_to_keep: wanted last text positions; without a number of them there is no split.
+        columns: LongTensor (batch,), the column before which each row's implicit tokens go.
+        length: number of text columns.
+        logits_to_keep: number of last text positions whose logits are kept; for 0 (all) or a tensor of positions,
+            no column can be cached.
 
-    >>> question_split(torch.tensor([5, 6]), 10, 3), question_split(torch.tensor([9, 9]), 10, 3)
+    >>> cacheable_columns(torch.tensor([5, 6]), 10, 3), cacheable_columns(torch.tensor([9, 9]), 10, 3)
     (5, 7)
-    >>> question_split(torch.tensor([5, 6]), 10, 0)
+    >>> cacheable_columns(torch.tensor([5, 6]), 10, 0)
     0
     """
     if not isinstance(logits_to_keep, int) or logits_to_keep == 0:
@@ -26,37 +25,31 @@ def question_split(columns, length, logits_to_keep):
     return max(0, min(int(columns.min()), length - logits_to_keep))
 
 
-@contextlib.contextmanager
-def known_questions(cache):
-    """While it lasts, `question_cache` gives `cache`, made of stored keys and values, instead of running the host.
-
-    Args:
-        cache: of the questions of one batch, for one forward, which adds to it; `None` for none.
-    """
-    token = _KNOWN.set(cache)
-    try:
-        yield
-    finally:
-        _KNOWN.reset(token)
-
-
 @torch.no_grad()
-def question_cache(host, embeds, attention_mask, position_ids):
-    """Keys and values of a frozen, causal host over the questions; no gradient flows into them.
+def fill_question_cache(
+    host: PreTrainedModel,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    question_cache: Cache | None = None,
+) -> Cache:
+    """Return the keys and values of a frozen causal host over the questions of a batch.
 
-    What follows attends to them as it would in one pass over the whole sequence, so that loss and gradients with
-    respect to the implicit tokens are those of that pass, while activations are kept for what follows only.
+    The columns that follow attend to them as in one pass over the whole sequence, so the loss and its gradients with
+    respect to the implicit tokens equal those of that pass; activations are kept for the following columns only.
 
     Args:
-        embeds: (batch, columns, hidden); attention_mask, position_ids: (batch, columns).
-
-    Returns:
-        `DynamicCache`.
+        host: the frozen host.
+        embeds: (batch, columns, hidden size), input embeddings of the questions.
+        attention_mask, position_ids: (batch, columns).
+        question_cache: a cache of the same questions that was computed earlier, such as in an earlier epoch. It is
+            returned where its batch and length are those of `embeds`. The length differs in batches where no prompt
+            ends on the answer prompt, the batch under `DataParallel`, which gives each replica the whole cache.
     """
-    known = _KNOWN.get()
-    # Where no prompt of a batch ends on the answer prompt, its questions have other columns than the stored ones.
-    if known is not None and known.get_seq_length() == embeds.shape[1]:
-        return known
+    if question_cache is not None and question_cache.get_seq_length() == embeds.shape[1]:
+        keys = question_cache.layers[0].keys
+        if keys is not None and keys.shape[0] == embeds.shape[0]:
+            return question_cache
     cache = DynamicCache(config=host.config.get_text_config())
     host(
         inputs_embeds=embeds,

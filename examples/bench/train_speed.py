@@ -1,7 +1,7 @@
 """Speed and memory of both stages against plain loops that take one sample at a time, at random weights.
 
     python examples/bench/train_speed.py --sizes small large --threads 1 2
-    python examples/bench/train_speed.py --sizes llama-2-7b --dtype bfloat16 --device cuda --prefix_cache_gb 16
+    python examples/bench/train_speed.py --sizes llama-2-7b --dtype bfloat16 --device cuda --question_cache_gb 16
 
 `plain_loop.py` says what the plain loops do. Figures are given for the first epoch, for later ones, and for the
 paper's number of epochs; ratios against a plain loop that keeps the reasoning's states or embeddings for the run, as
@@ -91,7 +91,7 @@ class Bench:
             folder,
             num_train_epochs=3,
             projection_warmup=2 / 3,
-            prefix_cache_gb=self.options.prefix_cache_gb,
+            question_cache_gb=self.options.question_cache_gb,
         )
         return SemCoTDistillationTrainer(
             model=model,
@@ -268,7 +268,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="steps an epoch of the trainers")
     parser.add_argument("--plain_samples", type=int, default=16, help="samples of the plain loop of stage 2")
-    parser.add_argument("--prefix_cache_gb", type=float, default=4.0)
+    parser.add_argument("--question_cache_gb", type=float, default=4.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's seconds, on a busy machine"

@@ -84,18 +84,18 @@ class SemCoTDistillationConfig(_BaseConfig):
             "host's context."
         },
     )
-    cached_question: bool = field(
+    use_question_cache: bool = field(
         default=True,
         metadata={
             "help": "Run the frozen host over the questions without gradient, and back-propagate through what follows "
             "only: the same loss and gradients in less time and memory."
         },
     )
-    prefix_cache_gb: float = field(
+    question_cache_gb: float = field(
         default=4.0,
         metadata={
             "help": "GiB on each device for the frozen models' keys and values of the training questions, kept from "
-            "epoch to epoch with cached_question, where those of all questions fit (0: computed at each step)."
+            "epoch to epoch with use_question_cache, where those of all questions fit (0: computed at each step)."
         },
     )
     model_init_kwargs: dict | str | None = field(
@@ -140,8 +140,8 @@ class SemCoTDistillationConfig(_BaseConfig):
             raise ValueError(f"projection_warmup={self.projection_warmup}: must be at least 0 and less than 1.")
         if not 0 <= self.curriculum < 1:
             raise ValueError(f"curriculum={self.curriculum}: must be at least 0 and less than 1.")
-        if self.prefix_cache_gb < 0:
-            raise ValueError(f"prefix_cache_gb={self.prefix_cache_gb}: must be 0 or more (in GiB).")
+        if self.question_cache_gb < 0:
+            raise ValueError(f"question_cache_gb={self.question_cache_gb}: must be 0 or more (in GiB).")
         if self.steps_per_token < 1:
             raise ValueError(f"steps_per_token={self.steps_per_token}: must be 1 or more.")
         if self.alignment_view not in ALIGNMENT_VIEWS:

@@ -10,7 +10,7 @@ from ..alignment.decoder_layers import backbone_of
 from ..modeling.splicing_semcot import positions_from_mask
 
 
-class StoredQuestions:
+class QuestionCache:
     """The questions of a training set as the frozen host, and the generator while it is frozen, have read them.
 
     Args:

@@ -16,7 +16,6 @@ from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, with_
 from ..modeling import SemCoTForCausalLM
 from ..modeling.loading_semcot import adapted_layers
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
-from ..modeling.question_cache_semcot import known_questions
 from ..training.adapters import load_adapters, save_adapters, unexplained_keys
 from ..training.checkpoints import last_complete_checkpoint
 from ..training.model_card import model_card
@@ -49,7 +48,7 @@ from .objectives import (
     hidden_state_loss,
     semantic_alignment_loss,
 )
-from .question_cache import StoredQuestions, question_ids
+from .question_cache import QuestionCache, question_ids
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
 
 
@@ -136,7 +135,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         self.args, self.processing_class = args, processing_class
         self._questions = {}
         self._in_checkpoint = False
-        self._stored_questions = None
+        self._question_cache = None
         raw_train_dataset, train_dataset = train_dataset, self._tokenize(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
             for name, dataset in eval_dataset.items():
@@ -206,7 +205,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         """As in `Trainer`; `True` goes on from the last checkpoint that was written completely."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        self._stored_questions = None
+        self._question_cache = None
         self._parts.clear("train", "eval")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -218,7 +217,7 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         target = inputs.pop(COLUMN, None)
         width = answer = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
         by_state = target is not None and args.alignment_view == "hidden_state"
-        stored = tokens = None
+        question_cache = tokens = None
         words, words_mask = inputs.pop("word_input_ids", None), inputs.pop("word_attention_mask", None)
         stage = self._curriculum_stage()
         if stage < self._settings.num_implicit_tokens:
@@ -226,16 +225,16 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             inputs.update(with_words(inputs, words, words_mask, self._settings.answer_prompt_size))
             width = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
         else:
-            stored, tokens = self._read_questions(inputs)
-        with known_questions(stored):
-            outputs = model(
-                **inputs,
-                implicit_embeddings=tokens,
-                logits_to_keep=width + 1,
-                use_cache=False,
-                output_hidden_states=by_state or args.hidden_weight > 0,
-                cached_question=args.cached_question,
-            )
+            question_cache, tokens = self._from_question_cache(inputs)
+        outputs = model(
+            **inputs,
+            implicit_embeddings=tokens,
+            logits_to_keep=width + 1,
+            use_cache=False,
+            output_hidden_states=by_state or args.hidden_weight > 0,
+            use_question_cache=args.use_question_cache,
+            question_cache=question_cache,
+        )
         # DataParallel gives one loss for each of its devices.
         parts = {"answer_loss": (1 - args.alpha, outputs.loss.mean())}
         if target is not None:
@@ -266,16 +265,19 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             )
         return (loss, outputs) if return_outputs else loss
 
-    def _read_questions(self, inputs):
-        """A training batch's questions in the frozen host, and its tokens by a frozen generator, as far as stored."""
+    def _from_question_cache(self, inputs):
+        """Return a training batch's question cache in the host and its implicit tokens; `None` for what is not cached.
+
+        The tokens come from the question cache of the generator, which exists while the generator is frozen.
+        """
         args = self.args
         samples = self.state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         model = self.accelerator.unwrap_model(self.model)
         if not (
             self.model.training
-            and args.cached_question
-            and args.prefix_cache_gb > 0
+            and args.use_question_cache
+            and args.question_cache_gb > 0
             and not model._is_stateful
             and not (sharded or isinstance(self.train_dataset, IterableDataset))
             and not any(parameter.requires_grad for parameter in model.host.parameters())
@@ -284,19 +286,19 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         ):
             return None, None
         with self.accelerator.autocast():
-            if self._stored_questions is None:
-                self._stored_questions = StoredQuestions(
+            if self._question_cache is None:
+                self._question_cache = QuestionCache(
                     model,
                     self.train_dataset["prompt_ids"],
                     batch_size=args.eval_batch_size,
-                    budget=args.prefix_cache_gb * 2**30,
+                    budget=args.question_cache_gb * 2**30,
                     # DDP waits for gradients of the generator, which are those of its whole pass.
                     with_generator=self._in_warmup() and args.world_size == 1,
                 )
             if not self._in_warmup():
-                self._stored_questions.drop_generator()
+                self._question_cache.drop_generator()
             prompts = question_ids(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
-            return self._stored_questions.host_cache(prompts), self._stored_questions.implicit_embeddings(prompts)
+            return self._question_cache.host_cache(prompts), self._question_cache.implicit_embeddings(prompts)
 
     def _curriculum_stage(self):
         """Implicit tokens whose words are left out in this step; all of them in evaluation."""

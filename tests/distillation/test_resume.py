@@ -49,7 +49,7 @@ def test_resumed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path,
     output, expected = uninterrupted
     checkpoint = output / f"checkpoint-{step}"
     trainer = train(tiny_folder, tmp_path, resume=str(checkpoint), max_steps=8, per_device_train_batch_size=8)
-    assert trainer._stored_questions.host.fits
+    assert trainer._question_cache.host.fits
     assert trainer.state.global_step == 8
     assert_same(trainer.model.state_dict(), expected)
     host = make_model(tiny_folder).host.state_dict()

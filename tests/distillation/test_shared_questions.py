@@ -19,7 +19,7 @@ def test_cached_question_gives_the_same_loss_and_gradients(tiny_lm, tiny_semcot,
     model = tiny_semcot(tiny_lm(family, **sliding), generator_mode=mode, answer_prompt_ids=ANSWER_PROMPT).train()
     inputs, width = batch(found=found)
     plain, plain_logits, expected = loss_and_gradients(model, inputs)
-    fast, logits, gradients = loss_and_gradients(model, inputs, logits_to_keep=width + 1, cached_question=True)
+    fast, logits, gradients = loss_and_gradients(model, inputs, logits_to_keep=width + 1, use_question_cache=True)
     torch.testing.assert_close(fast, plain, rtol=1e-11, atol=0)
     torch.testing.assert_close(logits, plain_logits[:, -width - 1 :], rtol=1e-9, atol=1e-11)
     assert gradients.keys() == expected.keys() and len(gradients) > 5
@@ -31,7 +31,7 @@ def test_without_an_answer_prompt_too(tiny_semcot):
     model = tiny_semcot()
     inputs, width = batch()
     plain, _, expected = loss_and_gradients(model, inputs)
-    fast, _, gradients = loss_and_gradients(model, inputs, logits_to_keep=width + 1, cached_question=True)
+    fast, _, gradients = loss_and_gradients(model, inputs, logits_to_keep=width + 1, use_question_cache=True)
     torch.testing.assert_close(fast, plain, rtol=1e-11, atol=0)
     torch.testing.assert_close(gradients["projection.weight"], expected["projection.weight"], rtol=1e-8, atol=1e-12)
 
@@ -49,7 +49,7 @@ def test_nothing_of_the_question_is_kept_for_the_backward_pass(tiny_semcot):
                 **inputs,
                 implicit_embeddings=tokens.requires_grad_(),
                 logits_to_keep=width + 1,
-                cached_question=cached,
+                use_question_cache=cached,
             )
         saved[cached] = sum(sizes)
     assert saved[True] < 0.6 * saved[False]
@@ -58,7 +58,7 @@ def test_nothing_of_the_question_is_kept_for_the_backward_pass(tiny_semcot):
 def test_a_split_needs_a_number_of_logits(tiny_semcot):
     inputs, _ = batch()
     model = tiny_semcot()
-    assert torch.equal(model(**inputs, cached_question=True).logits, model(**inputs).logits)
+    assert torch.equal(model(**inputs, use_question_cache=True).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -78,7 +78,7 @@ def test_all_objectives_take_the_same_steps(parts, tiny_tokenizer, rows, tmp_pat
                 step_weight=0.5,
                 kl_weight=0.5,
                 hidden_weight=0.5,
-                cached_question=cached,
+                use_question_cache=cached,
                 activation_checkpointing=checkpointing and cached,
             ),
             train_dataset=rows,

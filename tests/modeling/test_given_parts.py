@@ -131,7 +131,7 @@ def test_layers_with_a_state(tiny_lm, tiny_semcot, family):
     made = []
     for cached in (False, True):
         model.zero_grad()
-        loss = model(ids, labels=labels, logits_to_keep=3, use_cache=False, cached_question=cached).loss
+        loss = model(ids, labels=labels, logits_to_keep=3, use_cache=False, use_question_cache=cached).loss
         loss.backward()
         made.append([loss.detach(), *(value.grad.clone() for value in model.parameters() if value.grad is not None)])
     torch.testing.assert_close(made[1], made[0])

@@ -12,7 +12,6 @@ FILES = sorted((Path(__file__).parents[2] / "modeling").glob("*.py"))
 # Of the standard library only what computes; os for paths alone, see below.
 STANDARD = {
     "contextlib",
-    "contextvars",
     "copy",
     "dataclasses",
     "functools",

@@ -6,7 +6,7 @@ from datasets import Dataset
 from distillation_models import config, moved, snapshot
 
 from semcot_hf import SemCoTConfig, SemCoTDistillationTrainer, SemCoTForCausalLM
-from semcot_hf.distillation.question_cache import StoredQuestions
+from semcot_hf.distillation.question_cache import QuestionCache
 from semcot_hf.inference.prompting import with_answer_prompt
 
 pytest_plugins = ["distillation_fixtures"]
@@ -111,10 +111,10 @@ def test_training_moves_the_distribution_and_no_word(parts, tiny_tokenizer, rows
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_stored_questions_give_the_same_tokens(parts, tiny_tokenizer, mode):
+def test_question_cache_give_the_same_tokens(parts, tiny_tokenizer, mode):
     model = parts(generator_mode=mode, projection="vocabulary")
     prompts = [[11, 12, 13, 14], [15, 16, 17]]
-    stored = StoredQuestions(model, prompts, batch_size=2, budget=2**30, with_generator=True)
+    stored = QuestionCache(model, prompts, batch_size=2, budget=2**30, with_generator=True)
     for prompt in prompts:
         expected = model.implicit_embeddings(torch.tensor([prompt]))
         torch.testing.assert_close(stored.implicit_embeddings([prompt]), expected, rtol=1e-5, atol=1e-7)

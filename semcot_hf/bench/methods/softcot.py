@@ -33,7 +33,7 @@ class SoftCoTModel(nn.Module):
             labels=torch.cat([torch.full_like(ids, -100), text.masked_fill(text_mask == 0, -100)], dim=1),
             logits_to_keep=text.shape[1] + 1,
             use_cache=False,
-            cached_question=True,
+            use_question_cache=True,
         ).loss
 
 
