@@ -6,11 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..condense.dataset import FAILURES_FILE, CondenseReport, condense_dataset
+from ..condense.dataset import FAILURES_FILE, CondenseReport, condense_dataset, tokens_text
 from ..condense.endpoint import EndpointSource
 from ..condense.local import LocalSource
 from ..condense.rules import EquationSource, SurprisalSource
-from ..progress import tokens_text
 from .arguments import DataArguments, load_model, load_splits, parse
 
 _SOURCES = ("endpoint", "local", "equations", "surprisal")

@@ -16,7 +16,7 @@ from ..data.files import write_lines, write_splits, write_text
 from ..data.loading import split_files
 from ..data.schema import COLUMNS, FEATURES
 from ..data.splits import SPLITS
-from ..progress import condense_progress, cost_of, tokens_text
+from ..progress import progress_bar
 from .journal import Journal, Reply
 from .requests import STAGES, Outcome, Plan, Request, fault_of, finished_row, follow
 
@@ -191,11 +191,13 @@ def _complete(rows, plan, source, journal, prices, progress) -> list[Outcome]:
     counts = Counter()
     lock = threading.Lock()
 
-    with condense_progress(total, progress) as update:
+    with progress_bar("condense", total, show=progress) as advance:
 
         def show():
             cost = cost_of(counts["input"], counts["output"], prices)
-            update(counts["done"], tokens_text(counts["input"], counts["output"], cost))
+            tokens = tokens_text(counts["input"], counts["output"], cost)
+            advance(counts["done"] - counts["shown"], f"{counts['done']:,}/{total:,}, {tokens}")
+            counts["shown"] = counts["done"]
 
         def keep(request: Request, reply: Reply) -> None:
             journal.keep(request.key, reply, _about(request))
@@ -283,3 +285,24 @@ def _report(rows, outcomes, left_out, prices) -> CondenseReport:
 def _reasons(report):
     reasons = {**report.rejected_rows, **report.failed_rows}
     return ", ".join(f"{count}: {reason}" for reason, count in reasons.items())
+
+
+def cost_of(input_tokens: int, output_tokens: int, prices: tuple[float, float] | None) -> float | None:
+    """Return the price of tokens, with `prices` per million of input and of output tokens; None without prices.
+
+    >>> cost_of(2_000_000, 500_000, (0.15, 0.6))
+    0.6
+    """
+    if prices is None:
+        return None
+    return round((input_tokens * prices[0] + output_tokens * prices[1]) / 1e6, 6)
+
+
+def tokens_text(input_tokens: int, output_tokens: int, cost: float | None) -> str:
+    """Return the numbers of tokens and their cost as text.
+
+    >>> tokens_text(12_345, 678, 0.0123)
+    '12,345 + 678 tokens, cost 0.0123'
+    """
+    tokens = f"{input_tokens:,} + {output_tokens:,} tokens"
+    return tokens if cost is None else f"{tokens}, cost {cost:,.4f}"

@@ -5,10 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ..alignment.config import SemCoTAlignmentConfig
 from ..alignment.trainer import SemCoTAlignmentTrainer
@@ -17,10 +26,8 @@ from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
 from ..evaluation import evaluate
 from ..modeling import SemCoTForCausalLM
-from ..progress import StageCallback, Stages
+from ..progress import stage
 from . import GENERATOR_PATH, HOST_PATH
-
-STAGES = ("task", "alignment", "distillation", "evaluation", "reload")
 
 # Run by a Python that cannot import semcot_hf: what a user without it sees.
 RELOAD = """
@@ -65,7 +72,7 @@ class DemoSettings:
 FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, alignment_steps=300, distillation_steps=8_000)
 
 
-def run_demo(output_dir, settings, *, overwrite=False, stages=None, command=None):
+def run_demo(output_dir, settings, *, overwrite=False, command=None):
     """Go the whole way and leave `model/`, `report.md`, `report.json` and the plot in `output_dir`.
 
     All work is done in `<output_dir>.unfinished`, which takes the name `output_dir` when everything is there. A run
@@ -83,9 +90,7 @@ def run_demo(output_dir, settings, *, overwrite=False, stages=None, command=None
         raise ValueError(f"output_dir={str(output)!r} holds a result already: choose another, or pass --overwrite.")
     work = output.with_name(output.name + ".unfinished")
     _start(work, settings)
-    stages = stages or Stages(STAGES)
-    with stages:
-        stages.start("task")
+    with stage("1/5 task"):
         data = load_reasoning_dataset(
             "coin_flip",
             num_samples=settings.train_samples,
@@ -95,10 +100,11 @@ def run_demo(output_dir, settings, *, overwrite=False, stages=None, command=None
             min_people=settings.min_people,
             max_people=settings.max_people,
         )
-        stages.finish()
-        encoder = _align(work, settings, data, stages)
-        _distill(work, settings, data, encoder, stages)
-        stages.start("evaluation")
+    with stage("2/5 alignment") as update:
+        encoder = _align(work, settings, data, update)
+    with stage("3/5 distillation") as update:
+        _distill(work, settings, data, encoder, update)
+    with stage("4/5 evaluation") as update:
         report = evaluate(
             AutoModelForCausalLM.from_pretrained(work / "model"),
             AutoTokenizer.from_pretrained(work / "model"),
@@ -110,12 +116,10 @@ def run_demo(output_dir, settings, *, overwrite=False, stages=None, command=None
             model_name="demo",
             dataset_name="coin_flip",
             command=command,
-            progress=lambda _, share: stages.update(share),
+            progress=lambda _, share: update(share),
         )
-        stages.finish()
-        stages.start("reload")
+    with stage("5/5 reload"):
         answers = _reload(work / "model", data["test"]["query"][:3])
-        stages.finish()
     for name in ("report.md", "report.json", "accuracy_vs_latency.png"):
         shutil.copy(work / "evaluation" / name, work / name)
     shutil.rmtree(work / "distillation", ignore_errors=True)
@@ -142,10 +146,9 @@ def _write(path, text):
     os.replace(partial, path)
 
 
-def _align(work, settings, data, stages):
+def _align(work, settings, data, update):
     """Stage 1; a finished encoder is taken over."""
     folder = work / "encoder"
-    stages.start("alignment")
     if not folder.exists():
         trainer = SemCoTAlignmentTrainer(
             model=str(HOST_PATH),
@@ -161,20 +164,18 @@ def _align(work, settings, data, stages):
             ),
             train_dataset=data["train"].select(range(min(4_000, len(data["train"])))),
             eval_dataset=data["validation"],
-            callbacks=[StageCallback(stages)],
+            callbacks=[_StageCallback(update)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         trainer.save_model(str(work / "encoder.tmp"))
         os.replace(work / "encoder.tmp", folder)
-    stages.finish()
     return str(folder)
 
 
-def _distill(work, settings, data, encoder, stages):
+def _distill(work, settings, data, encoder, update):
     """Stage 2, from its last checkpoint where there is one; a finished model is taken over."""
     folder, runs = work / "model", work / "distillation"
-    stages.start("distillation")
     if not folder.exists():
         model = SemCoTForCausalLM.from_host_generator_pretrained(
             str(HOST_PATH),
@@ -204,13 +205,24 @@ def _distill(work, settings, data, encoder, stages):
             train_dataset=data["train"],
             processing_class=AutoTokenizer.from_pretrained(str(HOST_PATH)),
             alignment_encoder=encoder,
-            callbacks=[StageCallback(stages)],
+            callbacks=[_StageCallback(update)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=any(runs.glob("checkpoint-*")))
         trainer.save_model(str(work / "model.tmp"))
         os.replace(work / "model.tmp", folder)
-    stages.finish()
+
+
+class _StageCallback(TrainerCallback):
+    """Report a trainer's share of steps done to the display of its stage."""
+
+    def __init__(self, update: Callable[[float], None]):
+        self.update = update
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.update(state.global_step / state.max_steps)
 
 
 def _reload(folder, questions):

@@ -150,7 +150,7 @@ def evaluate(
     total += sum(_work(name, len(sampled)) for name in methods) * len(latency_batch_sizes)
     done = sum(_work(name, len(run.records)) for name, run in runs.items())
     latency = None
-    with progress_bar(total, done, progress) as advance:
+    with progress_bar("evaluate", total, done, progress) as advance:
         for job in jobs:
             run = runs[job.name]
             for indices, answers in answer_batches(
@@ -170,7 +170,7 @@ def evaluate(
                         for index, answer in zip(indices, answers, strict=True)
                     ]
                 )
-                advance(job.name, _work(job.name, len(indices)))
+                advance(_work(job.name, len(indices)), job.name)
         if sampled:
             latency = _latency(
                 model,
@@ -278,7 +278,7 @@ def _latency(model, tokenizer, methods, queries, batch_sizes, advance, **options
         queries,
         device=device,
         batch_sizes=batch_sizes,
-        progress=lambda method, count: advance(f"latency of {method}", _work(method, count)),
+        progress=lambda method, count: advance(_work(method, count), f"latency of {method}"),
     )
     memory = None if device.type == "cuda" else process_peak_memory()
     return {"samples": len(queries), "process_peak_memory_bytes": memory, "methods": measured}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..modeling.splicing_semcot import context_of
-from ..progress import generate_progress
+from ..progress import progress_bar
 from ..storage import config_digest, text_digest, weights_digest
 from .answering import (
     NEXT_QUESTION,
@@ -186,8 +186,10 @@ def _answer_rows(answerer, rows, work, requested, progress):
     costs = [len(prompt) + answerer.extra for prompt in answerer.prompts]
     left = [index for index in longest_first(costs) if rows[index] not in work.answers]
     total, todo = sum(costs), sum(costs[index] for index in left)
-    batches = new_tokens = 0
-    with generate_progress(len(rows), len(rows) - len(left), total, total - todo, progress) as advance:
+    batches = new_tokens = answered = 0
+    start = time.perf_counter()
+    with progress_bar("generate", total, total - todo, progress) as advance:
+        advance(0, f"{len(rows) - len(left):,}/{len(rows):,}")
         for part, answers in answerer.parts(left):
             work.append(
                 [rows[index] for index in part],
@@ -197,7 +199,13 @@ def _answer_rows(answerer, rows, work, requested, progress):
             )
             made = sum(answer.new_tokens for answer in answers)
             batches, new_tokens = batches + 1, new_tokens + made
-            advance(len(part), made, sum(costs[index] for index in part))
+            answered += len(part)
+            seconds = max(time.perf_counter() - start, 1e-9)
+            advance(
+                sum(costs[index] for index in part),
+                f"{len(rows) - len(left) + answered:,}/{len(rows):,}, {answered / seconds:,.1f} questions/s, "
+                f"{new_tokens / seconds:,.0f} tokens/s",
+            )
     return batches, new_tokens, sum(len(answerer.prompts[index]) for index in left)
 
 

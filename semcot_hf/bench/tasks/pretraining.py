@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -35,6 +34,7 @@ from transformers import (
 from ...answers import check_answer
 from ...evaluation import accuracy_interval, answer_questions
 from ...inference.prompting import ANSWER_PROMPT, prompt_text
+from ...progress import Update, progress_bar
 from ...training.checkpoints import last_complete_checkpoint
 from .definitions import BenchTask
 from .earlier_tokens import EarlierTokens
@@ -113,12 +113,13 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     # Never for a host: in batches of one length, so of one kind, answers at once and bare words would weigh as much as
     # whole reasoning, which the equations' host then unlearns.
     by_length = task.by_length and name == "generator"
-    callbacks = [_Progress(name)]
+    callbacks = []
     if task.earlier_tokens and name == "generator":
         callbacks.append(EarlierTokens(task.earlier_tokens, seed))
     of = f"-{task.host_layers}layers" if name == "host" else ""
     training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}{of}")
     checkpoint = last_complete_checkpoint(str(training)) if any(training.glob("checkpoint-*")) else None
+    rows = training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -139,12 +140,15 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
             use_cpu=device == "cpu",
             seed=seed,
         ),
-        train_dataset=training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length),
+        train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resumed_at = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    with progress_bar(name, len(rows) // BATCH_SIZE, resumed_at, lines=True) as advance:
+        trainer.add_callback(_Progress(advance, resumed_at))
+        trainer.train(resume_from_checkpoint=checkpoint)
     trained = time.monotonic()
     model.eval()
     # Training switched the cache off; whoever loads the model wants it on.
@@ -164,30 +168,23 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     }
     if checkpoint:
         # The seconds are those since then.
-        figures["resumed_at_step"] = int(checkpoint.rpartition("-")[2])
+        figures["resumed_at_step"] = resumed_at
     Path(folder, "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     shutil.rmtree(training)
     return figures
 
 
 class _Progress(TrainerCallback):
-    """A line on standard error at every log: steps, loss and the minutes left."""
+    """Report steps and loss at every log."""
 
-    def __init__(self, name):
-        self.name, self.console = name, Console(stderr=True)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.began, self.first = time.monotonic(), state.global_step
+    def __init__(self, advance: Update, step: int):
+        self.advance, self.step = advance, step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            left = (time.monotonic() - self.began) / (state.global_step - self.first)
-            left *= state.max_steps - state.global_step
-            self.console.print(
-                f"{self.name}: step {state.global_step} of {state.max_steps}, loss {logs['loss']:.3f}, "
-                f"about {left / 60:.0f} min left",
-                highlight=False,
-            )
+            text = f"step {state.global_step} of {state.max_steps}, loss {logs['loss']:.3f}"
+            self.advance(state.global_step - self.step, text)
+            self.step = state.global_step
 
 
 def train_tokenizer(task):
