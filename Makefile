@@ -1,42 +1,77 @@
-# Two commands do all the set-up on a fresh machine: `make demo` runs the main job, `make test` the tests.
+# `make` lists the targets. Each installs what it needs into .venv, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: demo test common-tests bench-smoke lint clean
+.PHONY: help demo test test-slow test-all test-floor common-tests bench-smoke lint types format wheel-test clean
 
-demo: $(VENV)/.installed
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed ## Train and evaluate the embedded models, in under 5 minutes
 	$(BIN)/semcot demo
 
-test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-test ## Run the tests, slow ones excepted (at most 7 minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow"
 
-# Every method of the bench for 30 steps; the figures mean nothing, the report shows what the full run gives.
-bench-smoke: $(VENV)/.installed
+test-slow: $(VENV)/.installed-test ## Run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow ## Run all tests
+
+test-floor: build/floor/.installed ## Run all tests with the lowest declared versions
+	build/floor/.venv/bin/python -m pytest
+
+# The tests are fetched from transformers' source distribution; they are not part of `make test`.
+common-tests: $(VENV)/.installed-test ## Run transformers' own common tests of models
+	$(PIP) parameterized==0.9.0
+	OMP_NUM_THREADS=1 $(BIN)/python tests/common/fetch_and_run.py
+
+# The figures mean nothing after 30 steps; the report has the same form as a full run's.
+bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 steps
 	$(BIN)/semcot bench methods --task coin_flip --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
 		--train_questions 2000 --eval_questions 100 --latency_samples 10 --output_dir runs/bench-smoke
 
-# transformers' own common tests of models, fetched from its source distribution; not part of `make test`.
-common-tests: $(VENV)/.installed-test
-	$(BIN)/pip install -q -c constraints.txt parameterized==0.9.0
-	OMP_NUM_THREADS=1 $(BIN)/python tests/common/fetch_and_run.py
-
-lint: $(VENV)/.installed-test
-	$(BIN)/pip install -q -c constraints.txt ruff
+lint: $(VENV)/.installed-dev types ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+# mypy reads build/types, where modeling/ stands inside the package, as an installation puts it.
+types: $(VENV)/.installed-dev ## Check types
+	rm -rf build/types/semcot_hf
+	mkdir -p build/types/semcot_hf
+	ln -s $(foreach entry,$(wildcard semcot_hf/*) modeling,$(CURDIR)/$(entry)) build/types/semcot_hf/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p semcot_hf
+
+format: $(VENV)/.installed-dev ## Format the code and apply the linter's fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel-test: $(VENV)/.installed-dev ## Build sdist and wheel, and run the wheel away from the checkout
+	$(BIN)/python tests/installation/wheel_check.py
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	$(PIP) -e ".[test]"
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+build/floor/.installed: pyproject.toml tests/installation/lowest_versions.py | $(VENV)/.installed-test
+	$(PYTHON) -m venv --clear build/floor/.venv
+	$(BIN)/python tests/installation/lowest_versions.py > build/floor/constraints.txt
+	build/floor/.venv/bin/python -m pip install -q -c build/floor/constraints.txt -e ".[test]"
+	touch $@

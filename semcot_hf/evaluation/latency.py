@@ -1,6 +1,5 @@
 """Latency: seconds per query of several methods on one machine, measured side by side; peak memory."""
 
-import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -75,7 +74,13 @@ def measure_latency(
 
 
 def process_peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Return the largest resident memory of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts kilobytes, macOS bytes.
     return peak if sys.platform == "darwin" else peak * 1024
