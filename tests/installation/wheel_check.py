@@ -75,7 +75,9 @@ def main() -> None:
         scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
         python, semcot = scripts / "python", scripts / "semcot"
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, folder=folder)
-        purelib = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
+        purelib = Path(
+            run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip()
+        )
         # A path in a .pth file makes the libraries importable; the .pth files beside them, such as the editable
         # installation's, are not read.
         (purelib / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
