@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 # A killed process loses nothing that was written; a machine that loses power loses at most this much.
 _SYNC_SECONDS = 5.0
+_Self = TypeVar("_Self", bound="Journal")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -186,7 +188,7 @@ class Journal:
         Path(self._process_lock.lock_file).unlink(missing_ok=True)
         self._process_lock.release()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(

@@ -31,6 +31,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["report.json"]
 
 
+def test_a_text_that_cannot_be_encoded_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "report.md"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
 def test_lines_read_back_with_every_separator_of_unicode(tmp_path):
     rows = [{"text": "a\u2028b\x85c"}, {"text": "é"}]
     write_json_lines(tmp_path / "rows.jsonl", rows)

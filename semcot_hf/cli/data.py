@@ -1,6 +1,5 @@
 """`semcot data check`: the faults of a dataset as a table, an exit code, and a cleaned copy on request."""
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from ..data import DataReport, check_dataset, clean_dataset
-from ..data.files import write_splits
+from ..data.loading import write_splits
+from ..storage import write_atomically, write_json
 from .arguments import DataArguments, load_splits, parse
 
 _USAGE = "usage: semcot data check --dataset NAME_OR_PATH [flags]; semcot data check --help explains them."
@@ -66,9 +66,8 @@ def run(argv):
     if args.output_dir:
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.md").write_text(f"# Check of {data.dataset}\n\n{report.to_markdown()}", encoding="utf-8")
-        content = {"dataset": data.dataset, **report.to_json()}
-        (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(folder / "report.md", f"# Check of {data.dataset}\n\n{report.to_markdown()}")
+        write_json(folder / "report.json", {"dataset": data.dataset, **report.to_json()})
         print(f"report.md and report.json are in {folder}.")
     if args.clean:
         cleaned = clean_dataset(splits, report)

@@ -1,64 +1,45 @@
-"""`condense_dataset` makes reasoning and condensed reasoning for a dataset that lacks them; resumable at any point."""
+"""`condense_dataset`: make reasoning and condensed reasoning for a dataset that lacks them, resumable at any point."""
 
-import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from datasets import Dataset, DatasetDict
 
 from ..answers import infer_answer_type
-from ..data.files import write_lines, write_splits, write_text
-from ..data.loading import split_files
+from ..data.loading import split_files, write_splits
 from ..data.schema import COLUMNS, FEATURES
 from ..data.splits import SPLITS
 from ..progress import progress_bar
-from .journal import Journal, Reply
-from .requests import STAGES, Outcome, Plan, Request, fault_of, finished_row, follow
+from ..storage import write_json, write_json_lines
+from .journal import Reply, ReplyJournal
+from .requests import STAGES, Outcome, Plan, Request, Source, fault_of, finished_row, follow
 
 JOURNAL_FILE = "journal.jsonl"
 FAILURES_FILE = "failures.jsonl"
 REPORT_FILE = "report.json"
 
-
-class Source(Protocol):
-    """What answers requests: `EndpointSource`, `LocalSource`, `EquationSource`, `SurprisalSource`.
-
-    Attributes:
-        is_rule: whether it condenses by a rule: it makes no reasoning, has one answer, and keeps whole steps or
-            equations however long.
-        fingerprint: what decides its replies; those made under another one are not used.
-    """
-
-    is_rule: bool
-    fingerprint: Mapping
-
-    def complete(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Request, Reply], None],
-        fail: Callable[[Request, str], None],
-    ) -> None: ...
+# A row with its split and its index there.
+_PlacedRow = tuple[str, int, dict]
 
 
 @dataclass
 class CondenseReport:
-    """What came of a condensation, over all runs in its folder.
+    """The result of a condensation, over all runs in its folder.
 
     Attributes:
-        rows: rows of each split that was gone through.
+        rows: rows of each requested split.
         made: rows of each split that are complete.
-        lacking: rows that came without what was to be made; with `replace`, all.
-        rejected_rows: rows that were given up, by reason.
+        lacking: rows that came without a text that was to be made; all rows with `replace`.
+        rejected_rows: rejected rows, by reason.
         failed_rows: rows whose requests got no reply, by problem; the next run asks again.
         wrong_given: rows that came with a reasoning that ends on a wrong answer.
-        rejected_replies: replies that were not good enough, by stage and fault, also where a later one was.
+        rejected_replies: rejected replies, by stage and fault, including those that a better reply followed.
         input_tokens, output_tokens: of all replies.
-        cost: of them, in the currency of the prices; None without prices.
+        cost: of the tokens, in the currency of the prices; `None` without prices.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -89,26 +70,26 @@ def condense_dataset(
 ) -> tuple[DatasetDict, CondenseReport]:
     """Make the reasoning and condensed reasoning that the rows of `splits` lack.
 
-    Every reply is written to `output_dir/journal.jsonl` as it comes. Called again there after a kill, with the same
-    source and data, it goes on where it was: no reply is bought or computed twice (requests that were under way when
-    the process was killed are the only ones sent again). Rationales whose final answer is wrong are rejected and asked
-    for again, also those that the dataset came with; over-long condensations are sent back; after `max_attempts`
-    replies the row is given up. Rows that were given up or got no reply are left out of the result and told in
-    `failures.jsonl`.
+    Every reply is written to `output_dir/journal.jsonl` when it arrives. Called again after a kill, with the same
+    source and data, the function continues from there: no reply is bought or computed twice (only requests that were
+    under way when the process was killed are sent again). Rationales whose final answer is wrong are rejected and
+    requested again, including those that the dataset came with; over-long condensations are sent back; after
+    `max_attempts` replies the row is rejected. Rows that were rejected or got no reply are left out of the result and
+    listed in `failures.jsonl`.
 
     `output_dir` then also holds `<split>.jsonl`, which `load_reasoning_dataset(output_dir)` reads, and `report.json`.
-    Splits that were not asked for are handed on as they are.
+    Other splits are copied unchanged.
 
     Args:
         dataset: splits by name, in the schema.
-        source: what makes the texts.
-        output_dir: made when missing.
-        splits: those of the dataset to go through; of these, the dataset need not have all.
+        source: makes the texts.
+        output_dir: created when missing.
+        splits: the splits to complete; those that the dataset lacks are skipped.
         make: "reasoning", "condensed_reasoning" or both.
-        replace: makes them also where a row has them.
-        answer_type: "numeric", "choice", "yes_no" or "sequence"; told from the answers by default.
-        max_words: most words of a condensed reasoning from a language model.
-        max_attempts: replies that are asked for before a row is given up.
+        replace: make them also for rows that have them.
+        answer_type: "numeric", "choice", "yes_no" or "sequence"; inferred from the answers by default.
+        max_words: maximum words of a condensed reasoning by a language model.
+        max_attempts: replies to request before a row is rejected.
         prices: per million of input and of output tokens, for the cost.
         progress: whether to show a progress bar, on a terminal.
 
@@ -116,8 +97,8 @@ def condense_dataset(
         The completed dataset and the report.
 
     Raises:
-        ValueError: for arguments out of range, columns that are missing, a folder that another run writes or that
-            holds data of another origin, an endpoint that refuses or is down, or when nothing of a split remains.
+        ValueError: for arguments out of range, missing columns, a folder that another run is writing or that holds
+            data of another origin, an endpoint that refuses or is down, or a split of which no row is complete.
     """
     _check_arguments(dataset, source, splits, make, max_words, max_attempts)
     folder = Path(output_dir)
@@ -129,7 +110,9 @@ def condense_dataset(
             "write and would replace or mix with its own: name a new folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [(split, i, row) for split in splits if split in dataset for i, row in enumerate(dataset[split])]
+    rows: list[_PlacedRow] = [
+        (split, i, row) for split in splits if split in dataset for i, row in enumerate(dataset[split])
+    ]
     if answer_type is None:
         answer_type = infer_answer_type(row["answer"] for _, _, row in rows if row["answer"].strip())
     plan = Plan(
@@ -140,34 +123,40 @@ def condense_dataset(
         max_attempts=1 if source.is_rule else max_attempts,
         source=source.fingerprint,
     )
-    with Journal(folder / JOURNAL_FILE) as journal:
+    with ReplyJournal(folder / JOURNAL_FILE) as journal:
         outcomes = _complete([row for _, _, row in rows], plan, source, journal, prices, progress)
         left_out = _left_out(rows, outcomes, journal)
     report = _report(rows, outcomes, left_out, prices)
-    write_lines(folder / FAILURES_FILE, left_out)
-    write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
-    for split in report.rows:
-        if not report.made[split]:
-            raise ValueError(
-                f"output_dir={str(folder)!r}: none of the {report.rows[split]} rows of {split} could be completed "
-                f"({_reasons(report)}); {FAILURES_FILE} there tells of each."
-            )
+    write_json_lines(folder / FAILURES_FILE, left_out)
+    write_json(folder / REPORT_FILE, asdict(report))
     bad = {(failure["split"], failure["row"]) for failure in left_out}
     completed = dict(dataset)
-    for split in report.rows:
-        completed[split] = Dataset.from_list(
-            [
-                {column: made[column] for column in COLUMNS}
-                for (name, i, row), outcome in zip(rows, outcomes, strict=True)
-                if name == split and (name, i) not in bad and (made := finished_row(row, outcome))
-            ],
-            features=FEATURES,
-        )
+    for split, count in report.rows.items():
+        if not report.made[split]:
+            reasons = {**report.rejected_rows, **report.failed_rows}
+            raise ValueError(
+                f"output_dir={str(folder)!r}: none of the {count} rows of {split} could be completed "
+                f"({', '.join(f'{number}: {reason}' for reason, number in reasons.items())}); {FAILURES_FILE} there "
+                "lists them."
+            )
+        made = [
+            finished_row(row, outcome)
+            for (name, i, row), outcome in zip(rows, outcomes, strict=True)
+            if name == split and (name, i) not in bad
+        ]
+        completed[split] = Dataset.from_list([{c: row[c] for c in COLUMNS} for row in made], features=FEATURES)
     write_splits(completed, folder)
     return DatasetDict(completed), report
 
 
-def _check_arguments(dataset, source, splits, make, max_words, max_attempts):
+def _check_arguments(
+    dataset: Mapping[str, Dataset],
+    source: Source,
+    splits: Sequence[str],
+    make: Sequence[str],
+    max_words: int,
+    max_attempts: int,
+) -> None:
     for name, value in (("max_words", max_words), ("max_attempts", max_attempts)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
@@ -181,39 +170,45 @@ def _check_arguments(dataset, source, splits, make, max_words, max_attempts):
     for split in present:
         missing = [column for column in COLUMNS if column not in dataset[split].column_names]
         if missing:
-            raise ValueError(f"dataset: {split} has no column {missing[0]!r}. Load it by load_reasoning_dataset.")
+            raise ValueError(f"dataset: {split} has no column {missing[0]!r}. Load it with load_reasoning_dataset.")
 
 
-def _complete(rows, plan, source, journal, prices, progress) -> list[Outcome]:
-    """Ask round by round whatever the rows need next, until no row needs anything that can be had."""
+def _complete(
+    rows: list[dict],
+    plan: Plan,
+    source: Source,
+    journal: ReplyJournal,
+    prices: tuple[float, float] | None,
+    progress: bool,
+) -> list[Outcome]:
+    """Send requests round by round until every row is finished, rejected or failed."""
     outcomes = [follow(row, plan, journal.replies) for row in rows]
-    total = sum(_stages(outcome, plan) for outcome in outcomes)
-    counts = Counter()
+    total = sum(outcome.stages for outcome in outcomes)
+    tokens_read = tokens_written = shown = 0
     lock = threading.Lock()
 
     with progress_bar("condense", total, show=progress) as advance:
 
-        def show():
-            cost = cost_of(counts["input"], counts["output"], prices)
-            tokens = tokens_text(counts["input"], counts["output"], cost)
-            advance(counts["done"] - counts["shown"], f"{counts['done']:,}/{total:,}, {tokens}")
-            counts["shown"] = counts["done"]
+        def show(done: int) -> None:
+            nonlocal shown
+            tokens = tokens_text(tokens_read, tokens_written, cost_of(tokens_read, tokens_written, prices))
+            advance(done - shown, f"{done:,}/{total:,}, {tokens}")
+            shown = done
 
         def keep(request: Request, reply: Reply) -> None:
-            journal.keep(request.key, reply, _about(request))
+            nonlocal tokens_read, tokens_written
+            journal.add_reply(request.key, reply, _about(request))
             with lock:
-                counts["input"] += reply.input_tokens
-                counts["output"] += reply.output_tokens
+                tokens_read += reply.input_tokens
+                tokens_written += reply.output_tokens
                 last = len(request.earlier) + 1 >= plan.max_attempts
-                counts["done"] += last or fault_of(request, reply) is None
-                show()
+                show(shown + (last or fault_of(request, reply) is None))
 
         def fail(request: Request, problem: str) -> None:
-            journal.fail(request.key, problem, _about(request))
+            journal.add_failure(request.key, problem, _about(request))
 
         while True:
-            counts["done"] = sum(_stages(outcome, plan) - _open(outcome) for outcome in outcomes)
-            show()
+            show(sum(outcome.stages - outcome.open for outcome in outcomes))
             asked = {
                 outcome.request.key: outcome.request
                 for outcome in outcomes
@@ -227,25 +222,16 @@ def _complete(rows, plan, source, journal, prices, progress) -> list[Outcome]:
                     outcomes[place] = follow(rows[place], plan, journal.replies)
 
 
-def _about(request):
+def _about(request: Request) -> dict[str, str]:
     return {"stage": request.stage, "question": request.query[:80]}
 
 
-def _stages(outcome, plan):
-    """Stages of a row that the bar counts; a row whose fault shows beforehand has none."""
-    return len(plan.make) if outcome.request is not None or outcome.replies else 0
-
-
-def _open(outcome):
-    return outcome.open if outcome.request is not None else 0
-
-
-def _left_out(rows, outcomes, journal) -> list[dict]:
+def _left_out(rows: list[_PlacedRow], outcomes: list[Outcome], journal: ReplyJournal) -> list[dict]:
+    """Describe the rows that are not part of the result."""
     failures = []
     for (split, i, row), outcome in zip(rows, outcomes, strict=True):
         if outcome.rejected is None and outcome.request is None:
             continue
-        failed = outcome.request is not None
         replies = [entry for entries in outcome.replies.values() for entry in entries]
         failures.append(
             {
@@ -253,42 +239,44 @@ def _left_out(rows, outcomes, journal) -> list[dict]:
                 "row": i,
                 "query": row["query"],
                 "answer": row["answer"],
-                "status": "failed" if failed else "rejected",
-                "reason": journal.failures[outcome.request.key] if failed else outcome.rejected,
+                "status": "failed" if outcome.request else "rejected",
+                "reason": journal.failures[outcome.request.key] if outcome.request else outcome.rejected,
                 "last_reply": replies[-1][1].text if replies else None,
             }
         )
     return failures
 
 
-def _report(rows, outcomes, left_out, prices) -> CondenseReport:
-    report = CondenseReport(rows=dict(Counter(split for split, _, _ in rows)))
+def _report(
+    rows: list[_PlacedRow], outcomes: list[Outcome], left_out: list[dict], prices: tuple[float, float] | None
+) -> CondenseReport:
+    counts = Counter(split for split, _, _ in rows)
     lost = Counter(failure["split"] for failure in left_out)
-    report.made = {split: count - lost[split] for split, count in report.rows.items()}
-    for status, counted in (("rejected", report.rejected_rows), ("failed", report.failed_rows)):
-        counted.update(Counter(failure["reason"] for failure in left_out if failure["status"] == status))
+    # Rows with the same question share replies, which are counted once.
     replies = {key: entries for outcome in outcomes for key, entries in outcome.replies.items()}
-    faults = Counter()
-    for entries in replies.values():
-        for stage, reply, fault in entries:
-            report.input_tokens += reply.input_tokens
-            report.output_tokens += reply.output_tokens
-            if fault is not None:
-                faults[f"{stage.replace('_', ' ')}: {fault}"] += 1
-    report.rejected_replies = dict(faults)
-    report.lacking = sum(bool(outcome.replies or outcome.request or outcome.rejected) for outcome in outcomes)
-    report.wrong_given = sum(outcome.given_wrong for outcome in outcomes)
-    report.cost = cost_of(report.input_tokens, report.output_tokens, prices)
-    return report
+    entries = [entry for shared in replies.values() for entry in shared]
+    read = sum(reply.input_tokens for _, reply, _ in entries)
+    written = sum(reply.output_tokens for _, reply, _ in entries)
 
+    def reasons(status: str) -> dict[str, int]:
+        return dict(Counter(failure["reason"] for failure in left_out if failure["status"] == status))
 
-def _reasons(report):
-    reasons = {**report.rejected_rows, **report.failed_rows}
-    return ", ".join(f"{count}: {reason}" for reason, count in reasons.items())
+    return CondenseReport(
+        rows=dict(counts),
+        made={split: count - lost[split] for split, count in counts.items()},
+        lacking=sum(bool(outcome.replies or outcome.request or outcome.rejected) for outcome in outcomes),
+        rejected_rows=reasons("rejected"),
+        failed_rows=reasons("failed"),
+        wrong_given=sum(outcome.given_wrong for outcome in outcomes),
+        rejected_replies=dict(Counter(f"{stage.replace('_', ' ')}: {fault}" for stage, _, fault in entries if fault)),
+        input_tokens=read,
+        output_tokens=written,
+        cost=cost_of(read, written, prices),
+    )
 
 
 def cost_of(input_tokens: int, output_tokens: int, prices: tuple[float, float] | None) -> float | None:
-    """Return the price of tokens, with `prices` per million of input and of output tokens; None without prices.
+    """Return the price of tokens, with `prices` per million of input and of output tokens; `None` without prices.
 
     >>> cost_of(2_000_000, 500_000, (0.15, 0.6))
     0.6

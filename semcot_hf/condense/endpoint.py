@@ -1,11 +1,11 @@
-"""Condensation by an OpenAI-compatible or Hub endpoint: concurrent, patient with its failures, paid for once."""
+"""Condensation by an OpenAI-compatible or Hub endpoint: concurrent requests, retries, no reply bought twice."""
 
 import email.utils
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import httpx2
@@ -13,37 +13,37 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from .journal import Reply
-from .requests import Request, messages
+from .requests import Fail, Keep, Request, messages
 
-# What may pass: request timeout, conflict, too early, too many requests; and all of the server's own faults.
-_PASSING = (408, 409, 425, 429)
+# Temporary: request timeout, conflict, too early, too many requests; and all faults of the server, 5xx.
+_TEMPORARY = (408, 409, 425, 429)
 # Faults of this one request, such as a question beyond the model's context.
-_OWN_FAULT = (400, 413, 422)
+_OF_REQUEST = (400, 413, 422)
 _FAILURES_IN_A_ROW = 10
 
 
 class EndpointSource:
-    """Asks a chat model over HTTP, by `huggingface_hub.InferenceClient`.
+    """Ask a chat model over HTTP, with `huggingface_hub.InferenceClient`.
 
     The address and the key come from the environment unless given: SEMCOT_BASE_URL with SEMCOT_API_KEY, else
     OPENAI_BASE_URL with OPENAI_API_KEY; without an address, the Hub's inference providers with the Hub token. A key is
-    only ever sent to the address that it belongs to.
+    only sent to the address that it belongs to.
 
-    A reply that does not come within `timeout`, a broken connection, HTTP 408, 409, 425, 429 and 5xx are tried again,
-    after the server's Retry-After or else after 1, 2, 4... seconds (times a random 0.5 to 1), `max_tries` times in
-    all. A rate limit makes all threads wait. A question that got no reply is recorded as failed; 10 in a row end the
-    run, as do refusals such as a wrong key. Replies that come after the timeout may have been billed.
+    A request without a reply within `timeout`, with a broken connection or with HTTP 408, 409, 425, 429 or 5xx is
+    retried after the server's Retry-After, or else after 1, 2, 4... seconds (times a random 0.5 to 1), up to
+    `max_tries` requests in all. A rate limit makes all threads wait. A question without a reply is recorded as failed;
+    10 in a row end the run, and so do refusals such as a wrong key. Replies after the timeout may have been billed.
 
     Args:
         model: the model's name at the endpoint, or its Hub id.
-        base_url, api_key: instead of the environment's.
-        concurrency: requests at once.
-        timeout: seconds without a sign of the server.
-        max_tries: HTTP requests for one reply.
-        max_new_tokens: most tokens of one reply.
+        base_url, api_key: override the environment.
+        concurrency: number of simultaneous requests.
+        timeout: seconds to wait for the server.
+        max_tries: maximum HTTP requests for one reply.
+        max_new_tokens: maximum tokens of one reply.
         temperature: of second and later replies; the first is greedy.
         backoff: seconds before the second try.
-        max_wait: most seconds between two tries, also where Retry-After asks for more.
+        max_wait: maximum seconds between two tries, also when Retry-After is longer.
 
     Raises:
         ValueError: for numbers out of range.
@@ -65,11 +65,8 @@ class EndpointSource:
         backoff: float = 1.0,
         max_wait: float = 60.0,
     ):
-        for name, value in (
-            ("concurrency", concurrency),
-            ("max_tries", max_tries),
-            ("max_new_tokens", max_new_tokens),
-        ):
+        limits = {"concurrency": concurrency, "max_tries": max_tries, "max_new_tokens": max_new_tokens}
+        for name, value in limits.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         if timeout <= 0:
@@ -79,7 +76,7 @@ class EndpointSource:
         self.backoff, self.max_wait = backoff, max_wait
         base_url, api_key = endpoint_of(base_url, api_key, os.environ)
         self.client = InferenceClient(base_url=base_url, api_key=api_key, timeout=timeout)
-        self.fingerprint = {
+        self.fingerprint: Mapping = {
             "source": "endpoint",
             "model": model,
             "max_new_tokens": max_new_tokens,
@@ -88,16 +85,11 @@ class EndpointSource:
         self._resume_at = 0.0
         self._failures_in_a_row = 0
 
-    def complete(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Request, Reply], None],
-        fail: Callable[[Request, str], None],
-    ) -> None:
-        """Ask all `requests`; `keep` and `fail` are called from several threads, as soon as there is something.
+    def complete(self, requests: Sequence[Request], keep: Keep, fail: Fail) -> None:
+        """Send all `requests`; `keep` and `fail` are called from several threads, at once for each reply.
 
         Raises:
-            ValueError: when the endpoint refuses, or fails again and again.
+            ValueError: when the endpoint refuses, or fails on 10 questions in a row.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="condense") as pool:
@@ -106,19 +98,19 @@ class EndpointSource:
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
-                # Replies under way are paid for: the pool's end waits for them.
+                # Requests under way will be billed: leaving the pool waits for their replies.
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _answer_or_stop(self, request, keep, fail, stop):
+    def _answer_or_stop(self, request: Request, keep: Keep, fail: Fail, stop: threading.Event) -> None:
         try:
             self._answer(request, keep, fail, stop)
         except BaseException:
             stop.set()
             raise
 
-    def _answer(self, request, keep, fail, stop):
+    def _answer(self, request: Request, keep: Keep, fail: Fail, stop: threading.Event) -> None:
         problem = ""
         for tried in range(self.max_tries):
             if stop.wait(max(0.0, self._resume_at - time.monotonic())) or stop.is_set():
@@ -131,9 +123,9 @@ class EndpointSource:
             except HfHubHTTPError as error:
                 status = error.response.status_code
                 problem = f"HTTP {status}: {_first_line(error)}"
-                if status in _OWN_FAULT:
+                if status in _OF_REQUEST:
                     break
-                if status not in _PASSING and status < 500:
+                if status not in _TEMPORARY and status < 500:
                     raise ValueError(
                         f"the endpoint refuses model={self.model!r} with {problem}. Check the model's name, the "
                         "address (SEMCOT_BASE_URL or OPENAI_BASE_URL) and the key (SEMCOT_API_KEY or OPENAI_API_KEY)."
@@ -157,14 +149,13 @@ class EndpointSource:
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
             raise ValueError(
                 f"the endpoint failed on {self._failures_in_a_row} questions in a row, the last time with {problem}. "
-                "All replies are kept: rerun the same command to go on."
+                "All replies are kept: rerun the same command to continue."
             )
 
-    def _ask(self, request) -> Reply:
-        chat = messages(request)
+    def _ask(self, request: Request) -> Reply:
         try:
             output = self.client.chat_completion(
-                chat,
+                messages(request),
                 model=self.model,
                 max_tokens=self.max_new_tokens,
                 temperature=self.temperature if request.earlier else 0.0,
@@ -173,10 +164,10 @@ class EndpointSource:
             text = choice.message.content or ""
         except HfHubHTTPError:
             raise
-        # What a proxy in trouble sends with status 200 is no chat completion.
+        # A failing proxy may send anything with status 200.
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise _BadReply(
-                f"a reply that is no chat completion ({type(error).__name__}: {_first_line(error)})"
+                f"a reply that is not a chat completion ({type(error).__name__}: {_first_line(error)})"
             ) from error
         return Reply(
             text,
@@ -187,13 +178,13 @@ class EndpointSource:
 
 
 class _BadReply(Exception):
-    pass
+    """A reply with status 200 that is not a chat completion."""
 
 
 def endpoint_of(
     base_url: str | None, api_key: str | None, environ: Mapping[str, str]
 ) -> tuple[str | None, str | None]:
-    """Return address and key; (None, None) stands for the Hub with its own token.
+    """Return address and key; (None, None) means the Hub with its own token.
 
     >>> endpoint_of(None, None, {"OPENAI_BASE_URL": "https://a/v1", "OPENAI_API_KEY": "k", "SEMCOT_API_KEY": "other"})
     ('https://a/v1', 'k')
@@ -205,12 +196,12 @@ def endpoint_of(
     else:
         base_url = base_url or environ.get("SEMCOT_BASE_URL") or None
         api_key = api_key or environ.get("SEMCOT_API_KEY") or None
-    # Without a key the client would send the Hub token, which is not for other servers to see.
+    # Without a key the client would send the Hub token, which other servers must not see.
     return base_url, "none" if base_url and not api_key else api_key
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the header Retry-After asks to wait (a number or a date); None when it is missing or unreadable.
+    """Return the seconds to wait by the header Retry-After (a number or a date); `None` when missing or unreadable.
 
     >>> retry_after({"retry-after": "1.5"}), retry_after({}), retry_after({"retry-after": "soon"})
     (1.5, None, None)
@@ -230,5 +221,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]

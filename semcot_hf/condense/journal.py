@@ -1,23 +1,21 @@
-"""The journal of a condensation: every reply that was bought or computed, one JSON line each, kept through a kill."""
+"""The replies of a condensation, kept in a journal that survives a kill."""
 
-import json
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from ..storage import Journal
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a source has answered.
+    """A reply of a source.
 
     Attributes:
-        text: the answer.
-        cut_off: whether it ended on the limit of new tokens.
-        input_tokens, output_tokens: what was read and written for it; 0 where the source does not tell.
-        surprisal: of the answer, in nats, with all steps and with the kept ones (`SurprisalSource`).
+        text: the reply itself.
+        cut_off: whether it ended at the limit of new tokens.
+        input_tokens, output_tokens: tokens read and generated for it; 0 where the source does not report them.
+        surprisal: of the answer, in nats, given all steps and given the kept ones (`SurprisalSource`).
     """
 
     text: str
@@ -27,90 +25,64 @@ class Reply:
     surprisal: tuple[float, float] | None = None
 
 
-class Journal:
-    """The replies in a file, by the key of the request that they answer, in the order in which they came.
+class ReplyJournal(Journal):
+    """A journal of replies and failures, by the key of the request that they belong to.
 
-    A record is written as a whole line as soon as it is there, so that a killed process loses none; half a line that
-    it may have left at the end is dropped. Failures are written down as well, but asked again by the next run. Half a
-    surrogate pair, which an endpoint's JSON may hold but no file, becomes U+FFFD.
+    Failures are recorded as well, but the next run asks again. Threads may share the journal.
 
     Args:
-        path: the file; made when missing.
+        path: the file; created when missing.
+
+    Attributes:
+        replies: the replies to each request, in the order in which they arrived.
+        failures: the problem of each request that failed in this run.
 
     Raises:
-        ValueError: when another process writes the same journal, or a line in it is no record.
+        ValueError: when another process has the journal open, or a line in it is not a record of a reply.
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(path, strict=True)
         self.replies: dict[str, list[Reply]] = {}
         self.failures: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self._process_lock = FileLock(path.with_name(f".{path.name}.lock"))
+        line = 0
         try:
-            self._process_lock.acquire(timeout=0)
-        except Timeout as error:
+            for record in self.read():
+                line += 1
+                if "failure" not in record:
+                    self.replies.setdefault(record["key"], []).append(_reply(record["reply"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            self.close()
             raise ValueError(
-                f"output_dir: another run writes {path}. Wait for it, or choose another folder."
+                f"line {line} of {path} is not a record of a reply ({error!r}): delete that line, or choose another "
+                "output."
             ) from error
-        try:
-            self._file = path.open("a+b")
-            self._read()
         except BaseException:
-            self._process_lock.release()
+            self.close()
             raise
 
-    def _read(self):
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                if "failure" not in record:
-                    surprisal = record["reply"].pop("surprisal", None)
-                    reply = Reply(**record["reply"], surprisal=tuple(surprisal) if surprisal else None)
-                    self.replies.setdefault(record["key"], []).append(reply)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"output_dir: line {number} of {self.path} is no record of a reply ({error!r}). Take that line "
-                    "out, or choose another folder."
-                ) from error
-        if len(whole) < len(content):
-            self._file.truncate(len(whole))
-
-    def keep(self, key: str, reply: Reply, about: Mapping) -> None:
-        """Write down a reply; `about` (stage and question) is for people who read the file."""
+    def add_reply(self, key: str, reply: Reply, about: Mapping) -> None:
+        """Record a reply; `about` (stage and question) is for people who read the file."""
+        # An endpoint's JSON may hold half a surrogate pair, which the files of the dataset cannot.
         reply = replace(reply, text=_whole(reply.text))
         content = {name: value for name, value in asdict(reply).items() if value or name == "text"}
-        with self._lock:
-            self._write({"key": key, **about, "reply": content})
-            self.replies.setdefault(key, []).append(reply)
+        self.append({"key": key, **about, "reply": content})
+        self.replies.setdefault(key, []).append(reply)
 
-    def fail(self, key: str, problem: str, about: Mapping) -> None:
-        """Write down that a request got no reply."""
+    def add_failure(self, key: str, problem: str, about: Mapping) -> None:
+        """Record that a request got no reply."""
         problem = _whole(problem)
-        with self._lock:
-            self._write({"key": key, **about, "failure": problem})
-            self.failures[key] = problem
+        self.append({"key": key, **about, "failure": problem})
+        self.failures[key] = problem
 
-    def _write(self, record):
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
-        self._process_lock.release()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+def _reply(content: dict) -> Reply:
+    surprisal = content.pop("surprisal", None)
+    return Reply(**content, surprisal=surprisal and tuple(surprisal))
 
 
 def _whole(text: str) -> str:
-    r"""A text without halves of surrogate pairs.
+    r"""Return `text` with U+FFFD for each half of a surrogate pair.
 
     >>> _whole("smile \ud83d!"), _whole("\ud83d\ude00") == "\U0001f600"
     ('smile \ufffd!', True)

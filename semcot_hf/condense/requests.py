@@ -1,9 +1,10 @@
-"""What is asked to condense a row, how its replies are judged, and what comes next: pure functions of the journal."""
+"""The requests that condense a row, the faults of their replies, and what to request next."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..answers import check_answer
 from ..data.rationale import rationale_agrees
@@ -31,15 +32,15 @@ _TOO_LONG = "That is {words} words. Condense it further, to at most {max_words} 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is made of every row.
+    """What to make for every row.
 
     Attributes:
         make: the stages, of `STAGES`.
-        replace: whether to make them also where the row has them.
+        replace: whether to make them also for rows that have them.
         answer_type: of all answers.
-        max_words: most words of a condensed reasoning; `None` for no limit.
-        max_attempts: replies that are asked for before a row is given up.
-        source: what decides the source's replies, such as its model.
+        max_words: maximum words of a condensed reasoning; `None` for no limit.
+        max_attempts: replies to request before a row is rejected.
+        source: the settings that determine the source's replies, such as its model.
     """
 
     make: tuple[str, ...]
@@ -52,15 +53,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask a source for.
+    """One request to a source.
 
     Attributes:
         stage: "reasoning" or "condensed_reasoning".
-        query, answer: the row's.
-        reasoning: what is to be condensed; "" for the stage "reasoning".
+        query, answer: of the row.
+        reasoning: the text to condense; "" for the stage "reasoning".
         answer_type, max_words: see `Plan`.
-        earlier: the replies that were not good enough.
-        key: the same for requests whose replies can stand for each other.
+        earlier: the rejected replies.
+        key: equal for requests whose replies are interchangeable.
     """
 
     stage: str
@@ -73,16 +74,40 @@ class Request:
     key: str
 
 
-@dataclass
-class Outcome:
-    """How far a row has come.
+Keep = Callable[[Request, Reply], None]
+Fail = Callable[[Request, str], None]
+
+
+class Source(Protocol):
+    """What answers requests: `EndpointSource`, `LocalSource`, `EquationSource`, `SurprisalSource`.
 
     Attributes:
-        texts: the accepted text of each stage that is done or given.
-        request: what to ask next; `None` when the row is done or given up.
-        rejected: why the row was given up.
-        replies: by the requests' keys, all replies to the row, each with its stage and what is wrong with it.
-        open: stages that are yet to be made.
+        is_rule: whether it condenses by a rule: it makes no reasoning, has one reply, and keeps whole steps or
+            equations of any length.
+        fingerprint: the settings that determine its replies; replies under another fingerprint are not used.
+    """
+
+    @property
+    def is_rule(self) -> bool: ...
+
+    @property
+    def fingerprint(self) -> Mapping: ...
+
+    def complete(self, requests: Sequence[Request], keep: Keep, fail: Fail) -> None:
+        """Answer `requests`: call `keep` with each reply and `fail` with each problem, from any thread."""
+
+
+@dataclass
+class Outcome:
+    """The state of a row.
+
+    Attributes:
+        texts: the accepted text of each stage that is finished or was given.
+        request: the next request; `None` when the row is finished or rejected.
+        rejected: the reason for rejecting the row.
+        replies: by the requests' keys, all replies to the row, each with its stage and its fault.
+        stages: number of stages that the source makes for this row.
+        open: number of these that are not finished.
         given_wrong: whether the row came with a reasoning that ends on a wrong answer.
     """
 
@@ -90,12 +115,18 @@ class Outcome:
     request: Request | None = None
     rejected: str | None = None
     replies: dict[str, list[tuple[str, Reply, str | None]]] = field(default_factory=dict)
+    stages: int = 0
     open: int = 0
     given_wrong: bool = False
 
+    def reject(self, reason: str) -> "Outcome":
+        """Reject the row and return its outcome."""
+        self.rejected, self.open = reason, 0
+        return self
+
 
 def request_key(plan: Plan, stage: str, query: str, answer: str, reasoning: str) -> str:
-    """Hash of all that decides the replies: the source's settings, the prompts, and of the row what they hold.
+    """Hash everything that determines the replies: the source's settings, the prompts and the texts they hold.
 
     >>> plan = Plan(STAGES, False, "numeric", 10, 3, {"model": "m"})
     >>> request_key(plan, "reasoning", "1+1?", "2", "") == request_key(plan, "reasoning", "1+1?", "3", "")
@@ -104,17 +135,16 @@ def request_key(plan: Plan, stage: str, query: str, answer: str, reasoning: str)
     False
     """
     if stage == "reasoning":
-        material = [dict(plan.source), _REASON, _ANSWER_FORMS[plan.answer_type], query]
+        material: list[object] = [dict(plan.source), _REASON, _ANSWER_FORMS[plan.answer_type], query]
     else:
         material = [dict(plan.source), _CONDENSE, _TOO_LONG, plan.max_words, query, answer, reasoning]
     return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def fault_of(request: Request, reply: Reply) -> str | None:
-    """Say what is wrong with a reply; None when nothing is.
+    """Return the fault of a reply, `None` when it has none.
 
-    A rationale must end on the right answer by the strict judge (`check_answer`) and by its last step
-    (`rationale_agrees`).
+    A rationale must end on the right answer according to both `check_answer` and `rationale_agrees`.
 
     >>> about = dict(query="1+1?", answer="2", answer_type="numeric", max_words=3, earlier=(), key="")
     >>> request = Request("reasoning", reasoning="", **about)
@@ -137,69 +167,65 @@ def fault_of(request: Request, reply: Reply) -> str | None:
 
 
 def follow(row: Mapping, plan: Plan, replies: Mapping[str, Sequence[Reply]]) -> Outcome:
-    """Tell how far `row` has come with the replies of the journal, and what is to be asked next.
+    """Return the state of `row` given the replies in the journal.
 
-    A row that lacks nothing is left as it is. A given reasoning that ends on a wrong answer counts as missing, and the
-    condensed one with it; where no reasoning is to be made, the row is given up.
+    A row that lacks nothing stays as it is. A given reasoning that ends on a wrong answer counts as missing, and so
+    does its condensed reasoning; when no reasoning is to be made, the row is rejected.
     """
     outcome = Outcome()
     try:
         outcome.given_wrong = rationale_agrees(row["reasoning"], row["answer"], plan.answer_type) is False
         check_answer("", row["answer"], plan.answer_type)
     except ValueError:
-        outcome.rejected = f"the answer cannot be judged as {plan.answer_type}"
-        return outcome
+        return outcome.reject(f"the answer cannot be judged as {plan.answer_type}")
     anew = plan.replace or (outcome.given_wrong and "reasoning" in plan.make)
     wanted = [stage for stage in STAGES if stage in plan.make and (anew or not row[stage].strip())]
     if not wanted:
         outcome.texts = {stage: row[stage] for stage in STAGES}
         return outcome
-    outcome.open = len(wanted)
-    for stage in STAGES:
+    if "reasoning" not in wanted:
+        outcome.texts["reasoning"] = row["reasoning"]
+        if outcome.given_wrong:
+            return outcome.reject("the given reasoning ends on a wrong answer")
+        if not row["reasoning"].strip():
+            return outcome.reject("there is no reasoning to condense")
+    outcome.stages = outcome.open = len(wanted)
+    for stage in wanted:
         reasoning = outcome.texts.get("reasoning", "")
-        if stage not in wanted:
-            outcome.texts[stage] = row[stage]
-            if stage == "reasoning" and outcome.given_wrong:
-                outcome.rejected = "the given reasoning ends on a wrong answer"
-                return outcome
-            continue
-        if stage == "condensed_reasoning" and not reasoning.strip():
-            outcome.rejected = "there is no reasoning to condense"
-            return outcome
         key = request_key(plan, stage, row["query"], row["answer"], reasoning)
         found = tuple(replies.get(key, ()))
         request = Request(stage, row["query"], row["answer"], reasoning, plan.answer_type, plan.max_words, found, key)
-        fault = None
+        fault: str | None = "missing"
         for reply in found:
             fault = fault_of(request, reply)
             outcome.replies.setdefault(key, []).append((stage, reply, fault))
             if fault is None:
                 text = reply.text.strip()
                 outcome.texts[stage] = text if stage == "reasoning" else " ".join(text.split())
-                outcome.open -= 1
                 break
+        if fault is None:
+            outcome.open -= 1
+        elif len(found) >= plan.max_attempts:
+            return outcome.reject(f"{stage.replace('_', ' ')}: {fault}")
         else:
-            if len(found) >= plan.max_attempts:
-                outcome.rejected = f"{stage.replace('_', ' ')}: {fault}"
-            else:
-                outcome.request = request
+            outcome.request = request
             return outcome
     return outcome
 
 
 def finished_row(row: Mapping, outcome: Outcome) -> dict:
-    """Return the row with its new texts; steps are split anew from a new reasoning."""
+    """Return the row with its new texts; a new reasoning is split into steps again."""
     made = {**row, **outcome.texts}
     if made["reasoning"] != row["reasoning"] or not row["steps"]:
         made["steps"] = split_steps(made["reasoning"])
     return made
 
 
-def messages(request: Request) -> list[dict]:
-    """The chat that asks a language model for `request`.
+def messages(request: Request) -> list[dict[str, str]]:
+    """Return the chat that sends `request` to a language model.
 
-    A rationale with a wrong answer is asked for again in the same words: telling the answer would only have it
-    defended. An over-long condensation is sent back with its length.
+    A rationale with a wrong answer is requested again in the same words: given the answer, a model would defend it.
+    An over-long condensation is sent back with its length.
 
     >>> about = dict(query="1+1?", answer="2", answer_type="numeric", max_words=2, key="")
     >>> request = Request("condensed_reasoning", reasoning="1 + 1 = 2.", earlier=(Reply("that is 2"),), **about)
@@ -207,15 +233,10 @@ def messages(request: Request) -> list[dict]:
     (['user', 'assistant', 'user'], 'That is 3 words. Condense it further, to at most 2 words.')
     """
     if request.stage == "reasoning":
-        return [_user(_REASON.format(form=_ANSWER_FORMS[request.answer_type], query=request.query))]
-    asked = _CONDENSE.format(max_words=request.max_words, query=request.query, reasoning=request.reasoning)
-    chat = [_user(asked)]
-    if request.earlier and fault_of(request, request.earlier[-1]) == "over-long":
-        text = request.earlier[-1].text.strip()
-        chat.append({"role": "assistant", "content": text})
-        chat.append(_user(_TOO_LONG.format(words=len(text.split()), max_words=request.max_words)))
-    return chat
-
-
-def _user(content):
-    return {"role": "user", "content": content}
+        turns = [_REASON.format(form=_ANSWER_FORMS[request.answer_type], query=request.query)]
+    else:
+        turns = [_CONDENSE.format(max_words=request.max_words, query=request.query, reasoning=request.reasoning)]
+        if request.earlier and fault_of(request, request.earlier[-1]) == "over-long":
+            text = request.earlier[-1].text.strip()
+            turns += [text, _TOO_LONG.format(words=len(text.split()), max_words=request.max_words)]
+    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]

@@ -1,14 +1,15 @@
-"""Condensation by rules: keep the equations, or keep the steps that carry the answer by the host's own surprisal."""
+"""Condensation by rules: keep the equations, or the steps without which the host finds the answer less likely."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import split_steps
 from ..inference.prompting import ANSWER_PROMPT, encode_prompt, pad_left, prompt_text
 from .journal import Reply
-from .requests import Request
+from .requests import Fail, Keep, Request
 
 _MARKED = re.compile(r"<<([^<>]*=[^<>]*)>>")
 _NUMBER = r"\d[\d,]*(?:\.\d+)?|\.\d+"
@@ -19,10 +20,10 @@ _ROWS_AT_ONCE = 32
 
 
 def equations_of(reasoning: str) -> str:
-    """Keep the equations of a reasoning text, as GSM8K-Aug writes them.
+    """Return the equations of a reasoning text in the format of GSM8K-Aug, "" when there are none.
 
-    Equations in `<<...>>` are kept as they are; where there are none, sums, products and quotients that a text states
-    with their result are. "" when it has no equation.
+    Equations in `<<...>>` are kept unchanged; a text without any keeps the sums, products and quotients that it states
+    with their results.
 
     >>> equations_of("He eats 3, so 16-3 = <<16-3=13>>13 are left. He sells 13*2 = $<<13*2=26>>26 worth.")
     '<<16-3=13>> <<13*2=26>>'
@@ -38,35 +39,30 @@ def equations_of(reasoning: str) -> str:
 
 
 class EquationSource:
-    """Keeps the equations; see `equations_of`."""
+    """Keep the equations; see `equations_of`."""
 
     is_rule = True
-    fingerprint = {"source": "equations"}
+    fingerprint: Mapping = {"source": "equations"}
 
-    def complete(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Request, Reply], None],
-        fail: Callable[[Request, str], None],
-    ) -> None:
-        """Condense every request."""
+    def complete(self, requests: Sequence[Request], keep: Keep, fail: Fail) -> None:
+        """Condense all requests."""
         for request in requests:
             keep(request, Reply(equations_of(request.reasoning)))
 
 
 class SurprisalSource:
-    """Keeps the steps that carry the answer.
+    """Keep the steps without which the host finds the answer less likely.
 
-    With the host's surprisal s(S) = -log p(answer | question, steps S, answer prompt), in nats and summed over the
-    answer's tokens, steps are dropped one at a time, each time the one without which s is smallest, as long as s stays
-    at most `max_loss` above that of all steps: the kept steps leave the answer at least exp(-max_loss) times as likely
-    as all of them do. Dropping one by one keeps one of two steps that say the same. One step at least is kept.
+    The host's surprisal is s(S) = -log p(answer | question, steps S, answer prompt), in nats, summed over the answer's
+    tokens. Steps are dropped one at a time, each time the step whose removal gives the smallest s, while s stays
+    within `max_loss` of its value with all steps: with the kept steps the answer is at least exp(-max_loss) times as
+    likely as with all. Of two steps with the same content one is kept, and at least one step in all.
 
     Args:
         model, tokenizer: the host, put into evaluation mode, and its tokenizer; prompts are those of explicit CoT.
-        name: of the model, which decides whether earlier results hold; its path by default.
+        name: of the model: results of an earlier run are used only under the same name; its path by default.
         max_loss: in nats.
-        batch_size: texts at once.
+        batch_size: texts per forward pass.
 
     Raises:
         ValueError: when `max_loss` is negative.
@@ -74,31 +70,31 @@ class SurprisalSource:
 
     is_rule = True
 
-    def __init__(self, model, tokenizer, *, name: str | None = None, max_loss: float = 0.1, batch_size: int = 16):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        max_loss: float = 0.1,
+        batch_size: int = 16,
+    ):
         if max_loss < 0:
             raise ValueError(f"max_loss={max_loss} must be 0 nats or more.")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_loss, self.batch_size = max_loss, batch_size
-        self.fingerprint = {
-            "source": "surprisal",
-            "model": name or model.config.name_or_path,
-            "max_loss": max_loss,
-        }
+        name = name or model.config.name_or_path
+        self.fingerprint: Mapping = {"source": "surprisal", "model": name, "max_loss": max_loss}
 
-    def complete(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Request, Reply], None],
-        fail: Callable[[Request, str], None],
-    ) -> None:
-        """Condense every request, some at a time."""
+    def complete(self, requests: Sequence[Request], keep: Keep, fail: Fail) -> None:
+        """Condense all requests, a chunk of rows at a time."""
         for start in range(0, len(requests), _ROWS_AT_ONCE):
             chunk = requests[start : start + _ROWS_AT_ONCE]
             for request, (steps, before, after) in zip(chunk, self.kept_steps(chunk), strict=True):
                 keep(request, Reply(" ".join(steps), surprisal=(round(before, 4), round(after, 4))))
 
     def kept_steps(self, requests: Sequence[Request]) -> list[tuple[list[str], float, float]]:
-        """Return for each request the kept steps, and the surprisal with all steps and with the kept ones."""
+        """Return for each request the kept steps, and the surprisal given all steps and given the kept ones."""
         kept = [split_steps(request.reasoning) for request in requests]
         full = self.surprisal(list(zip(requests, kept, strict=True)))
         now = list(full)
@@ -120,7 +116,7 @@ class SurprisalSource:
 
     @torch.no_grad()
     def surprisal(self, texts: Sequence[tuple[Request, list[str]]]) -> list[float]:
-        """Surprisal of each request's answer behind the given steps, in nats."""
+        """Return the surprisal of each request's answer after the given steps, in nats."""
         device = self.model.get_input_embeddings().weight.device
         encoded = []
         for request, steps in texts:

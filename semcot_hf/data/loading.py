@@ -4,12 +4,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
+from ..storage import write_json_lines
 from . import cells, hub, schema
 from .cells import decoded, no_row, read_cells
 from .splits import SPLITS, normalise_question, question_fraction
@@ -90,6 +91,19 @@ def pick_split(splits: Mapping[str, Dataset], split: str, source: str) -> Datase
             f"with a {split} file or, where a file's name tells the wrong split, the file renamed."
         )
     return splits[split]
+
+
+def write_splits(splits: Mapping[str, Iterable[Mapping]], folder: str | os.PathLike) -> None:
+    """Write each split as `folder/<split>.jsonl`, which `load_reasoning_dataset(folder)` reads.
+
+    Args:
+        splits: rows in the schema by the split's name; other columns are left out.
+        folder: created when missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        write_json_lines(folder / f"{name}.jsonl", ({c: row[c] for c in schema.COLUMNS} for row in rows))
 
 
 def _generate(

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from semcot_hf.cli.main import main
 from semcot_hf.data import check_dataset, load_reasoning_dataset
-from semcot_hf.data.files import write_splits, write_text
+from semcot_hf.data.loading import write_splits
 from semcot_hf.data.schema import FEATURES
 from semcot_hf.data.tasks import arithmetic
 
@@ -78,11 +78,3 @@ def test_usage(argv, status, capsys):
     assert main(["data", *argv]) == status
     told = capsys.readouterr()
     assert "usage: semcot data check" in told.out + told.err
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "report.md"
-    write_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "new \ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

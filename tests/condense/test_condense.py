@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from semcot_hf.cli.main import main
 from semcot_hf.condense.dataset import condense_dataset
 from semcot_hf.condense.endpoint import EndpointSource
-from semcot_hf.condense.journal import Journal, Reply
+from semcot_hf.condense.journal import Reply, ReplyJournal
 from semcot_hf.condense.local import LocalSource
 from semcot_hf.condense.requests import Plan, follow, messages
 from semcot_hf.condense.rules import EquationSource, SurprisalSource
 from semcot_hf.data import load_reasoning_dataset
-from semcot_hf.data.files import write_splits
+from semcot_hf.data.loading import write_splits
 from semcot_hf.data.schema import FEATURES
 from semcot_hf.data.tasks import arithmetic, coin_flip
 from semcot_hf.demo import HOST_PATH
@@ -116,9 +116,9 @@ def test_half_a_surrogate_pair_stops_nothing(server, tmp_path):
     before = server.asked.copy()
     again, _ = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
     assert again["train"][:] == made["train"][:] and server.asked == before
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        journal.fail("a", "HTTP 500: \ud83d", {})
-    assert "HTTP 500: \ufffd" in (tmp_path / "journal.jsonl").read_text(encoding="utf-8")
+    with ReplyJournal(tmp_path / "journal.jsonl") as journal:
+        journal.add_failure("a", "HTTP 500: \ud83d", {})
+    assert json.loads((tmp_path / "journal.jsonl").read_text())["failure"] == "HTTP 500: \ufffd"
 
 
 def test_killed_at_any_point_it_goes_on_and_buys_nothing_twice(server, tmp_path):
@@ -276,16 +276,20 @@ def test_one_question_twice_is_asked_once(server, tmp_path):
 
 def test_the_journal_belongs_to_one_run_and_must_be_whole(tmp_path):
     path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
-        journal.keep("k", Reply("two", True, 3, 4, (0.5, 0.25)), {"stage": REASONING})
-        journal.fail("f", "HTTP 500", {})
-        with pytest.raises(ValueError, match="output_dir: another run writes"):
-            Journal(path)
-    with Journal(path) as journal:
+    with ReplyJournal(path) as journal:
+        journal.add_reply("k", Reply("two", True, 3, 4, (0.5, 0.25)), {"stage": REASONING})
+        journal.add_failure("f", "HTTP 500", {})
+        with pytest.raises(
+            ValueError, match="another run is writing .*journal.jsonl: wait for it to end, or choose another output"
+        ):
+            ReplyJournal(path)
+    with ReplyJournal(path) as journal:
         assert journal.replies == {"k": [Reply("two", True, 3, 4, (0.5, 0.25))]} and journal.failures == {}
-    path.write_bytes(b"nonsense\n" + path.read_bytes())
-    with pytest.raises(ValueError, match="line 1 of .* is no record"):
-        Journal(path)
+    content = path.read_bytes()
+    for line, problem in ((b"nonsense", "a JSON object"), (b'{"key": "k"}', r"a record of a reply \(KeyError")):
+        path.write_bytes(line + b"\n" + content)
+        with pytest.raises(ValueError, match=f"line 1 of .* is not {problem}.*delete that line"):
+            ReplyJournal(path)
 
 
 @pytest.mark.parametrize(

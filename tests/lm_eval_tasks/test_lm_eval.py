@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data import load_reasoning_dataset
-from semcot_hf.data.files import write_splits
+from semcot_hf.data.loading import write_splits
 from semcot_hf.data.schema import FEATURES
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
