@@ -1,4 +1,4 @@
-"""Agreement of the answer that a rationale ends on with the row's answer."""
+"""The answer that a rationale ends on: does it agree with the row's answer?"""
 
 import re
 
@@ -6,11 +6,11 @@ from ..answers import check_answer, extract_answer
 from .schema import split_steps
 
 _NUMBER = r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?"
-# The result of an equation, unless the number is an operand of the next operation.
+# What an equation leads to, but for a number that goes on to be an operand.
 _RESULT = re.compile(rf"=\s*(?:\\?[$€£]\s*)?({_NUMBER}|[-−]?\.\d+)(?![\d.,]*\d)(?!\s*[-+*/×÷=]\s*[$€£(]*[\d.])")
-# A sum, product or quotient without a result.
+# A sum, product or quotient that leads to nothing.
 _UNSOLVED = re.compile(rf"\(?\s*{_NUMBER}(?:\s*[-+*/×÷x]\s*[( ]*{_NUMBER}[ )]*)+(?!\s*=)")
-# A number that is not an operand: no arithmetic sign before it, or between it and a following number.
+# A number that is no operand: no sign of a sum, product or quotient before it or between it and a next number.
 _STATED = re.compile(
     rf"(?<![\d.,])(?<![-+*/×÷])(?<![-+*/×÷] )({_NUMBER}|\.\d+)(?![\d.,]*\d)(?!\s*[-+*/×÷]\s*[$€£(]*[\d.])"
 )
@@ -20,14 +20,14 @@ _STATEMENT = re.compile(r"\banswer\b[^:\n]{0,40}?(?:\bis\b|:)|####", re.IGNORECA
 
 
 def rationale_agrees(reasoning: str, answer: str, answer_type: str) -> bool | None:
-    """Return whether `reasoning` ends on `answer`, `None` when it states no answer.
+    """Tell whether the answer that `reasoning` ends on is `answer`; None when it states none.
 
-    Of the final three steps, the last one that states an answer decides. A numeric step states the result of an
-    equation or what `extract_answer` finds; it agrees when the answer is among its numbers, operands excluded ("3/6 =
-    .5 hour, which is 30 minutes"). For sequences, only a step with "answer is", "answer:" or "####" states an answer.
+    The last of the final three steps that states anything decides. A numeric step states an equation's result or what
+    `extract_answer` finds, and agrees when the answer is among its numbers other than operands ("3/6 = .5 hour, which
+    is 30 minutes"). For sequences only a step with "answer is", "answer:" or "####" states anything.
 
     Raises:
-        ValueError: when `answer` is not of `answer_type`.
+        ValueError: when `answer` is none of `answer_type`.
 
     >>> rationale_agrees("There are 4 * 2 = <<4*2=8>>8 in 4 boxes.", "8", "numeric")
     True

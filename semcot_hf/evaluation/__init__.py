@@ -1,6 +1,8 @@
-"""Evaluation: answers, judging, controls, latency, statistics and reports."""
+"""Evaluation: verdicts on answers, controls, latency, statistics and reports."""
 
-from ..inference.answering import ANSWER_METHODS, Answer, answer_questions
+from ..inference.answering import Answer, answer_questions
+from ..inference.settings import ANSWER_METHODS
+from .config import EvaluationConfig
 from .controls import CONTROLS, ControlTokens
 from .evaluate import evaluate
 from .latency import measure_latency
@@ -20,6 +22,7 @@ __all__ = [
     "ANSWER_METHODS",
     "Answer",
     "ControlTokens",
+    "EvaluationConfig",
     "accuracy_interval",
     "answer_questions",
     "compare_runs",

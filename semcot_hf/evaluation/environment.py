@@ -1,4 +1,4 @@
-"""The machine and library versions that a report names."""
+"""The machine and the library versions of a run, for its report."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 
-def environment(device: torch.device) -> dict:
-    """Versions, platform, processor, threads and the device that the figures were made on."""
+def environment(device: torch.device) -> dict[str, str | int | None]:
+    """Return library versions, platform, processor, number of threads and device."""
     cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -20,14 +20,14 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def _version(name):
+def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _cpu_model():
+def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

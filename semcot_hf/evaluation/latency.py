@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from ..inference.answering import synchronized_time
+from ..inference.decoding import synchronized_time
 from .statistics import summarize_latency
 
 

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ..storage import write_atomically
 from .controls import CONTROL_NAMES
-from .predictions import write_atomically
 from .report import METHOD_NAMES, percent
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.

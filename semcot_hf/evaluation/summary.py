@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from ..inference.answering import ANSWER_METHODS
+from ..inference.settings import ANSWER_METHODS
 from .controls import CONTROLS, verdict
 from .predictions import read_predictions
 from .statistics import accuracy_interval, mcnemar, paired_difference_interval, summarize_seeds

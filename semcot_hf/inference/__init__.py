@@ -1,1 +1,1 @@
-"""From questions to answers: prompts, batched decoding, files of questions."""
+"""Inference: prompts, batched decoding, and files of questions."""

@@ -1,10 +1,10 @@
-"""Batches of prompts of like length: at most so many questions, or so many tokens, at once."""
+"""Batches of prompts of similar length, limited by questions or by tokens."""
 
 from collections.abc import Sequence
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
-    """Indices by falling length, so that memory runs out early or not at all; equal ones keep their order.
+    """Return indices by decreasing length, so that memory runs out early or not at all; equal ones keep their order.
 
     >>> longest_first([3, 9, 4, 9, 1])
     [1, 3, 2, 0, 4]
@@ -13,7 +13,7 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Divide prompts into batches of like length, the longest first.
+    """Divide prompts into batches of similar length, the longest first.
 
     >>> plan_batches([3, 9, 4, 9, 1], 2)
     [[1, 3], [2, 0], [4]]
@@ -25,12 +25,13 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def batch_within(lengths: Sequence[int], extra: int, tokens: int | None, start: int = 0) -> int:
-    """Number of prompts from `start` on whose padded batch stays within `tokens`, but at least one.
+    """Return how many prompts from `start` on, at least one, form a padded batch of at most `tokens` tokens.
 
     Args:
         lengths: tokens of each prompt.
-        extra: tokens that every prompt gets besides: implicit and new ones.
-        tokens: budget for prompts x (longest + extra); `None` takes them all.
+        extra: further tokens of each prompt: implicit and new ones.
+        tokens: budget for prompts x (longest + extra); `None` takes all prompts.
+        start: index of the first prompt.
 
     >>> batch_within([9, 9, 4, 3, 3], extra=6, tokens=30), batch_within([9, 9, 4, 3, 3], extra=6, tokens=30, start=2)
     (2, 3)

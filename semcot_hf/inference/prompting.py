@@ -1,26 +1,32 @@
-"""How questions become prompts, and prompts with answers become token ids: the same for training and evaluation."""
+"""How questions become prompts and token ids, the same for training and inference."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 ANSWER_PROMPT = "\nAnswer:"
-
-# For base models whose tokenizer has no chat template: the paper's "Question: {q}" form (SemCoT, appendix).
+# The paper's "Question: {q}" form (SemCoT, appendix), for base models whose tokenizer has no chat template.
 PLAIN_TEMPLATE = (
     "{%- for message in messages %}"
     "{%- if message.role == 'user' %}{{ 'Question: ' + message.content }}"
     "{%- else %}{{ '\n' + message.content + '\n' }}{%- endif %}"
     "{%- endfor %}"
 )
+# Tokenizing all questions of a large file at once would take many times the memory of the ids.
+_TOKENIZED_AT_ONCE = 1024
+
+Query = str | Sequence[Mapping[str, Any]]
 
 
-def chat_template_of(tokenizer):
-    """The tokenizer's chat template, of several the one named "default", or the paper's plain form when it has none.
+def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the tokenizer's chat template, the one named "default" of several, or the paper's plain form.
 
     Raises:
-        ValueError: for several templates none of which has that name.
+        ValueError: for several templates of which none is named "default".
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -36,21 +42,27 @@ def chat_template_of(tokenizer):
     return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
 
 
-def prompt_text(tokenizer, query):
-    """Render a question (str, or a list of chat messages) as the prompt text that ends where an answer begins."""
+def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query) -> str:
+    """Render a question (text or chat messages) as a prompt that ends where the answer begins."""
     messages = [{"role": "user", "content": query}] if isinstance(query, str) else query
-    return tokenizer.apply_chat_template(
-        messages, chat_template=chat_template_of(tokenizer), add_generation_prompt=True, tokenize=False
+    rendered = tokenizer.apply_chat_template(
+        cast(list[dict[str, str]], messages),
+        chat_template=chat_template_of(tokenizer),
+        add_generation_prompt=True,
+        tokenize=False,
     )
+    return cast(str, rendered)
 
 
-def with_answer_prompt(tokenizer, answer_prompt=ANSWER_PROMPT):
-    """Copy of `tokenizer` whose chat template puts `answer_prompt` behind the generation prompt.
+def with_answer_prompt(
+    tokenizer: PreTrainedTokenizerBase, answer_prompt: str = ANSWER_PROMPT
+) -> PreTrainedTokenizerBase:
+    """Return a copy of `tokenizer` whose chat template ends prompts with `answer_prompt`.
 
-    It is what a SemCoT checkpoint carries, so that chats sent through `pipeline` end as the training prompts did.
+    A SemCoT checkpoint is saved with it, so that chats sent through `pipeline` end as the training prompts did.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    suffix, template = _suffix(answer_prompt), chat_template_of(tokenizer)
+    suffix, template = _template_suffix(answer_prompt), chat_template_of(tokenizer)
     if not template.endswith(suffix):
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         template += suffix
@@ -59,11 +71,11 @@ def with_answer_prompt(tokenizer, answer_prompt=ANSWER_PROMPT):
     return tokenizer
 
 
-def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
-    """Token ids with which a prompt ends when its text ends on `answer_prompt`.
+def answer_prompt_ids(tokenizer: PreTrainedTokenizerBase, answer_prompt: str = ANSWER_PROMPT) -> list[int]:
+    """Return the token ids with which a prompt ends when its text ends with `answer_prompt`.
 
     Raises:
-        ValueError: when the answer prompt melts into the text before it, so that its ids depend on the question.
+        ValueError: when the tokenizer merges the answer prompt with the text before it.
     """
     if not answer_prompt:
         return []
@@ -79,51 +91,91 @@ def answer_prompt_ids(tokenizer, answer_prompt=ANSWER_PROMPT):
         tails.append(full[len(bare) :])
     if tails[0] != tails[1]:
         raise ValueError(
-            f"answer_prompt={answer_prompt!r} is tokenized differently behind different questions: start it with a "
+            f"answer_prompt={answer_prompt!r} is tokenized differently after different questions: start it with a "
             "line break or a special token of this tokenizer."
         )
     return tails[0]
 
 
-def choose_answer_prompt(tokenizer, answer_prompt, own_ids):
-    """The answer prompt to train by: `answer_prompt`, or when `None` the model's own, or else `ANSWER_PROMPT`.
+def choose_answer_prompt(tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None, own_ids: Sequence[int]) -> str:
+    """Return the answer prompt to train with.
 
     Args:
+        tokenizer: of the training.
+        answer_prompt: the one asked for; `None` means the model's own, or `ANSWER_PROMPT` for a model without.
         own_ids: token ids of the answer prompt that the model was trained with, empty for none.
 
     Raises:
-        ValueError: for another one than the model's where the tokenizer ends prompts on the model's already, and for
-            a tokenizer that does not give the model's own one its ids.
+        ValueError: when the tokenizer already ends prompts with another answer prompt, or does not encode the model's
+            own one as `own_ids`.
     """
     own = tokenizer.decode(own_ids) if own_ids else None
     if answer_prompt is None:
         if own is not None and answer_prompt_ids(tokenizer, own) != list(own_ids):
             raise ValueError(
-                f"answer_prompt=None keeps the model's own, {own!r}, whose ids {list(own_ids)} processing_class does "
-                "not give it: pass the model's tokenizer, or answer_prompt='...' to train on with another one."
+                f"answer_prompt=None keeps the model's own, {own!r}, which processing_class does not encode as the "
+                f"model's ids {list(own_ids)}: pass the model's tokenizer, or answer_prompt='...' to train on with "
+                "another one."
             )
         return ANSWER_PROMPT if own is None else own
-    if own is not None and answer_prompt != own and chat_template_of(tokenizer).endswith(_suffix(own)):
+    if own is not None and answer_prompt != own and chat_template_of(tokenizer).endswith(_template_suffix(own)):
         raise ValueError(
-            f"answer_prompt={answer_prompt!r}: processing_class ends prompts on the model's own, {own!r}, and they "
-            "would have both. Leave answer_prompt out, or pass the host's tokenizer as processing_class to train on "
-            "with another one."
+            f"answer_prompt={answer_prompt!r}: processing_class ends prompts on the model's own, {own!r}, so that "
+            "they would have both. Leave answer_prompt out, or pass the host's tokenizer as processing_class to "
+            "train on with another one."
         )
     return answer_prompt
 
 
-def shares_tokenizer(host_tokenizer, generator_tokenizer):
-    """Whether each of the host's tokens has the same id for the generator, which can then read the host's ids."""
+def shares_tokenizer(host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the generator can read the host's ids: each host token has the same id in both vocabularies."""
     return host_tokenizer.get_vocab().items() <= generator_tokenizer.get_vocab().items()
 
 
-def encode_prompt(tokenizer, text):
-    """Token ids of a rendered prompt; the template itself writes whatever special tokens belong there."""
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a rendered prompt, which already contains the special tokens that belong to it."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def render_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    queries: Iterable[Query],
+    *,
+    method: str,
+    answer_prompt: str = ANSWER_PROMPT,
+    few_shot: Sequence[Mapping] = (),
+    chat: bool = True,
+) -> Iterator[str]:
+    """Yield each question's prompt; see `AnswerSettings` for the arguments.
+
+    A tokenizer whose chat template writes the answer prompt (a SemCoT checkpoint's) gives the same prompts as one
+    whose template does not.
+    """
+    if not chat and tokenizer.chat_template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = None
+    shown: list[Mapping[str, Any]] = []
+    for row in few_shot:
+        reasoning = row["reasoning"] if method == "cot" else ""
+        shown.append({"role": "user", "content": row["query"]})
+        shown.append({"role": "assistant", "content": f"{reasoning}{answer_prompt} {row['answer']}".strip()})
+    for query in queries:
+        asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
+        text = prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt)
+        yield text if method == "cot" else text + answer_prompt
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, queries: Iterable[Query], **options: Any
+) -> Iterator[list[int]]:
+    """Yield the token ids of each question's prompt; the options are those of `render_prompts`."""
+    texts = render_prompts(tokenizer, queries, **options)
+    while some := list(islice(texts, _TOKENIZED_AT_ONCE)):
+        yield from tokenizer(some, add_special_tokens=False)["input_ids"]
+
+
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (batch, longest).
+    """Return token ids and attention mask, both (batch, longest).
 
     >>> ids, mask = pad_left([[5, 6, 7], [8]])
     >>> ids.tolist(), mask.tolist()
@@ -135,10 +187,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[t
     return ids, mask
 
 
-def _suffix(answer_prompt):
-    """What a chat template ends on to put the answer prompt behind the generation prompt."""
-    return "{%- if add_generation_prompt %}{{ " + _jinja_string(answer_prompt) + " }}{%- endif %}"
-
-
-def _jinja_string(text):
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+def _template_suffix(answer_prompt: str) -> str:
+    """Return the end of a chat template that writes the answer prompt after the generation prompt."""
+    text = answer_prompt.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return "{%- if add_generation_prompt %}{{ '" + text + "' }}{%- endif %}"

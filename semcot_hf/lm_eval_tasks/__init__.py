@@ -1,4 +1,4 @@
-"""Tasks for lm-evaluation-harness, judged as `semcot evaluate` judges: the folder for its `--include_path`."""
+"""Tasks for lm-evaluation-harness with the verdicts of `semcot evaluate`; `INCLUDE_PATH` is for `--include_path`."""
 
 from pathlib import Path
 

@@ -4,32 +4,35 @@
         --include_path "$(python -c 'from semcot_hf.lm_eval_tasks import INCLUDE_PATH; print(INCLUDE_PATH)')" \
         --device cpu --log_samples --output_path runs/lm_eval
 
-gives the answers of `semcot evaluate`, question by question: of its method "semcot" for a SemCoT checkpoint, of
-"no_cot" for any other causal LM. `--metadata '{"dataset": "my.jsonl"}'` puts another dataset behind a task, and
-`--gen_kwargs max_gen_toks=N` is `--max_new_tokens N`. The prompts are rendered by the model's chat template already:
-leave `--apply_chat_template` and `--num_fewshot` out. Log-likelihood tasks, the harness's own included, call the
-model's `forward` on the text alone and so run without implicit tokens.
+gives the answers of `semcot evaluate`, question by question: those of its method "semcot" for a SemCoT checkpoint and
+of "no_cot" for any other causal LM. `--metadata '{"dataset": "my.jsonl"}'` runs a task on another dataset;
+`--gen_kwargs max_gen_toks=N` is `--max_new_tokens N`. The prompts are already rendered by the model's chat template:
+leave `--apply_chat_template` and `--num_fewshot` out. Log-likelihood tasks, also the harness's own, call the model's
+`forward` on the text alone and therefore run without implicit tokens.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import datasets
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from semcot_hf.answers import check_answer, infer_answer_type
 from semcot_hf.data import load_reasoning_dataset
-from semcot_hf.inference.answering import NEXT_QUESTION
-from semcot_hf.inference.prompting import ANSWER_PROMPT, encode_prompt, prompt_text
+from semcot_hf.inference.prompting import encode_prompt, render_prompts
+from semcot_hf.inference.settings import NEXT_QUESTION, answer_prompt_of
 
 
 def load_questions(
-    dataset=None,
-    answer_type=None,
-    pretrained=None,
-    tokenizer=None,
-    revision=None,
-    trust_remote_code=False,
-    **model_args,
+    dataset: str | None = None,
+    answer_type: str | None = None,
+    pretrained: str | None = None,
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **model_args: Any,
 ) -> datasets.DatasetDict:
-    """Load the test questions of a dataset, each with the prompt of the model that is evaluated.
+    """Load the test questions of a dataset, each with the prompt of the evaluated model.
 
     Args:
         dataset: what `load_reasoning_dataset` takes.
@@ -50,29 +53,22 @@ def load_questions(
     rows = loaded["test"]
     options = {"revision": revision or "main", "trust_remote_code": bool(trust_remote_code)}
     config = AutoConfig.from_pretrained(pretrained, **options)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer or pretrained, **options)
-    answer_prompt = ANSWER_PROMPT
-    if config.model_type == "semcot":
-        answer_prompt = tokenizer.decode(config.answer_prompt_ids)
-    prompts = [prompt_text(tokenizer, query).removesuffix(answer_prompt) + answer_prompt for query in rows["query"]]
-    _check_tokens(tokenizer, prompts[0], model_args)
-    answer_type = answer_type or infer_answer_type(rows["answer"])
-    return datasets.DatasetDict(
-        test=datasets.Dataset.from_dict(
-            {
-                "prompt": prompts,
-                "query": rows["query"],
-                "answer": rows["answer"],
-                "answer_type": [answer_type] * len(rows),
-                # Without a chat template, a model may go on to make up the next question.
-                "stop": ["" if tokenizer.chat_template else NEXT_QUESTION] * len(rows),
-            }
-        )
-    )
+    own = AutoTokenizer.from_pretrained(tokenizer or pretrained, **options)
+    answer_prompt = answer_prompt_of(config, own)
+    prompts = list(render_prompts(own, rows["query"], method="no_cot", answer_prompt=answer_prompt))
+    _check_tokens(own, prompts[0], model_args)
+    columns = {
+        "prompt": prompts,
+        "query": rows["query"],
+        "answer": rows["answer"],
+        "answer_type": [answer_type or infer_answer_type(rows["answer"])] * len(rows),
+        "stop": ["" if own.chat_template else NEXT_QUESTION] * len(rows),
+    }
+    return datasets.DatasetDict(test=datasets.Dataset.from_dict(columns))
 
 
-def _check_tokens(tokenizer, prompt, model_args):
-    """The harness tokenizes by the tokenizer's defaults; the prompts hold all the special tokens that belong there."""
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, model_args: Mapping[str, Any]) -> None:
+    """Raise when the harness, which adds the tokenizer's default special tokens, would double those of the prompt."""
     starts_with_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
     if starts_with_bos or model_args.get("add_bos_token") is False:
         return
@@ -83,8 +79,8 @@ def _check_tokens(tokenizer, prompt, model_args):
         )
 
 
-def score_answer(doc, results) -> dict[str, float]:
-    """Judge one answer by `check_answer`, as a float for the harness's mean.
+def score_answer(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
+    """Return the verdict of `check_answer` on one answer, as a float for the harness's mean.
 
     >>> score_answer({"answer": "no", "answer_type": "yes_no", "stop": "\\nQuestion:"}, [" no\\nQuestion: Is it? yes"])
     {'accuracy': 1.0}

@@ -83,7 +83,7 @@ def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
     assert '"p' in capsys.readouterr().out
     refused = [*folders, *options, "--compile_generator", "--overwrite"]
     assert main(["evaluate", *refused]) == 1
-    assert "is no SemCoT checkpoint" in capsys.readouterr().err
+    assert "is not a SemCoT checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate", "condense"])
@@ -223,4 +223,4 @@ def test_columns_by_other_names_and_missing_splits(tmp_path, capsys):
 def test_more_examples_than_training_rows_are_refused(tmp_path, capsys):
     flags = ["--dataset", "coin_flip", "--max_train_samples", "3", "--output_dir", str(tmp_path)]
     assert main(["evaluate", "--model", "none", *flags, "--few_shot", "4"]) == 1
-    assert "few_shot=4: the training rows are only 3" in capsys.readouterr().err
+    assert "few_shot=4: there are only 3 training rows" in capsys.readouterr().err

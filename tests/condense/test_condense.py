@@ -409,7 +409,7 @@ def test_a_local_model_computes_nothing_twice(tiny_lm, tiny_tokenizer, tmp_path)
 
     source = local(tiny_lm, tiny_tokenizer)
     source.max_new_tokens = 1000
-    with pytest.raises(ValueError, match="max_new_tokens=1000 are more than the model's context of 1024"):
+    with pytest.raises(ValueError, match="1000 new tokens are more than the context of 1024"):
         condense_dataset(data(bare(ROWS[:1])), source, output_dir=tmp_path / "context")
 
 

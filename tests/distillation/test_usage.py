@@ -282,5 +282,5 @@ def test_an_answer_prompt_that_the_tokenizer_lacks_is_refused(parts, char_tokeni
     model = parts(answer_prompt_ids=tiny_tokenizer("\nA:")["input_ids"])
     other = copy.deepcopy(char_tokenizer)
     other.eos_token = "[bos]"
-    with pytest.raises(ValueError, match="answer_prompt=None keeps the model's own, .* does not give it: pass"):
+    with pytest.raises(ValueError, match="answer_prompt=None keeps the model's own, .* does not encode as .*: pass"):
         SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows, processing_class=other)

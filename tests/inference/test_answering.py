@@ -11,7 +11,7 @@ from evaluation_models import answering_host, coin_flip_tokenizer, tiny_semcot_o
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.evaluation import ControlTokens, answer_questions, evaluate, measure_latency
 from semcot_hf.evaluation.controls import derangement, noise_like
-from semcot_hf.inference.answering import encode_prompts
+from semcot_hf.inference import prompting
 from semcot_hf.inference.prompting import with_answer_prompt
 
 QUERIES = [row["query"] for row in coin_flip.generate(9, seed=4, split="test")]
@@ -30,6 +30,10 @@ def host(tokenizer):
 @pytest.fixture(scope="module")
 def model(host, tokenizer):
     return tiny_semcot_over(host, tokenizer)
+
+
+def encode_prompts(*args, **kwargs):
+    return list(prompting.encode_prompts(*args, **kwargs))
 
 
 def outputs(*args, **kwargs):

@@ -18,16 +18,21 @@ from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
-from semcot_hf.inference.answering import Answerer, encode_prompts
-from semcot_hf.inference.generate_file import generate_file
+from semcot_hf.inference import prompting
+from semcot_hf.inference.answering import Answer, Answerer
+from semcot_hf.inference.generate_file import WorkFile, generate_file
 from semcot_hf.inference.prompting import answer_prompt_ids, pad_left, with_answer_prompt
 from semcot_hf.inference.question_file import read_questions
+from semcot_hf.inference.settings import AnswerSettings
 from semcot_hf.inference.shared_prefix import SHORTEST_PREFIX, SharedPrefix, find_shared_prefix
-from semcot_hf.inference.work_file import WorkFile
 
 WORDS = "apples pears plums figs kiwis limes".split()
 QUERIES = [f"How many {' and '.join(WORDS[i % 5 : i % 5 + 1 + i % 4])} are {i} + {i * i}?" for i in range(13)]
 SYSTEM = "Think hard, then answer with one number and nothing else. "
+
+
+def encode_prompts(*args, **kwargs):
+    return list(prompting.encode_prompts(*args, **kwargs))
 
 
 def write_rows(path, queries=QUERIES, **more):
@@ -312,9 +317,9 @@ def test_every_field_comes_back_and_the_answers_column_may_be_named(tmp_path):
 def test_work_file_keeps_whole_lines_and_one_writer(tmp_path):
     output, own = tmp_path / "answers.jsonl", {"max_new_tokens": 4}
     with WorkFile(output, own) as work:
-        work.append([3, 1], [("three\n", 2), ("\udc00", 1)], requested=100, tokens_per_batch=50)
-        work.append([0], [("zero", 4)], requested=100, tokens_per_batch=25)
-        with pytest.raises(ValueError, match="another run is writing .*answers.jsonl.partial. Wait for it"):
+        work.append([3, 1], [Answer("three\n", 2, 0.1, True), Answer("\udc00", 1, 0.1, True)], (100, 50))
+        work.append([0], [Answer("zero", 4, 0.1, False)], (100, 25))
+        with pytest.raises(ValueError, match="another run is writing .*answers.jsonl.partial: wait for it"):
             WorkFile(output, own)
     whole = work.path.read_bytes()
     for torn in (b'{"tokens_per_batch": [100, 25], "ans', b'{"answers": []}\n', b"\0" * 20 + b"\n", b"[1]\n", b"7"):
@@ -326,7 +331,7 @@ def test_work_file_keeps_whole_lines_and_one_writer(tmp_path):
     with WorkFile(output, own) as work:
         assert not work.answers
     work.path.write_bytes(b"something else\n")
-    with pytest.raises(ValueError, match="holds the answers of another run"):
+    with pytest.raises(ValueError, match="answers.jsonl.partial holds another run"):
         WorkFile(output, own)
     assert work.path.read_bytes() == b"something else\n"
 
@@ -444,7 +449,7 @@ def answer_chats(model, tokenizer, tmp_path, shared, **options):
     source, output = tmp_path / "questions.jsonl", tmp_path / f"{shared}.jsonl"
     source.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
     questions = read_questions(source, output)
-    options = {"max_new_tokens": 5, "tokens_per_batch": 1200, "shared_prefix": shared, **options}
+    options = {"max_new_tokens": 5, "tokens_per_batch": 1200, "shared_prefix": "auto" if shared else "off", **options}
     return host_columns(model.get_decoder(), lambda: generate_file(model, tokenizer, questions, **options))
 
 
@@ -508,7 +513,8 @@ def test_no_prefix_is_shared_where_it_would_change_answers_or_save_nothing(tiny_
     assert find_shared_prefix(tiny_lm(), encode_prompts(tokenizer, QUERIES, method="no_cot")) is None
     assert find_shared_prefix(tiny_lm(), prompts[:1]) is None
     assert len(find_shared_prefix(tiny_lm(), [prompts[0]] * 2)) == len(prompts[0]) - 1
-    same = Answerer(model, tokenizer, [prompts[0]] * 2, max_new_tokens=2, shared_prefix=True)
+    same = Answerer(model, tokenizer, AnswerSettings(max_new_tokens=2))
+    same.share_prefix([prompts[0]] * 2)
     assert len(same.prefix) == len(prompts[0]) - len(model.config.answer_prompt_ids)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from ...inference.answering import synchronized_time
+from ...inference.decoding import synchronized_time
 
 # Turns that a row takes at least, and how many times its budget it may take for them.
 FEWEST_TURNS, PATIENCE = 3, 5

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ...evaluation.environment import environment
 from ...evaluation.statistics import summarize_latency
-from ...inference.answering import is_out_of_memory, synchronized_time
+from ...inference.decoding import is_out_of_memory, synchronized_time
 from .calls import DECODE_STEPS, method_calls, part_calls
 from .measurement import copy_bandwidth, ratio, take_turns
 from .memory import needed_bytes, peak_bytes
