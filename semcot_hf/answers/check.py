@@ -1,23 +1,22 @@
-"""The three public functions of answer judging: extract, check, and tell the task from its answers.
+"""The public functions of answer checking: extract an answer, check it, and infer the answer type.
 
 One output states at most one answer. It is looked for, in this order, after `####`, in `\\boxed{}`, after "final
 answer", after "so the answer is", after "answer is" or "Answer:"; then as a line that is an answer and nothing else;
-then in the closing sentence. The first of these places that holds anything decides: one value there is the answer, two
-different values are none. Questions state nothing, what a "Wait, ..." takes back is void, and nothing is read from the
-heading of a next question on. A sequence is simply all that follows the last `####` or answer phrase.
+then in the closing sentence. The first of these places that holds a value decides: one value there is the answer, two
+different values are none. Questions state nothing, a "Wait, ..." withdraws what precedes it, and nothing is read from
+the heading of a next question on. A sequence is all that follows the last `####` or answer phrase.
 
 Since an output has one answer whatever the question, no constant output scores above the most frequent answer.
 """
 
 from collections.abc import Iterable
 
-from .choice import choice_stated
 from .latex import is_formula, same_formula
 from .numeric import is_quantity, number_stated, read_number
-from .sequence import normalise_sequence, sequence_stated
-from .yes_no import yes_no_stated
+from .options import choice_stated, yes_no_stated
+from .statements import normalise_sequence, sequence_stated
 
-TASKS = {
+READERS = {
     "numeric": number_stated,
     "choice": choice_stated,
     "yes_no": yes_no_stated,
@@ -25,15 +24,15 @@ TASKS = {
 }
 
 
-def extract_answer(output: str, task: str) -> str | None:
-    r"""Returns the one answer that an output states, in normal form, or None when it states none or several.
+def extract_answer(output: str, answer_type: str) -> str | None:
+    r"""Return the one answer that an output states, in normal form, or None when it states none or several.
 
     Args:
-        output: what the model wrote, the prompt left out.
-        task: "numeric", "choice", "yes_no" or "sequence".
+        output: what the model wrote, without the prompt.
+        answer_type: "numeric", "choice", "yes_no" or "sequence".
 
     Raises:
-        ValueError: for another task.
+        ValueError: for another answer type.
 
     >>> extract_answer("She eats 3 and bakes 4: 16 - 3 - 4 = 9. So she makes 9 * 2 = $18.00 a day.", "numeric")
     '18'
@@ -46,25 +45,25 @@ def extract_answer(output: str, task: str) -> str | None:
     >>> extract_answer("either 5 or 6", "numeric") is None
     True
     """
-    if task not in TASKS:
-        raise ValueError(f"task={task!r} is unknown; choose one of {', '.join(map(repr, TASKS))}")
-    return TASKS[task](output)
+    if answer_type not in READERS:
+        raise ValueError(f"answer_type={answer_type!r} is unknown; choose one of {', '.join(map(repr, READERS))}")
+    return READERS[answer_type](output)
 
 
-def check_answer(output: str, answer: str, task: str) -> bool:
-    r"""Returns whether the one answer that an output states is the right one.
+def check_answer(output: str, gold: str, answer_type: str) -> bool:
+    r"""Return whether the one answer that an output states is the right one.
 
     Numbers are compared exactly, as fractions: 1/2 is 0.5, and 0.33 is not 1/3. Units, currency and the percent sign
-    are dropped from both sides, so "50%" is 50 and is never 0.5: were it both, one constant would answer two golds.
-    Formulas that are not plain numbers go to math-verify.
+    are dropped from both sides, so "50%" is 50 and never 0.5: otherwise one constant would match two gold answers.
+    Formulas that are not plain numbers are compared by math-verify.
 
     Args:
-        output: what the model wrote, the prompt left out.
-        answer: the right answer alone, as the dataset has it.
-        task: "numeric", "choice", "yes_no" or "sequence".
+        output: what the model wrote, without the prompt.
+        gold: the right answer alone, as the dataset has it.
+        answer_type: "numeric", "choice", "yes_no" or "sequence".
 
     Raises:
-        ValueError: for another task, or for an `answer` that is none of its answers.
+        ValueError: for another answer type, or for a `gold` that is no answer of that type.
 
     >>> check_answer("The answer is 18 dollars a day.", "18", "numeric")
     True
@@ -77,27 +76,25 @@ def check_answer(output: str, answer: str, task: str) -> bool:
     >>> check_answer("The answer is no.", "no", "yes_no"), check_answer("yes or no", "no", "yes_no")
     (True, False)
     """
-    stated = extract_answer(output, task)
-    if task == "numeric":
-        gold = read_number(answer)
-        if gold is None and not is_formula(answer):
-            raise ValueError(f"answer={answer!r} is not one number; use task='sequence' for answers that are text")
+    stated = extract_answer(output, answer_type)
+    if answer_type == "numeric":
+        right = read_number(gold)
+        if right is None and not is_formula(gold):
+            raise ValueError(f"gold={gold!r} is not one number; use answer_type='sequence' for answers that are text")
         if stated is None:
             return False
         value = read_number(stated)
-        if gold is not None and value is not None:
-            return gold == value
-        return same_formula(answer, stated)
-    gold = normalise_sequence(answer) if task == "sequence" else TASKS[task](answer)
-    if not gold:
-        raise ValueError(f"answer={answer!r} is no answer to task={task!r}; correct the row or use another task")
-    return stated == gold
+        return same_formula(gold, stated) if right is None or value is None else right == value
+    normal = normalise_sequence(gold) if answer_type == "sequence" else READERS[answer_type](gold)
+    if not normal:
+        raise ValueError(f"gold={gold!r} is no {answer_type} answer; correct the row or use another answer_type")
+    return stated == normal
 
 
 def infer_answer_type(answers: Iterable[str]) -> str:
-    """Returns the task that a column of right answers belongs to.
+    """Return the answer type of a column of right answers.
 
-    Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, and text where they are the rule.
+    Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, else text.
 
     Raises:
         ValueError: when there are no answers.
@@ -111,12 +108,10 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     """
     answers = [answer.strip() for answer in answers]
     if not answers:
-        raise ValueError("answers is empty: give at least one right answer to tell the task from")
+        raise ValueError("answers is empty: give at least one right answer to infer the answer type from")
     if all(answer.lower() in ("yes", "no") for answer in answers):
         return "yes_no"
     if all(len(answer) == 1 and answer.upper() in "ABCDEFGHIJ" for answer in answers):
         return "choice"
     others = [answer for answer in answers if read_number(answer, units=False) is None and not is_formula(answer)]
-    if 2 * len(others) < len(answers) and all(map(is_quantity, others)):
-        return "numeric"
-    return "sequence"
+    return "numeric" if 2 * len(others) < len(answers) and all(map(is_quantity, others)) else "sequence"

@@ -1,4 +1,4 @@
-"""LaTeX and typographic signs: reduced to plain text where that loses nothing, else left to math-verify."""
+"""LaTeX and typographic signs: written as plain text where that loses nothing, else compared by math-verify."""
 
 import json
 import re
@@ -8,36 +8,18 @@ import sys
 import threading
 import unicodedata
 
+from .number_grammar import BEGINS, MINUS
+
 _SPACES = "\u00a0\u2007\u2009\u202f"
 _VULGAR = re.compile("(?P<whole>[0-9]?)(?P<part>[\u00bc-\u00be\u2150-\u215e])")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _FRACTION = re.compile(r"(?P<whole>\d?)\s*\\[dt]?frac\s*(?:\{([^{}\\]*)\}\s*\{([^{}\\]*)\}|(\d)\s*(\d))")
 _WORDS = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)|mbox|operatorname)\s*\{([^{}]*)\}")
 _COMMANDS = {
-    r"\$": "$",
-    r"\%": "%",
-    "{,}": ",",
-    r"\times": "*",
-    r"\cdot": "*",
-    r"\div": "/",
-    r"\approx": "=",
-    r"\implies": "=",
-    r"\Rightarrow": "=",
-    r"\left": "",
-    r"\right": "",
-    r"\displaystyle": "",
-    r"\quad": " ",
-    r"\qquad": " ",
-    r"\(": " ",
-    r"\)": " ",
-    r"\[": " ",
-    r"\]": " ",
-    r"\,": " ",
-    r"\;": " ",
-    r"\!": "",
-    r"\:": " ",
-    "\\ ": " ",
-    r"\\": "\n",
+    **dict.fromkeys([*r"\quad \qquad \( \) \[ \] \, \; \:".split(), "\\ "], " "),
+    **dict.fromkeys(r"\left \right \displaystyle \!".split(), ""),
+    **dict.fromkeys(r"\approx \implies \Rightarrow".split(), "="),
+    **{r"\$": "$", r"\%": "%", "{,}": ",", r"\times": "*", r"\cdot": "*", r"\div": "/", r"\\": "\n"},
 }
 _COMMAND = re.compile("|".join(re.escape(c) + (r"(?![A-Za-z])" if c[-1].isalpha() else "") for c in _COMMANDS))
 _FORMULA = re.compile(r"\\[A-Za-z]+")
@@ -51,18 +33,18 @@ _SECONDS = 30
 
 
 def plain(text: str) -> str:
-    r"""Returns a text with simple LaTeX and typographic signs written as plain text; `\boxed` stays.
+    r"""Return a text with simple LaTeX and typographic signs written as plain text; `\boxed` stays.
 
-    Calculator notes of GSM8K (`<<9*2=18>>`) go, since the text repeats their result.
+    Calculator notes of GSM8K (`<<9*2=18>>`) are dropped, since the text repeats their result.
 
     >>> plain(r"\[ \text{Total} = 3\frac{1}{2} \times \$1{,}000 \]").split()
     ['Total', '=', '3', '1/2', '*', '$1,000']
     >>> plain("9*2=$<<9*2=18>>18, \u22125, 2\u00bd, 10\u00b2")
     '9*2=$18, -5, 2 1/2, 10^2'
     """
-    text = re.sub(r"<<[^<>]*>>", "", text).replace("\u2212", "-").replace("\uff0d", "-").replace("\u2248", "=")
+    text = re.sub(MINUS, "-", re.sub(r"<<[^<>]*>>", "", text)).replace("\u2248", "=")
     # An en dash right before a number is a minus, unless it joins a range.
-    text = re.sub(r"(?<!\w)\u2013(?=[$\u20ac\u00a3]?\.?\d)", "-", text)
+    text = re.sub(rf"(?<!\w)\u2013{BEGINS}", "-", text)
     text = re.sub(rf"(?<=\d)(?:[{_SPACES}]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(f"[{_SPACES}]", " ", text)
     text = _VULGAR.sub(_vulgar, text)
@@ -76,7 +58,7 @@ def plain(text: str) -> str:
 
 
 def is_formula(text: str) -> bool:
-    r"""Returns whether a text holds LaTeX that is more than a way to write a number.
+    r"""Return whether a text holds LaTeX that is more than a way to write a number.
 
     >>> is_formula(r"\sqrt{2}"), is_formula(r"\frac{1}{2}"), is_formula("18")
     (True, False, False)
@@ -85,10 +67,10 @@ def is_formula(text: str) -> bool:
 
 
 def same_formula(gold: str, answer: str) -> bool:
-    r"""Returns whether two formulas have one value, by math-verify; False where it cannot tell in time.
+    r"""Return whether two formulas have one value, by math-verify; False where it cannot tell in time.
 
-    math-verify bounds its time by SIGALRM, which works in the main thread alone and not on Windows. Elsewhere the
-    comparison runs in a process of its own, which is ended after 30 seconds.
+    math-verify limits its time by SIGALRM, which works in the main thread only and not on Windows. Elsewhere the
+    comparison runs in a subprocess, which is ended after 30 seconds.
 
     >>> same_formula(r"2\sqrt{2}", r"\sqrt{8}"), same_formula(r"\sqrt{2}", "2")
     (True, False)
@@ -98,10 +80,9 @@ def same_formula(gold: str, answer: str) -> bool:
         from math_verify import parse, verify
 
         return bool(verify(*map(parse, pair)))
+    command = [sys.executable, "-c", _CODE]
     try:
-        run = subprocess.run(
-            [sys.executable, "-c", _CODE], input=json.dumps(pair), capture_output=True, text=True, timeout=_SECONDS
-        )
+        run = subprocess.run(command, input=json.dumps(pair), capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     if run.returncode:
@@ -110,12 +91,14 @@ def same_formula(gold: str, answer: str) -> bool:
 
 
 def _vulgar(match: re.Match) -> str:
+    """Return a fraction sign such as "\u00bd", with the digit before it, as plain text."""
     part = unicodedata.normalize("NFKC", match["part"]).replace("\u2044", "/")
     return f"{match['whole']} {part}" if match["whole"] else part
 
 
 def _fraction(match: re.Match) -> str:
+    r"""Return `\frac{a}{b}`, with the digit before it, as plain text."""
     top, bottom = (match[2], match[3]) if match[2] is not None else (match[4], match[5])
-    simple = re.fullmatch(r"\s*\d+\s*", top) and re.fullmatch(r"\s*\d+\s*", bottom)
+    simple = top.strip().isdecimal() and bottom.strip().isdecimal()
     part = f"{top.strip()}/{bottom.strip()}" if simple else f"({top})/({bottom})"
     return f"{match['whole']} {part}" if match["whole"] else part

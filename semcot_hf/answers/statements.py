@@ -3,10 +3,9 @@
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
-
-Reader = Callable[[str], set[str]]
 
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
@@ -84,11 +83,17 @@ class Sentence(NamedTuple):
     asks: bool
 
 
-def own_part(output: str) -> str:
-    """Returns what belongs to the question asked: nothing from the next question's heading on, nothing taken back.
+# Returns the values that a text gives.
+Reader = Callable[[str], set[str]]
+# Returns the values of a whole output, from its own part and that part's sentences.
+Finder = Callable[[str, list[Sentence]], set[str]]
 
-    A model that runs on writes further questions and answers of its own. They neither rescue nor spoil what stands
-    before them. A heading that opens the output repeats the question asked and is kept.
+
+def own_part(output: str) -> str:
+    """Return the part of an output that answers the question asked.
+
+    A model that goes on writes further questions and answers of its own: nothing counts from the next question's
+    heading on, nor what a "Wait, ..." withdraws. A heading that opens the output repeats the question and is kept.
 
     >>> own_part("18" + chr(10) + "Question: 2 + 2?" + chr(10) + "Answer: 4").strip()
     '18'
@@ -97,81 +102,83 @@ def own_part(output: str) -> str:
     >>> own_part("That is a 15 minute wait.")
     'That is a 15 minute wait.'
     """
-    for heading in _NEXT_QUESTION.finditer(output):
-        if output[: heading.start()].strip():
-            output = output[: heading.start()]
-            break
-    retractions = [match for match in _RETRACTION.finditer(output) if _takes_back(output, match)]
-    return output[retractions[-1].end() :] if retractions else output
+    starts = (match.start() for match in _NEXT_QUESTION.finditer(output))
+    output = output[: next((start for start in starts if output[:start].strip()), None)]
+    ends = [match.end() for match in _RETRACTION.finditer(output) if _withdraws(output, match)]
+    return output[ends[-1] :] if ends else output
 
 
 def sentences(text: str) -> list[Sentence]:
-    """Returns the sentences and lines that hold a letter or a digit.
+    """Return the sentences and lines that hold a letter or a digit.
 
     >>> [(sentence.text, sentence.asks) for sentence in sentences("He has 1.5 l. How much is left?")]
     [('He has 1.5 l.', False), ('How much is left?', True)]
     """
-    found = []
-    for match in _SENTENCE.finditer(text):
-        words = match.group().strip()
-        if re.search(r"[^\W_]", words):
-            asks = words.rstrip("\"')]}*_\u201d ").endswith("?") or (
-                _REQUEST.search(words) is not None and "=" not in words and "answer to" not in words.lower()
-            )
-            found.append(Sentence(match.start(), words, asks))
-    return found
+    found = ((match.start(), match.group().strip()) for match in _SENTENCE.finditer(text))
+    return [Sentence(start, words, _asks(words)) for start, words in found if re.search(r"[^\W_]", words)]
 
 
-def marked_values(text: str, parts: list[Sentence], strict: Reader, read: Reader) -> set[str]:
-    """Returns the values that stand after the strongest marker that has any.
+def union(read: Reader, texts: Iterable[str]) -> set[str]:
+    """Return the values that any of the texts gives."""
+    return set().union(*map(read, texts))
 
-    A line further down that is another answer and nothing else counts as well, so that "The answer is 5. 6. 7." has
-    three. An output that ends by asking is an echo or a hedge: there only a bare answer counts after a marker.
+
+def stating(read: Reader, text: str, parts: list[Sentence]) -> set[str]:
+    """Return the values of all sentences that do not ask."""
+    return union(read, (part.text for part in parts if not part.asks))
+
+
+def value_stated(text: str, strict: Reader, read: Reader, *fallbacks: Finder) -> str | None:
+    """Return the one value that a text states, None when it states none or several.
+
+    The strongest marker that has values decides, then the first fallback that finds any.
 
     Args:
         text: the output's own part.
-        parts: its sentences.
         strict: reads a line that must be an answer and nothing else.
-        read: reads a statement. Both return the set of values that they find.
+        read: reads a statement after a marker.
+        fallbacks: find values without a marker.
 
     >>> digits = lambda words: set(re.findall(r"[0-9]+", words))
-    >>> text = "The answer is 5. Final answer: 6"
-    >>> marked_values(text, sentences(text), digits, digits)
-    {'6'}
+    >>> value_stated("The answer is 5. Final answer: 6", digits, digits), value_stated("5", digits, digits)
+    ('6', None)
     """
-    ends_by_asking = bool(parts) and parts[-1].asks
-    phrases = [_after(pattern) for pattern in (_FINAL, _CONCLUSION, _ANSWER)]
-    for find in (_after_heading, _boxes, *phrases):
-        reader = strict if ends_by_asking or find is _after_heading else read
-        values, end = set(), 0
-        for slot, stop in find(text, parts):
-            values |= reader(slot)
-            end = stop
-        if values:
-            return values.union(*(strict(part.text) for part in parts if part.start >= end and not part.asks))
-    return set()
+    parts = sentences(text)
+    values = _marked(text, parts, strict, read)
+    for find in fallbacks:
+        values = values or find(text, parts)
+    return values.pop() if len(values) == 1 else None
 
 
-def only(values: set[str]) -> str | None:
-    """Returns the single value of a set, else None.
+def sequence_stated(output: str) -> str | None:
+    """Return the text after the last `####` or answer phrase, else the whole output; None when that is empty.
 
-    >>> only({"5"}), only({"5", "6"}), only(set())
-    ('5', None, None)
+    >>> sequence_stated("4 4 2 + 0 6 6  ####  4 0 8 "), sequence_stated(" 4 0  8"), sequence_stated("4 0 8 ####")
+    ('4 0 8', '4 0 8', None)
     """
-    return next(iter(values)) if len(values) == 1 else None
+    text = own_part(output)
+    start = max((match.end() for marker in (_HEADING, _ANSWER) for match in marker.finditer(text)), default=0)
+    return normalise_sequence(text[start:]) or None
 
 
-def last_answer_start(text: str) -> int:
-    """Returns where the text after the last `####` or answer phrase begins; 0 when there is none.
+def normalise_sequence(text: str) -> str:
+    """Return a text with single spaces and without the full stop at its end.
 
-    >>> last_answer_start("Answer: 1 2 #### 3"), last_answer_start("1 2 3")
-    (16, 0)
+    >>> normalise_sequence(" Sally is  a lempus. ")
+    'Sally is a lempus'
     """
-    return max((match.end() for pattern in (_HEADING, _ANSWER) for match in pattern.finditer(text)), default=0)
+    return " ".join(text.split()).rstrip(". ")
 
 
-def _takes_back(output: str, match: re.Match) -> bool:
-    """Returns whether a word such as "wait" interrupts what was said, by where it stands and what follows it."""
+def _asks(words: str) -> bool:
+    """Return whether a sentence is a question or a request to compute something."""
+    if words.rstrip("\"')]}*_\u201d ").endswith("?"):
+        return True
+    return _REQUEST.search(words) is not None and "=" not in words and "answer to" not in words.lower()
+
+
+def _withdraws(output: str, match: re.Match) -> bool:
+    """Return whether a word such as "wait" withdraws what precedes it, by its position and what follows it."""
     if not match["word"]:
         return True
     start = match.start()
@@ -187,13 +194,30 @@ def _takes_back(output: str, match: re.Match) -> bool:
     return match["pauses"] is not None and _AFTER_VALUE.search(before) is not None
 
 
+def _marked(text: str, parts: list[Sentence], strict: Reader, read: Reader) -> set[str]:
+    """Return the values that stand after the strongest marker that has any.
+
+    A line further down that is another answer and nothing else counts as well, so that "The answer is 5. 6. 7." has
+    three. An output that ends by asking is an echo or a hedge: only a bare answer counts after its markers.
+    """
+    ends_by_asking = bool(parts) and parts[-1].asks
+    for find in (_after_heading, _boxes, *(partial(_after, phrase) for phrase in (_FINAL, _CONCLUSION, _ANSWER))):
+        reader = strict if ends_by_asking or find is _after_heading else read
+        slots = list(find(text, parts))
+        if values := union(reader, (slot for slot, _ in slots)):
+            return values | stating(strict, text, [part for part in parts if part.start >= slots[-1][1]])
+    return set()
+
+
 def _after_heading(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
+    """Yield the rest of each line after `####`, and where it ends."""
     for match in _HEADING.finditer(text):
         end = _LINE_END.search(text, match.end()).start()
         yield text[match.end() : end], end
 
 
 def _boxes(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
+    r"""Yield the content of each `\boxed{}`, and where it ends."""
     boxes = []  # for each brace that is still open, where its box's content begins, or None
     for match in _BRACE.finditer(text):
         if match.group() != "}":
@@ -202,23 +226,19 @@ def _boxes(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
             yield text[start : match.start()], match.end()
 
 
-def _after(pattern: re.Pattern) -> Callable[[str, list[Sentence]], Iterable[tuple[str, int]]]:
-    """Returns a finder of what follows a phrase: the rest of its sentence, or the next one where nothing is left."""
-
-    def find(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
-        ends = [part.start + len(part.text) for part in parts]
-        matches = list(pattern.finditer(text))
-        for match, following in zip_longest(matches, matches[1:]):
-            stop = following.start() if following else len(text)
-            if _ANNOUNCED.search(text[max(0, match.start() - 40) : match.start()]):
-                continue
-            for part in parts[bisect_right(ends, match.end()) :]:
-                end = part.start + len(part.text)
-                slot = text[max(match.end(), part.start) : min(end, stop)]
-                # A slot that ends on a colon introduces the statement that follows it.
-                if re.search(r"[^\W_]", slot) and not slot.rstrip("* ").endswith(":"):
-                    if not part.asks:
-                        yield slot, end
-                    break
-
-    return find
+def _after(phrase: re.Pattern, text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
+    """Yield what follows an answer phrase, and where it ends: the rest of its sentence, or the next one if empty."""
+    ends = [part.start + len(part.text) for part in parts]
+    matches = list(phrase.finditer(text))
+    for match, following in zip_longest(matches, matches[1:]):
+        stop = following.start() if following else len(text)
+        if _ANNOUNCED.search(text[max(0, match.start() - 40) : match.start()]):
+            continue
+        for part in parts[bisect_right(ends, match.end()) :]:
+            end = part.start + len(part.text)
+            slot = text[max(match.end(), part.start) : min(end, stop)]
+            # A slot that ends on a colon introduces the statement that follows it.
+            if re.search(r"[^\W_]", slot) and not slot.rstrip("* ").endswith(":"):
+                if not part.asks:
+                    yield slot, end
+                break

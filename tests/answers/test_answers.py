@@ -1113,7 +1113,7 @@ def test_no_answers_have_no_type():
 @pytest.mark.parametrize("function", [lambda: check_answer("5", "5", "number"), lambda: extract_answer("5", "number")])
 def test_unknown_task_is_named_with_the_choices(function):
     with pytest.raises(
-        ValueError, match="task='number' is unknown; choose one of 'numeric', 'choice', 'yes_no', 'seq"
+        ValueError, match="answer_type='number' is unknown; choose one of 'numeric', 'choice', 'yes_no', 'seq"
     ):
         function()
 
@@ -1123,7 +1123,7 @@ def test_unknown_task_is_named_with_the_choices(function):
     [("five", "numeric"), ("5 or 6", "numeric"), ("cat", "choice"), ("maybe", "yes_no"), ("", "sequence")],
 )
 def test_an_unusable_gold_answer_is_named(answer, task):
-    with pytest.raises(ValueError, match=f"answer='{answer}' is n"):
+    with pytest.raises(ValueError, match=f"gold='{answer}' is n"):
         check_answer("5", answer, task)
 
 

@@ -1,0 +1,59 @@
+"""The grammar of numbers: how they are written, the value of one, and its normal form."""
+
+import re
+from decimal import Context, Decimal, Inexact
+from fractions import Fraction
+
+CURRENCY = "[$\u20ac\u00a3\u00a5\u20b9]"
+MINUS = "[-\u2212\uff0d]"
+# Digits with or without thousands separators; the text around a number decides what else belongs to it.
+DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+# Where a number begins, for lookahead.
+BEGINS = rf"(?={CURRENCY}?\.?\d)"
+# A whole number, decimal or fraction in a text without typographic signs, as `latex.plain` returns it.
+NUMBER = re.compile(
+    rf"""
+    (?<![\w^])(?P<sign>-)?(?P<currency>{CURRENCY}\s?)?(?P<inner>-)?
+    (?:
+      (?:(?P<whole>\d+)(?:\s+and)?\s+)?(?P<top>\d+)/(?P<bottom>\d+)(?![\d/]|\.\d)
+      | (?P<decimal>{DECIMAL})
+        (?:[eE](?P<exponent>[+-]?\d+)|(?:\s*[*x\u00d7]\s*10\s*\^\s*\{{?(?P<ten>[+-]?\d+)\}}?)|\^\{{?(?P<power>\d+)\}}?)?
+        (?:\s*(?P<scale>thousand|million|billion|trillion)\b|(?P<suffix>(?(currency)[kKmMbB]|k))(?!\w))?
+    )
+    (?!(?:st|nd|rd|th)\b)
+    """,
+    re.VERBOSE,
+)
+_THOUSANDS = {"": 0, "thousand": 1, "million": 2, "billion": 3, "trillion": 4, "k": 1, "m": 2, "b": 3}
+_MOST_DIGITS, _MOST_EXPONENT = 400, 300
+
+
+def value_of(match: re.Match) -> Fraction | None:
+    """Return the value of a match of `NUMBER`; None for a zero denominator or an absurd size."""
+    if len(match.group()) > _MOST_DIGITS:
+        return None
+    if match["top"]:
+        if int(match["bottom"]) == 0:
+            return None
+        value = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
+    else:
+        exponent, power = int(match["exponent"] or match["ten"] or 0), int(match["power"] or 1)
+        if abs(exponent) > _MOST_EXPONENT or power * len(match["decimal"]) > _MOST_DIGITS:
+            return None
+        thousands = _THOUSANDS[(match["scale"] or match["suffix"] or "").lower()]
+        value = Fraction(match["decimal"].replace(",", "")) ** power * Fraction(10) ** (exponent + 3 * thousands)
+    # A minus after a number or a closing bracket subtracts.
+    before = match.string[max(0, match.start() - 8) : match.start()].rstrip()[-1:]
+    negative = match["inner"] or (match["sign"] and not (before.isdigit() or (before and before in ")]}%")))
+    return -value if negative else value
+
+
+def normal_form(value: Fraction) -> str:
+    """Return a fraction as a decimal where that is finite, else as numerator/denominator.
+
+    >>> list(map(normal_form, (Fraction(37, 2), Fraction(-1, 3), Fraction(4), Fraction(-1, 20))))
+    ['18.5', '-1/3', '4', '-0.05']
+    """
+    context = Context(prec=4 * _MOST_DIGITS)
+    quotient = context.divide(Decimal(value.numerator), Decimal(value.denominator))
+    return str(value) if context.flags[Inexact] else f"{quotient:f}"
