@@ -96,7 +96,7 @@ def _named(text: str) -> set[str]:
     for match in _MENTIONS.finditer(text):
         before, after = text[max(0, match.start() - 24) : match.start()], text[match.end() :]
         if not _LETTER_DENIED.search(before) and not _DISMISSED.match(after):
-            values.add(match[match.lastgroup].upper())
+            values.add(match[match.lastgroup or 0].upper())
     return values
 
 
@@ -113,8 +113,10 @@ def _all_named(text: str, parts: list[Sentence]) -> set[str]:
 def _verdict(text: str, parts: list[Sentence]) -> set[str]:
     """Return the options that the last sentence concludes on.
 
-    >>> [_verdict("", sentences(text)) for text in ("A fits. So E fits best.", "Thus he is:" + chr(10) + "D. bored")]
-    [{'E'}, {'D'}]
+    >>> _verdict("", [Sentence(0, "A fits.", False), Sentence(8, "So E fits best.", False)])
+    {'E'}
+    >>> _verdict("", [Sentence(0, "Thus he is:", False), Sentence(12, "D. bored", False)])
+    {'D'}
     """
     if not parts or parts[-1].asks:
         return set()

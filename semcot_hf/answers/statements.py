@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
+_HEADED = re.compile(rf"{_HEADING.pattern}(.*?)(?=####|$)", re.MULTILINE)
 _BRACE = re.compile(r"(?P<box>\\f?boxed\s*\{)|\{|\}")
 # "18 correct answers: 72 points" is about answers and gives none.
 _PHRASE = (
@@ -18,7 +19,6 @@ _PHRASE = (
 )
 # "To find the best answer, ..." and "to answer the question: ..." announce an answer without giving it.
 _ANNOUNCED = re.compile(r"\b(?:to|let's|let\s+us)\s+(?:\w+\s+){0,3}$", re.IGNORECASE)
-_LINE_END = re.compile(r"\n|####|\Z")
 _FINAL = re.compile(r"\bfinal\s+" + _PHRASE, re.IGNORECASE)
 _CONCLUSION = re.compile(r"\b(?:so|thus|therefore|hence|in\s+conclusion)\b[^.?!:\n]{0,60}?" + _PHRASE, re.IGNORECASE)
 _ANSWER = re.compile(_PHRASE, re.IGNORECASE)
@@ -201,7 +201,9 @@ def _marked(text: str, parts: list[Sentence], strict: Reader, read: Reader) -> s
     three. An output that ends by asking is an echo or a hedge: only a bare answer counts after its markers.
     """
     ends_by_asking = bool(parts) and parts[-1].asks
-    for find in (_after_heading, _boxes, *(partial(_after, phrase) for phrase in (_FINAL, _CONCLUSION, _ANSWER))):
+    phrases = (partial(_after, phrase) for phrase in (_FINAL, _CONCLUSION, _ANSWER))
+    places: list[Callable[[str, list[Sentence]], Iterable[tuple[str, int]]]] = [_after_heading, _boxes, *phrases]
+    for find in places:
         reader = strict if ends_by_asking or find is _after_heading else read
         slots = list(find(text, parts))
         if values := union(reader, (slot for slot, _ in slots)):
@@ -211,14 +213,13 @@ def _marked(text: str, parts: list[Sentence], strict: Reader, read: Reader) -> s
 
 def _after_heading(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
     """Yield the rest of each line after `####`, and where it ends."""
-    for match in _HEADING.finditer(text):
-        end = _LINE_END.search(text, match.end()).start()
-        yield text[match.end() : end], end
+    for match in _HEADED.finditer(text):
+        yield match[1], match.end()
 
 
 def _boxes(text: str, parts: list[Sentence]) -> Iterable[tuple[str, int]]:
     r"""Yield the content of each `\boxed{}`, and where it ends."""
-    boxes = []  # for each brace that is still open, where its box's content begins, or None
+    boxes: list[int | None] = []  # for each brace that is still open, where its box's content begins, or None
     for match in _BRACE.finditer(text):
         if match.group() != "}":
             boxes.append(match.end() if match["box"] else None)

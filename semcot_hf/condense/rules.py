@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..answers.number_grammar import CURRENCY, DECIMAL, MINUS
 from ..data.schema import split_steps
 from ..inference.prompting import ANSWER_PROMPT, encode_prompt, pad_left, prompt_text
 from .journal import Reply
 from .requests import Fail, Keep, Request
 
 _MARKED = re.compile(r"<<([^<>]*=[^<>]*)>>")
-_NUMBER = r"\d[\d,]*(?:\.\d+)?|\.\d+"
-_OPERAND = rf"[(\s]*[-−]?[$€£]?\s*(?:{_NUMBER})%?[)\s]*"
-_EQUATION = re.compile(rf"(?<![\w.,])({_OPERAND}(?:[-−+*/×÷x]{_OPERAND})+)=\s*([-−]?[$€£]?\s*(?:{_NUMBER})%?)(?!\w)")
-_SIGNS = str.maketrans({"−": "-", "×": "*", "x": "*", "÷": "/", **dict.fromkeys(" \t\n$€£,")})
+_NUMBER = rf"{MINUS}?{CURRENCY}?\s*{DECIMAL}%?"
+_OPERAND = rf"[(\s]*{_NUMBER}[)\s]*"
+_EQUATION = re.compile(rf"(?<![\w.,])({_OPERAND}(?:[-−+*/×÷x]{_OPERAND})+)=\s*({_NUMBER})(?!\w)")
+_SIGNS = str.maketrans({"−": "-", "－": "-", "×": "*", "x": "*", "÷": "/", **dict.fromkeys(" \t\n$€£¥₹,")})
 _ROWS_AT_ONCE = 32
 
 

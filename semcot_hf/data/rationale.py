@@ -3,17 +3,16 @@
 import re
 
 from ..answers import check_answer, extract_answer
+from ..answers.number_grammar import CURRENCY, DECIMAL, MINUS
 from .schema import split_steps
 
-_NUMBER = r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?"
+_NUMBER = rf"{MINUS}?{CURRENCY}?{DECIMAL}"
 # What an equation leads to, but for a number that goes on to be an operand.
-_RESULT = re.compile(rf"=\s*(?:\\?[$€£]\s*)?({_NUMBER}|[-−]?\.\d+)(?![\d.,]*\d)(?!\s*[-+*/×÷=]\s*[$€£(]*[\d.])")
+_RESULT = re.compile(rf"=\s*(?:\\?{CURRENCY}\s*)?({_NUMBER})(?![\d.,]*\d)(?!\s*[-+*/×÷=]\s*[$€£(]*[\d.])")
 # A sum, product or quotient that leads to nothing.
 _UNSOLVED = re.compile(rf"\(?\s*{_NUMBER}(?:\s*[-+*/×÷x]\s*[( ]*{_NUMBER}[ )]*)+(?!\s*=)")
 # A number that is no operand: no sign of a sum, product or quotient before it or between it and a next number.
-_STATED = re.compile(
-    rf"(?<![\d.,])(?<![-+*/×÷])(?<![-+*/×÷] )({_NUMBER}|\.\d+)(?![\d.,]*\d)(?!\s*[-+*/×÷]\s*[$€£(]*[\d.])"
-)
+_STATED = re.compile(rf"(?<![\d.,])(?<![-+*/×÷])(?<![-+*/×÷] )({_NUMBER})(?![\d.,]*\d)(?!\s*[-+*/×÷]\s*[$€£(]*[\d.])")
 # Bold type and list marks.
 _MARKUP = re.compile(r"^\s*(?:[-*]|\d+[.)])\s+|\*\*")
 _STATEMENT = re.compile(r"\banswer\b[^:\n]{0,40}?(?:\bis\b|:)|####", re.IGNORECASE)
