@@ -1,10 +1,12 @@
-"""Controls: does the answer depend on what the implicit tokens say, or only on their being there?"""
+"""Controls: do answers depend on the content of the implicit tokens or only on their presence?"""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from ..inference.batches import plan_batches
 from ..inference.prompting import pad_left
@@ -21,7 +23,7 @@ SIGNIFICANCE = 0.05
 
 
 def derangement(n: int, seed: int = 0) -> list[int]:
-    """Another question for each of `n` questions: one cycle through all of them, drawn by Sattolo's algorithm.
+    """Return another question for each of `n` questions: one cycle through all, drawn by Sattolo's algorithm.
 
     Raises:
         ValueError: for fewer than 2 questions.
@@ -39,7 +41,7 @@ def derangement(n: int, seed: int = 0) -> list[int]:
 
 
 def noise_like(tokens: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Gaussian noise of the same shape whose every token (last dimension) has the norm of the token it stands for.
+    """Return Gaussian noise of the same shape in which each token (last dimension) has the norm of the original.
 
     >>> tokens = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
     >>> torch.linalg.vector_norm(noise_like(tokens), dim=-1).round(decimals=4)
@@ -52,31 +54,29 @@ def noise_like(tokens: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 class ControlTokens:
-    """The implicit tokens of all evaluation questions, made once when first needed, and their controls.
+    """The implicit tokens of all evaluation questions, computed on first use, and their controls.
 
     Args:
-        model: the `SemCoTForCausalLM`.
+        model: a model with implicit tokens.
         prompts: token ids of the questions' prompts.
         batch_size: prompts at once.
-        seed: of the other question and of the noise.
+        seed: of the other question and the noise.
     """
 
-    def __init__(self, model, prompts: Sequence[list[int]], *, batch_size: int, seed: int = 0):
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], *, batch_size: int, seed: int = 0):
         self.model, self.prompts, self.batch_size, self.seed = model, prompts, batch_size, seed
 
     @cached_property
     def tokens(self) -> torch.Tensor:
-        """Z of every question, (questions, k, host hidden size), on the CPU."""
-        device = self.model.get_input_embeddings().weight.device
-        made = None
+        """Implicit tokens of every question, (questions, k, host hidden size), on the CPU."""
+        device = cast(torch.Tensor, self.model.get_input_embeddings().weight).device
+        make = cast(Callable[..., torch.Tensor], self.model.implicit_embeddings)
+        made: dict[int, torch.Tensor] = {}
         for batch in plan_batches([len(prompt) for prompt in self.prompts], self.batch_size):
             ids, mask = pad_left([self.prompts[index] for index in batch])
             with torch.no_grad():
-                part = self.model.implicit_embeddings(ids.to(device), mask.to(device)).cpu()
-            if made is None:
-                made = torch.empty(len(self.prompts), *part.shape[1:], dtype=part.dtype)
-            made[batch] = part
-        return made
+                made.update(zip(batch, make(ids.to(device), mask.to(device)).cpu(), strict=True))
+        return torch.stack([made[index] for index in range(len(self.prompts))])
 
     @cached_property
     def _others(self) -> list[int]:
@@ -91,11 +91,11 @@ class ControlTokens:
         return noise_like(self.tokens, self.seed)
 
     def embeddings(self, control: str, indices: list[int]) -> torch.Tensor:
-        """Implicit embeddings (len(indices), k, host hidden size) of a control for the questions at `indices`.
+        """Return a control's implicit embeddings (len(indices), k, host hidden size) for the questions at `indices`.
 
         Args:
-            control: "other_question" (each question gets the tokens of another one, drawn once), "mean" (the mean
-                over all questions, token by token) or "noise" (Gaussian, of the same norm token by token).
+            control: "other_question" (each question gets the tokens of another one, drawn once), "mean" (the mean over
+                all questions, token by token) or "noise" (Gaussian, of the same norm token by token).
             indices: the questions.
         """
         if control == "other_question":
@@ -110,14 +110,14 @@ class ControlTokens:
 def verdict(
     semcot: Sequence[bool], no_cot: Sequence[bool], controls: Mapping[str, Sequence[bool]]
 ) -> tuple[bool, str]:
-    """Whether the implicit tokens carry the reasoning, and the sentence that says so.
+    """Return whether the implicit tokens carry the reasoning, and the sentence that says so.
 
-    They do when SemCoT is significantly better than no CoT and than every control (exact McNemar test, p < 0.05 each;
-    since all conditions must hold, no correction for their number is needed).
+    They do when SemCoT is significantly better than no CoT and every control (exact McNemar test, p < 0.05 each; all
+    conditions must hold, so multiple testing needs no correction).
 
     Args:
         semcot, no_cot: verdicts question by question.
-        controls: those of each control but "none", which is no CoT.
+        controls: verdicts of each control except "none", which equals no CoT.
 
     >>> verdict([True] * 9 + [False], [False] * 10, {"noise": [True] * 8 + [False] * 2})[1]
     'It is not shown that the implicit tokens carry the reasoning: SemCoT (90.0 %) is not significantly better than \

@@ -82,7 +82,19 @@ def evaluate(
     settings = AnswerSettings(
         max_new_tokens=config.max_new_tokens, answer_prompt=config.answer_prompt, few_shot=few_shot, chat=config.chat
     )
-    _check_arguments(model, settings, len(queries), methods, controls, config.token_counts)
+    if not rows:
+        raise ValueError("dataset is empty: evaluate needs at least one question.")
+    for method in methods:
+        check_method(model, with_overrides(settings, {"method": method}))
+    if controls and not {"no_cot", "semcot"} <= {*methods}:
+        raise ValueError(
+            f"methods={methods} leaves out what the controls are compared with: add 'no_cot' and 'semcot', or pass "
+            "controls=False."
+        )
+    if controls and len(rows) < 2:
+        raise ValueError("controls need at least 2 questions, dataset has 1: add questions, or pass controls=False.")
+    if config.token_counts and "semcot" not in methods:
+        raise ValueError(f"token_counts={config.token_counts} needs the method 'semcot', got methods={methods}.")
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type
     for index, gold in enumerate(golds):
         try:
@@ -172,29 +184,6 @@ def evaluate(
         write_atomically(folder / "report.md", markdown_report(report))
         write_json(folder / "report.json", report)
     return report
-
-
-def _check_arguments(
-    model: PreTrainedModel,
-    settings: AnswerSettings,
-    questions: int,
-    methods: Sequence[str],
-    controls: bool,
-    token_counts: Sequence[int],
-) -> None:
-    if not questions:
-        raise ValueError("dataset is empty: evaluate needs at least one question.")
-    for method in methods:
-        check_method(model, with_overrides(settings, {"method": method}))
-    if controls and not {"no_cot", "semcot"} <= set(methods):
-        raise ValueError(
-            f"methods={methods} leaves out what the controls are compared with: add 'no_cot' and 'semcot', or pass "
-            "controls=False."
-        )
-    if controls and questions < 2:
-        raise ValueError("controls need at least 2 questions, dataset has 1: add questions, or pass controls=False.")
-    if token_counts and "semcot" not in methods:
-        raise ValueError(f"token_counts={tuple(token_counts)} needs the method 'semcot', got methods={methods}.")
 
 
 def _work(name: str, questions: int) -> int:

@@ -16,25 +16,25 @@ def measure_latency(
     device: torch.device,
     batch_sizes: Sequence[int] = (1,),
     warmup: int = 2,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[str, int], object] | None = None,
 ) -> dict[str, list[dict]]:
     """Measure seconds per query of each method.
 
-    The methods take turns batch by batch, in an order that rotates, so that whatever else the machine does hits them
-    all alike. On a GPU the clock is read only when its queue is empty.
+    The methods take turns batch by batch in a rotating order, so that other load on the machine affects all alike. On
+    a GPU the clock is read only after the queued work is done.
 
     Args:
-        calls: for each method, what answers a list of queries.
+        calls: for each method, a function that answers a list of queries.
         queries: the questions, the same for each method.
         device: where the model runs.
-        batch_sizes: sizes to measure at; queries that fill no batch are left out, but one batch is always measured:
-            of fewer queries than a size there is one of all of them, and its size is what the row tells.
-        warmup: batches run beforehand by each method and not counted.
+        batch_sizes: sizes to measure at. Queries that do not fill a batch are left out; with fewer queries than a
+            size, one batch of all queries is measured, and the row gives its actual size.
+        warmup: uncounted batches that each method runs first.
         progress: called with the method and the number of queries after each counted batch.
 
     Returns:
         For each method a list, in the order of `batch_sizes`, of `batch_size`, `median` and `p95` (seconds per query),
-        `n` (batches) and `peak_memory_bytes` (GPU memory; `None` on CPU, where it cannot be told by method).
+        `n` (batches) and `peak_memory_bytes` (GPU memory; `None` on CPU, where it cannot be measured by method).
 
     Raises:
         ValueError: when there is no query.
@@ -49,7 +49,8 @@ def measure_latency(
         for name in names:
             for turn in range(warmup):
                 calls[name](batches[turn % len(batches)])
-        seconds, peaks = {name: [] for name in names}, dict.fromkeys(names, 0)
+        peaks = dict.fromkeys(names, 0)
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         for turn, batch in enumerate(batches):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:

@@ -1,24 +1,26 @@
 """Plots of a report: accuracy against latency, by number of steps, and by number of implicit tokens."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ..storage import write_atomically
 from .controls import CONTROL_NAMES
-from .report import METHOD_NAMES, percent
+from .report import METHOD_NAMES, Report, percent
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLOURS = {"no_cot": "#D55E00", "cot": "#0072B2", "semcot": "#009E73"}
 GREY = "#6e6e6e"
 
 
-def save_plots(report: dict, folder: Path) -> list[Path]:
+def save_plots(report: Report, folder: Path) -> list[Path]:
     """Write the plots that the report has figures for, as PNG, and return their paths."""
     figures = {}
     if report["latency"]:
@@ -34,34 +36,29 @@ def save_plots(report: dict, folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def plot_accuracy_vs_latency(report: dict) -> Figure:
-    """Each method's accuracy with its interval against its median seconds per query; the best control as a line."""
-    figure, axes = _axes(_title(report, "Accuracy against time per query"))
-    times = [row["seconds_per_query"] for row in report["rows"]]
+def plot_accuracy_vs_latency(report: Report) -> Figure:
+    """Plot each method's accuracy with its interval against its median latency, and the best control as a line."""
+    rows, times = report["rows"], [row["seconds_per_query"] for row in report["rows"]]
     unit, scale = ("ms", 1000) if max(times) < 1 else ("s", 1)
+    figure, axes = _axes(
+        report,
+        "Accuracy against time per query",
+        f"median time per query in {unit} (batch size "
+        f"{next(iter(report['latency']['methods'].values()))[0]['batch_size']}, {report['environment']['device']})",
+    )
     middle = (min(times) * max(times)) ** 0.5
-    heights = {}
-    for side in (True, False):
-        rows = [row for row in report["rows"] if (row["seconds_per_query"] <= middle) == side]
-        placed = spread([100 * row["accuracy"] for row in rows], 11) if rows else []
-        heights.update(zip([row["method"] for row in rows], placed, strict=True))
-    for row in report["rows"]:
-        x, y = scale * row["seconds_per_query"], 100 * row["accuracy"]
-        low, high = (100 * bound for bound in row["ci95"])
-        colour = COLOURS[row["method"]]
-        axes.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, markersize=8, capsize=4)
-        left = row["seconds_per_query"] <= middle
-        axes.annotate(
-            f"{METHOD_NAMES[row['method']]}\n{percent(row['accuracy'])}, {x:.3g} {unit}",
-            (x, heights[row["method"]]),
-            xytext=(12 if left else -12, 0),
-            textcoords="offset points",
-            ha="left" if left else "right",
-            va="center",
-            color=colour,
-        )
+    for left in (True, False):
+        side = [row for row in rows if (row["seconds_per_query"] <= middle) == left]
+        heights = spread([100 * row["accuracy"] for row in side], 11)
+        for row, height in zip(side, heights, strict=True):
+            x, y = scale * row["seconds_per_query"], 100 * row["accuracy"]
+            low, high = (100 * bound for bound in row["ci95"])
+            colour = COLOURS[row["method"]]
+            axes.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, markersize=8, capsize=4)
+            text = f"{METHOD_NAMES[row['method']]}\n{percent(row['accuracy'])}, {x:.3g} {unit}"
+            _label(axes, text, (x, height), (12 if left else -12, 0), colour)
     if report["controls"]:
-        # Without tokens SemCoT is no CoT, which has its own point.
+        # The first control, no tokens, is no CoT, which has its own point.
         best = max(report["controls"][1:], key=lambda row: row["accuracy"])
         axes.axhline(100 * best["accuracy"], color=GREY, linestyle="--", linewidth=1, zorder=0)
         axes.annotate(
@@ -83,46 +80,32 @@ def plot_accuracy_vs_latency(report: dict) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(0, scale * max(times) * 1.5)
-    size = next(iter(report["latency"]["methods"].values()))[0]["batch_size"]
-    device = report["environment"]["device"]
-    axes.set_xlabel(f"median time per query in {unit} (batch size {size}, {device})")
     return figure
 
 
-def plot_accuracy_by_steps(report: dict) -> Figure:
-    """Each method's accuracy over the number of reasoning steps of the question, with 95 % intervals."""
-    figure, axes = _axes(_title(report, "Accuracy by number of reasoning steps"))
-    for row in report["rows"]:
-        steps = [group["steps"] for group in row["by_steps"]]
-        _line(axes, steps, row["by_steps"], COLOURS[row["method"]])
+def plot_accuracy_by_steps(report: Report) -> Figure:
+    """Plot each method's accuracy over the number of reasoning steps of the question, with 95 % intervals."""
+    figure, axes = _axes(report, "Accuracy by number of reasoning steps", "reasoning steps in the question")
     heights = spread([100 * row["by_steps"][-1]["accuracy"] for row in report["rows"]], 5)
     for row, height in zip(report["rows"], heights, strict=True):
-        axes.annotate(
-            METHOD_NAMES[row["method"]],
-            (steps[-1], height),
-            xytext=(10, 0),
-            textcoords="offset points",
-            va="center",
-            color=COLOURS[row["method"]],
-            annotation_clip=False,
-        )
+        colour, steps = COLOURS[row["method"]], [group["steps"] for group in row["by_steps"]]
+        _line(axes, steps, row["by_steps"], colour)
+        _label(axes, METHOD_NAMES[row["method"]], (steps[-1], height), (10, 0), colour)
     axes.set_xticks(steps)
-    axes.set_xlabel("reasoning steps in the question")
     return figure
 
 
-def plot_accuracy_by_k(report: dict) -> Figure:
-    """SemCoT's accuracy over the number of implicit tokens, with 95 % intervals."""
-    figure, axes = _axes(_title(report, "SemCoT's accuracy by number of implicit tokens"))
+def plot_accuracy_by_k(report: Report) -> Figure:
+    """Plot SemCoT's accuracy over the number of implicit tokens, with 95 % intervals."""
+    figure, axes = _axes(report, "SemCoT's accuracy by number of implicit tokens", "implicit tokens k")
     counts = [row["implicit_tokens"] for row in report["by_k"]]
     _line(axes, counts, report["by_k"], COLOURS["semcot"])
     axes.set_xticks(counts)
-    axes.set_xlabel("implicit tokens k")
     return figure
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights for labels, moved apart where two are closer than `gap`, and down again from above 100.
+    """Return heights for labels, moved apart where two are closer than `gap`, and at most 100.
 
     >>> spread([99, 50, 98], 5), spread([60, 61], 5)
     ([100, 50, 95], [60, 65])
@@ -131,21 +114,19 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     placed = list(heights)
     for lower, upper in pairwise(order):
         placed[upper] = max(placed[upper], placed[lower] + gap)
-    ceiling = max(100, *heights)
+    ceiling = max([100, *heights])
     for i in reversed(order):
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
 
 
-def _title(report, title):
-    return f"{title}\n{report['dataset'] or report['answer_type']}, {report['rows'][0]['n']} questions, 95 % intervals"
-
-
-def _axes(title):
+def _axes(report: Report, title: str, x_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize="medium")
+    about = f"{report['dataset'] or report['answer_type']}, {report['rows'][0]['n']} questions, 95 % intervals"
+    axes.set_title(f"{title}\n{about}", loc="left", fontsize="medium")
+    axes.set_xlabel(x_label)
     axes.set_ylabel("accuracy in %")
     axes.set_ylim(-2, 104)
     axes.spines[["top", "right"]].set_visible(False)
@@ -154,7 +135,20 @@ def _axes(title):
     return figure, axes
 
 
-def _line(axes, xs, groups, colour):
+def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], colour: str) -> None:
+    axes.annotate(
+        text,
+        place,
+        xytext=offset,
+        textcoords="offset points",
+        ha="left" if offset[0] > 0 else "right",
+        va="center",
+        color=colour,
+        annotation_clip=False,
+    )
+
+
+def _line(axes: Axes, xs: Sequence[int], groups: Sequence[Mapping[str, Any]], colour: str) -> None:
     low, high = ([100 * group["ci95"][side] for group in groups] for side in (0, 1))
     axes.plot(xs, [100 * group["accuracy"] for group in groups], "o-", color=colour)
     axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)

@@ -1,5 +1,8 @@
 """Reports for people: markdown, and tables for the terminal."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -8,9 +11,12 @@ from .controls import CONTROL_NAMES
 
 METHOD_NAMES = {"no_cot": "no CoT", "cot": "explicit CoT", "semcot": "SemCoT"}
 
+Report = dict[str, Any]
+TextTable = tuple[str, list[str], list[list[str]]]
+
 
 def percent(share: float) -> str:
-    """A fraction as a percentage.
+    """Return a fraction as a percentage.
 
     >>> percent(0.954)
     '95.4 %'
@@ -18,17 +24,18 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def percent_interval(interval: list[float]) -> str:
-    """Bounds given as fractions, in percent.
+def percent_interval(interval: Sequence[float], signed: bool = False) -> str:
+    """Return bounds given as fractions in percent.
 
-    >>> percent_interval([0.91, 0.985])
-    '91.0–98.5'
+    >>> percent_interval([0.91, 0.985]), percent_interval([-0.03, 0.1], signed=True)
+    ('91.0–98.5', '-3.0 to +10.0')
     """
-    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
+    low, high = (100 * bound for bound in interval)
+    return f"{low:+.1f} to {high:+.1f}" if signed else f"{low:.1f}–{high:.1f}"
 
 
 def duration(seconds: float | None) -> str:
-    """A time in the unit that reads well; a dash for one that was not measured.
+    """Return a time in milliseconds or seconds; a dash for one that was not measured.
 
     >>> duration(0.0123), duration(2.5), duration(None)
     ('12.3 ms', '2.50 s', '-')
@@ -39,7 +46,7 @@ def duration(seconds: float | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value as it is usually written.
+    """Return a p-value with three decimals.
 
     >>> p_value(0.0312), p_value(1e-9)
     ('0.031', '< 0.001')
@@ -47,127 +54,97 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def report_tables(report: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The tables of a report: title, header and rows of text each."""
-    tables = [
-        (
-            "Methods",
-            ["method", "accuracy", "95 % interval", "median per query", "p95", "new tokens", "k"],
-            [
-                [
-                    METHOD_NAMES[row["method"]],
-                    percent(row["accuracy"]),
-                    percent_interval(row["ci95"]),
-                    duration(row["seconds_per_query"]),
-                    duration(row["seconds_per_query_p95"]),
-                    f"{row['new_tokens_per_query']:.1f}",
-                    str(row["implicit_tokens"]),
-                ]
-                for row in report["rows"]
-            ],
-        )
+def report_tables(report: Report) -> list[TextTable]:
+    """Return the title, header and rows of each table that the report has figures for."""
+
+    def accuracy(row: Report) -> list[str]:
+        return [percent(row["accuracy"]), percent_interval(row["ci95"])]
+
+    methods, interval = report["rows"], "95 % interval"
+    names = [METHOD_NAMES[row["method"]] for row in methods]
+    by_method = [
+        [
+            name,
+            *accuracy(row),
+            duration(row["seconds_per_query"]),
+            duration(row["seconds_per_query_p95"]),
+            f"{row['new_tokens_per_query']:.1f}",
+            str(row["implicit_tokens"]),
+        ]
+        for name, row in zip(names, methods, strict=True)
     ]
-    if report["controls"]:
-        tables.append(
-            (
-                "Controls: SemCoT with other implicit tokens",
-                ["control", "accuracy", "95 % interval", "p against SemCoT", "p against no CoT"],
-                [
-                    [
-                        CONTROL_NAMES[row["control"]],
-                        percent(row["accuracy"]),
-                        percent_interval(row["ci95"]),
-                        p_value(row["p_vs_semcot"]),
-                        p_value(row["p_vs_no_cot"]),
-                    ]
-                    for row in report["controls"]
-                ],
-            )
-        )
-    if report["comparisons"]:
-        tables.append(
-            (
-                "Comparisons, paired",
-                ["", "difference in points", "95 % interval", "p"],
-                [
-                    [
-                        f"{METHOD_NAMES[row['a']]} - {METHOD_NAMES[row['b']]}",
-                        f"{100 * row['difference']:+.1f}",
-                        f"{100 * row['ci95'][0]:+.1f} to {100 * row['ci95'][1]:+.1f}",
-                        p_value(row["p"]),
-                    ]
-                    for row in report["comparisons"]
-                ],
-            )
-        )
-    if any(len(row["by_steps"]) > 1 for row in report["rows"]):
-        counts = [(group["steps"], group["n"]) for group in report["rows"][0]["by_steps"]]
-        tables.append(
-            (
-                "Accuracy by number of reasoning steps",
-                ["steps", "questions", *(METHOD_NAMES[row["method"]] for row in report["rows"])],
-                [
-                    [str(steps), str(n), *(percent(row["by_steps"][i]["accuracy"]) for row in report["rows"])]
-                    for i, (steps, n) in enumerate(counts)
-                ],
-            )
-        )
-    if report["by_k"]:
-        tables.append(
-            (
-                "Accuracy by number of implicit tokens",
-                ["implicit tokens", "accuracy", "95 % interval"],
-                [
-                    [str(row["implicit_tokens"]), percent(row["accuracy"]), percent_interval(row["ci95"])]
-                    for row in report["by_k"]
-                ],
-            )
-        )
-    return tables
+    controls = [
+        [CONTROL_NAMES[row["control"]], *accuracy(row), p_value(row["p_vs_semcot"]), p_value(row["p_vs_no_cot"])]
+        for row in report["controls"]
+    ]
+    comparisons = [
+        [
+            f"{METHOD_NAMES[row['a']]} - {METHOD_NAMES[row['b']]}",
+            f"{100 * row['difference']:+.1f}",
+            percent_interval(row["ci95"], signed=True),
+            p_value(row["p"]),
+        ]
+        for row in report["comparisons"]
+    ]
+    groups = list(zip(*(row["by_steps"] for row in methods), strict=True))
+    by_steps = [
+        [str(group[0]["steps"]), str(group[0]["n"]), *(percent(row["accuracy"]) for row in group)] for group in groups
+    ]
+    by_k = [[str(row["implicit_tokens"]), *accuracy(row)] for row in report["by_k"]]
+    tables: list[TextTable] = [
+        ("Methods", ["method", "accuracy", interval, "median per query", "p95", "new tokens", "k"], by_method),
+        (
+            "Controls: SemCoT with other implicit tokens",
+            ["control", "accuracy", interval, "p against SemCoT", "p against no CoT"],
+            controls,
+        ),
+        ("Comparisons, paired", ["", "difference in points", interval, "p"], comparisons),
+        (
+            "Accuracy by number of reasoning steps",
+            ["steps", "questions", *names],
+            by_steps if len(by_steps) > 1 else [],
+        ),
+        ("Accuracy by number of implicit tokens", ["implicit tokens", "accuracy", interval], by_k),
+    ]
+    return [table for table in tables if table[2]]
 
 
-def markdown_report(report: dict) -> str:
-    """The whole report as markdown."""
+def markdown_report(report: Report) -> str:
+    """Return the whole report as markdown."""
     of = f" on {report['dataset']}" if report["dataset"] else ""
-    lines = [f"# Evaluation of {report['model']}{of}", ""]
+    paragraphs = [f"# Evaluation of {report['model']}{of}"]
     if report["verdict"]:
-        lines += [f"**{report['verdict']}**", ""]
+        paragraphs.append(f"**{report['verdict']}**")
     if report["latency"]:
         size = next(iter(report["latency"]["methods"].values()))[0]["batch_size"]
-        lines += [
-            f"{report['rows'][0]['n']} questions, greedy decoding, answer type `{report['answer_type']}`. "
-            f"Times are per query at batch size {size}, over {report['latency']['samples']} questions; ",
-            "tokens are means.",
-            "",
-        ]
+        paragraphs.append(
+            f"{report['rows'][0]['n']} questions, greedy decoding, answer type `{report['answer_type']}`. Times are "
+            f"per query at batch size {size}, over {report['latency']['samples']} questions; tokens are means."
+        )
     for title, header, rows in report_tables(report):
-        lines += [f"## {title}", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
-        lines += [*map(_markdown_row, rows), ""]
-    unfinished = [row for row in report["rows"] if row["unfinished"]]
-    for row in unfinished:
-        lines += [
-            f"{METHOD_NAMES[row['method']]}: {row['unfinished']} of {row['n']} answers were cut off at "
-            f"{report['max_new_tokens']} new tokens.",
-            "",
-        ]
-    lines += ["## Made with", "", f"`{report['command']}` (seed {report['seed']})", ""]
-    lines += [f"- {name}: {value}" for name, value in report["environment"].items()]
-    return "\n".join(lines) + "\n"
+        cells = [header, ["---"] * len(header), *rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+        paragraphs += [f"## {title}", "\n".join(lines)]
+    paragraphs += [
+        f"{METHOD_NAMES[row['method']]}: {row['unfinished']} of {row['n']} answers were cut off at "
+        f"{report['max_new_tokens']} new tokens."
+        for row in report["rows"]
+        if row["unfinished"]
+    ]
+    machine = "\n".join(f"- {name}: {value}" for name, value in report["environment"].items())
+    paragraphs += ["## Made with", f"`{report['command']}` (seed {report['seed']})", machine]
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def print_report(report: dict, console: Console | None = None) -> None:
+def print_report(report: Report, console: Console | None = None) -> None:
     """Print the tables and the verdict to the terminal."""
     console = console or Console()
     for title, header, rows in report_tables(report):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         for column, name in enumerate(header):
-            table.add_column(name, justify="left" if column == 0 else "right", no_wrap=column == 0)
+            table.add_column(name, justify="right" if column else "left", no_wrap=not column)
         for row in rows:
             table.add_row(row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:]))
         console.print(table)
     if report["verdict"]:
         console.print(report["verdict"])
-
-
-def _markdown_row(cells):
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,11 +1,11 @@
-"""The figures of a report: accuracies, controls and comparisons from judged answers."""
+"""Figures from predictions: those of one evaluation's report, and comparisons of finished evaluations."""
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from ..inference.settings import ANSWER_METHODS
 from .controls import CONTROLS, verdict
@@ -14,26 +14,26 @@ from .statistics import accuracy_interval, mcnemar, paired_difference_interval, 
 
 
 def count_name(count: int) -> str:
-    """Name of the predictions of "semcot" with another number of implicit tokens than the model's own."""
+    """Return the name of the predictions of "semcot" with another number of implicit tokens than the model's own."""
     return f"semcot-k{count}"
 
 
 def summarize(
-    records: Mapping[str, Sequence[Mapping]],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     steps: Sequence[int],
     implicit_tokens: int,
-    latency: Mapping[str, Sequence[Mapping]] | None,
+    latency: Mapping[str, Sequence[Mapping[str, Any]]] | None,
     seed: int,
-) -> dict:
-    """The report's `rows`, `controls`, `verdict`, `tokens_carry_reasoning`, `comparisons` and `by_k`.
+) -> dict[str, Any]:
+    """Return the report's `rows`, `controls`, `verdict`, `tokens_carry_reasoning`, `comparisons` and `by_k`.
 
     Args:
         records: predictions in the order of the questions, by the name of their file: methods, controls, and
             `count_name`s.
-        steps: number of reasoning steps of each question; 0 where it is not known.
+        steps: number of reasoning steps of each question; 0 where it is unknown.
         implicit_tokens: k of "semcot".
-        latency: what `measure_latency` returned; the rows give its first batch size.
+        latency: the result of `measure_latency`; the rows give its first batch size.
         seed: of the bootstrap.
     """
     verdicts = {name: [record["correct"] for record in made] for name, made in records.items()}
@@ -41,28 +41,33 @@ def summarize(
     rows = []
     for method in methods:
         measured = latency[method][0] if latency else {"median": None, "p95": None}
-        made = records[method]
+        made, right = records[method], verdicts[method]
+        by_steps = {
+            count: [correct for own, correct in zip(steps, right, strict=True) if own == count]
+            for count in sorted({*steps})
+            if count > 0
+        }
         rows.append(
             {
                 "method": method,
-                **accuracy(verdicts[method]),
+                **accuracy(right),
                 "seconds_per_query": measured["median"],
                 "new_tokens_per_query": sum(record["new_tokens"] for record in made) / len(made),
                 "implicit_tokens": implicit_tokens if method == "semcot" else 0,
                 "seconds_per_query_p95": measured["p95"],
                 "unfinished": sum(not record["finished"] for record in made),
-                "by_steps": _by_steps(verdicts[method], steps),
+                "by_steps": [{"steps": count, **accuracy(group)} for count, group in by_steps.items()],
             }
         )
-    controlled = any(control in records for control in CONTROLS)
-    judged = {}
-    if controlled:
-        # No implicit tokens at all is what no_cot is.
-        judged = {control: verdicts["no_cot" if control == "none" else control] for control in CONTROLS}
-    carries = sentence = None
-    if controlled:
-        others = {control: run for control, run in judged.items() if control != "none"}
+    controls, carries, sentence = {}, None, None
+    if any(control in records for control in CONTROLS):
+        others = {control: verdicts[control] for control in CONTROLS if control != "none"}
         carries, sentence = verdict(verdicts["semcot"], verdicts["no_cot"], others)
+        # Without implicit tokens, SemCoT is no_cot.
+        controls = {"none": verdicts["no_cot"], **others}
+    found = {int(match[1]): name for name in verdicts if (match := re.fullmatch(r"semcot-k(\d+)", name))}
+    if found:
+        found[implicit_tokens] = "semcot"
     return {
         "rows": rows,
         "controls": [
@@ -72,7 +77,7 @@ def summarize(
                 "p_vs_semcot": mcnemar(run, verdicts["semcot"]),
                 "p_vs_no_cot": mcnemar(run, verdicts["no_cot"]),
             }
-            for control, run in judged.items()
+            for control, run in controls.items()
         ],
         "verdict": sentence,
         "tokens_carry_reasoning": carries,
@@ -80,12 +85,12 @@ def summarize(
             {"a": a, "b": b, **compare_verdicts(verdicts[a], verdicts[b], seed=seed)}
             for b, a in combinations(methods, 2)
         ],
-        "by_k": _by_count(verdicts, implicit_tokens),
+        "by_k": [{"implicit_tokens": count, **accuracy(verdicts[found[count]])} for count in sorted(found)],
     }
 
 
-def accuracy(verdicts: Sequence[bool]) -> dict:
-    """Accuracy, its 95 % interval and the number of questions.
+def accuracy(verdicts: Sequence[bool]) -> dict[str, Any]:
+    """Return the accuracy, its 95 % interval and the number of questions.
 
     >>> accuracy([True] * 8 + [False] * 2)["accuracy"]
     0.8
@@ -94,8 +99,8 @@ def accuracy(verdicts: Sequence[bool]) -> dict:
     return {"accuracy": correct / n, "ci95": list(accuracy_interval(correct, n)), "n": n}
 
 
-def compare_verdicts(a: Sequence[bool], b: Sequence[bool], *, seed: int = 0) -> dict:
-    """Difference of accuracies a - b with its bootstrap interval and the p-value of McNemar's exact test.
+def compare_verdicts(a: Sequence[bool], b: Sequence[bool], *, seed: int = 0) -> dict[str, Any]:
+    """Return the difference of accuracies a - b, its bootstrap interval and the p-value of McNemar's exact test.
 
     >>> compare_verdicts([True] * 6 + [False] * 4, [False] * 10)
     {'difference': 0.6, 'ci95': [0.3, 0.9], 'p': 0.03125}
@@ -107,22 +112,7 @@ def compare_verdicts(a: Sequence[bool], b: Sequence[bool], *, seed: int = 0) -> 
     }
 
 
-def _by_steps(verdicts, steps):
-    groups = defaultdict(list)
-    for count, right in zip(steps, verdicts, strict=True):
-        groups[count].append(right)
-    return [{"steps": count, **accuracy(groups[count])} for count in sorted(groups) if count > 0]
-
-
-def _by_count(verdicts, own):
-    found = {int(match[1]): name for name in verdicts if (match := re.fullmatch(r"semcot-k(\d+)", name))}
-    if not found:
-        return []
-    found[own] = "semcot"
-    return [{"implicit_tokens": count, **accuracy(verdicts[found[count]])} for count in sorted(found)]
-
-
-def compare_runs(dir_a: str | Path, dir_b: str | Path, *, seed: int = 0) -> list[dict]:
+def compare_runs(dir_a: str | Path, dir_b: str | Path, *, seed: int = 0) -> list[dict[str, Any]]:
     """Compare two finished evaluations of the same questions, method by method.
 
     Args:
@@ -137,11 +127,11 @@ def compare_runs(dir_a: str | Path, dir_b: str | Path, *, seed: int = 0) -> list
         FileNotFoundError: when a folder has no report.
         ValueError: when the two have no method in common, or other questions.
     """
-    methods = [method for method in ANSWER_METHODS if method in _methods(dir_a) and method in _methods(dir_b)]
+    in_a, in_b = _accuracies(dir_a), _accuracies(dir_b)
+    methods = [method for method in ANSWER_METHODS if method in in_a and method in in_b]
     if not methods:
         raise ValueError(
-            f"{dir_a} has {', '.join(_methods(dir_a))} and {dir_b} has {', '.join(_methods(dir_b))}: evaluate both "
-            "with a method in common."
+            f"{dir_a} has {', '.join(in_a)} and {dir_b} has {', '.join(in_b)}: evaluate both with a method in common."
         )
     compared = []
     for method in methods:
@@ -151,36 +141,30 @@ def compare_runs(dir_a: str | Path, dir_b: str | Path, *, seed: int = 0) -> list
                 f"{dir_a} ({len(a)} questions) and {dir_b} ({len(b)}) are not about the same questions in the same "
                 "order: a paired comparison needs both evaluated on one dataset."
             )
-        a, b = ([row["correct"] for row in rows] for rows in (a, b))
+        right_a, right_b = ([row["correct"] for row in rows] for rows in (a, b))
         compared.append(
             {
                 "method": method,
-                "accuracy_a": accuracy(a)["accuracy"],
-                "accuracy_b": accuracy(b)["accuracy"],
-                **compare_verdicts(a, b, seed=seed),
+                "accuracy_a": sum(right_a) / len(a),
+                "accuracy_b": sum(right_b) / len(b),
+                **compare_verdicts(right_a, right_b, seed=seed),
                 "n": len(a),
             }
         )
     return compared
 
 
-def summarize_runs(folders: Sequence[str | Path]) -> dict[str, dict]:
-    """Mean, standard deviation and number of the accuracies of several seeds' evaluations, by method."""
-    reports = [_report(folder) for folder in folders]
-    accuracies = [{row["method"]: row["accuracy"] for row in report["rows"]} for report in reports]
-    return {
-        method: summarize_seeds([run[method] for run in accuracies])
-        for method in ANSWER_METHODS
-        if all(method in run for run in accuracies)
-    }
+def summarize_runs(folders: Sequence[str | Path]) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation and number of the accuracies of several seeds' evaluations, by method."""
+    runs = [_accuracies(folder) for folder in folders]
+    shared = [method for method in ANSWER_METHODS if all(method in run for run in runs)]
+    return {method: summarize_seeds([run[method] for run in runs]) for method in shared}
 
 
-def _methods(folder):
-    return [row["method"] for row in _report(folder)["rows"]]
-
-
-def _report(folder):
+def _accuracies(folder: str | Path) -> dict[str, float]:
+    """Return the accuracies in a finished evaluation's report, by method."""
     path = Path(folder) / "report.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: finish the evaluation in {folder} first.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {row["method"]: row["accuracy"] for row in report["rows"]}

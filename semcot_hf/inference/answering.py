@@ -75,8 +75,9 @@ class Answerer:
             raise ValueError(
                 f"num_implicit_tokens={count} needs method='semcot', got method={self.method!r}: leave it out."
             )
-        own = model.config.num_implicit_tokens if self.method == "semcot" else 0
-        self.num_implicit_tokens: int = own if count is None else count
+        if count is None:
+            count = model.config.num_implicit_tokens if self.method == "semcot" else 0
+        self.num_implicit_tokens: int = count
         prompt = settings.answer_prompt
         self.answer_prompt = answer_prompt_of(model.config, tokenizer) if prompt is None else prompt
         if settings.chat and not tokenizer.chat_template:
@@ -255,13 +256,12 @@ class Answerer:
         start = synchronized_time(self.device)
         if self.prefix is not None:
             implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
-        generate = cast(Callable[..., torch.Tensor], self.model.generate)
         greedy = not self.settings.temperature
         with (
             greedy_defaults(self.model) if greedy else nullcontext(),
             nullcontext() if greedy or seed is None else seeded(seed, self.device),
         ):
-            sequences = generate(
+            sequences = cast(Callable[..., torch.Tensor], self.model.generate)(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 generation_config=config,
@@ -289,21 +289,13 @@ def answer_questions(
     progress: Callable[[int], None] | None = None,
     **overrides: Any,
 ) -> list[Answer]:
-    """Answer `queries` greedily, in batches padded on the left; the model is put into evaluation mode.
+    """Answer `queries` in batches padded on the left; see `Answerer` and its `answers` for the other arguments.
 
     Args:
-        model: a `SemCoTForCausalLM` or any causal LM.
-        tokenizer: its tokenizer.
-        queries: the questions.
         settings: see `AnswerSettings`.
-        batch_size: questions at once, fewer for good after memory was too small for them.
         implicit_embeddings_for: for "semcot", returns the embeddings (len(indices), k, host hidden size) of the
             queries at given indices, in place of the model's own.
-        progress: called with the number of questions of each finished batch.
         overrides: fields of `AnswerSettings`, such as `method`, `max_new_tokens` and `few_shot`.
-
-    Returns:
-        One `Answer` per query, in the order of `queries`.
 
     Raises:
         TypeError: for an override that is not a field.

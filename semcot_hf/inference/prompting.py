@@ -109,7 +109,7 @@ def choose_answer_prompt(tokenizer: PreTrainedTokenizerBase, answer_prompt: str 
         ValueError: when the tokenizer already ends prompts with another answer prompt, or does not encode the model's
             own one as `own_ids`.
     """
-    own = tokenizer.decode(own_ids) if own_ids else None
+    own = cast(str, tokenizer.decode(list(own_ids))) if own_ids else None
     if answer_prompt is None:
         if own is not None and answer_prompt_ids(tokenizer, own) != list(own_ids):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The questions of a JSONL file and the file of their answers: read line by line, written whole or not at all."""
+"""The questions of a JSONL file, checked line by line, and the file of their answers."""
 
 import hashlib
 import json
@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-# Looked for where the default column is missing: the names that TRL gives to conversations.
+from ..storage import write_atomically
+from .prompting import Query
+
+# TRL's names of conversations, looked for where the default column is missing.
 CHAT_COLUMNS = ("prompt", "messages")
-_TOLD = 5
+_PROBLEMS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,9 @@ class QuestionFile:
     """The questions of a file.
 
     Attributes:
-        path: the JSONL file; output: the file to write.
-        column, output_column: where a row's question stands, and where its answer goes.
+        path: the JSONL file.
+        output: the file to write.
+        column, output_column: fields of a row's question and of its answer.
         queries: a text, or a list of chat messages, for each row.
         digest: hash of the file's content.
     """
@@ -28,29 +33,23 @@ class QuestionFile:
     output: Path
     column: str
     output_column: str
-    queries: list[str | list[dict]]
+    queries: list[Query]
     digest: str
 
-    def write(self, answers: Sequence[Mapping]) -> None:
-        """Write the output: each row of the input as it stands, in its order, with the fields of its answer behind.
+    def write(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Write the output: each row of the input unchanged, in its order, followed by the fields of its answer.
 
         Raises:
-            ValueError: when the input is no longer what was read.
+            ValueError: when the input has changed since it was read.
         """
         if _digest(self.path) != self.digest:
             raise ValueError(f"input={str(self.path)!r} has changed since it was read: rerun with --overwrite.")
-        temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                for (_, line), answer in zip(_lines(self.path), answers, strict=True):
-                    # Half a surrogate pair is valid JSON, but no UTF-8.
-                    fields = json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
-                    file.write(line.strip().removesuffix(b"}").rstrip() + b", " + fields[1:] + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        rows = []
+        for (_, line), answer in zip(_lines(self.path), answers, strict=True):
+            # Half a surrogate pair is valid JSON but cannot be encoded as UTF-8.
+            fields = json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            rows.append(line.strip().removesuffix(b"}").rstrip() + b", " + fields[1:] + b"\n")
+        write_atomically(self.output, b"".join(rows))
 
 
 def read_questions(
@@ -64,46 +63,47 @@ def read_questions(
     """Read the questions of a JSONL file and check that their answers can be written.
 
     Args:
-        path: one JSON object a line, UTF-8; empty lines are passed over.
-        output: the file that the answers are for.
-        column: a row's question, a text or a list of chat messages, of which those behind the last one of the user
-            are left out. Where the default column is missing, TRL's `prompt` or `messages` stands in.
-        output_column: field of the answer; its tokens go to `<output_column>_tokens`, what kept a row from being
-            answered to `error`.
-        overwrite: whether an output that is there already may be replaced.
+        path: one JSON object per line, UTF-8; empty lines are skipped.
+        output: the file for the answers.
+        column: field of a row's question, a text or a list of chat messages; messages after the user's last one are
+            left out. Where the default column is missing, TRL's `prompt` or `messages` is used.
+        output_column: field of the answer. Its number of tokens is stored in `<output_column>_tokens`, the reason why
+            a row has no answer in `error`.
+        overwrite: whether to replace an existing output.
 
     Raises:
         FileNotFoundError: when the input or the folder of the output is missing.
-        ValueError: for lines that are no JSON objects with a question, for fields that the answer would replace, or
-            an output that is there already.
+        ValueError: for lines that are not JSON objects with a question, for fields that the answer would replace, or
+            for an existing output.
     """
     path, output = Path(path), Path(output)
     if not path.is_file():
-        raise FileNotFoundError(f"input={str(path)!r} is no file: pass a JSONL file with one question a line.")
+        raise FileNotFoundError(f"input={str(path)!r} is not a file: pass a JSONL file with one question per line.")
     if not output.parent.is_dir():
         raise FileNotFoundError(
-            f"output={str(output)!r}: the folder {str(output.parent)!r} is missing: make it first."
+            f"output={str(output)!r}: the folder {str(output.parent)!r} is missing: create it first."
         )
     if output.is_dir() or output.exists() and output.samefile(path):
         raise ValueError(f"output={str(output)!r} is the input or a folder: name another file.")
     if output.exists() and not overwrite:
-        raise ValueError(f"output={str(output)!r} is there already: name another file, or pass --overwrite.")
+        raise ValueError(f"output={str(output)!r} already exists: name another file, or pass --overwrite.")
     digest, queries, problems = _digest(path), [], []
     for number, line in _lines(path):
         try:
             queries.append(_question(line, column, output_column))
         except ValueError as problem:
             problems.append(f"{path}, line {number}: {problem}")
+    if len(problems) > _PROBLEMS_SHOWN:
+        problems[_PROBLEMS_SHOWN:] = [f"... and {len(problems) - _PROBLEMS_SHOWN:,} more such lines."]
     if problems:
-        more = [f"... and {len(problems) - _TOLD:,} more such lines."] if len(problems) > _TOLD else []
-        raise ValueError("\n".join([*problems[:_TOLD], *more]))
+        raise ValueError("\n".join(problems))
     if not queries:
-        raise ValueError(f"input={str(path)!r} holds no question: pass a JSONL file with one question a line.")
+        raise ValueError(f"input={str(path)!r} holds no question: pass a JSONL file with one question per line.")
     return QuestionFile(path, output, column, output_column, queries, digest)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbers, from 1, and the bytes of the lines that are not empty."""
+    """Yield the numbers, from 1, and the bytes of the lines that are not empty."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
@@ -113,15 +113,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _question(line: bytes, column: str, output_column: str) -> str | list[dict]:
-    """The question of one line.
+def _question(line: bytes, column: str, output_column: str) -> Query:
+    """Return the question of one line.
 
     >>> _question(b'{"query": " 1 + 1? "}', "query", "output")
     '1 + 1?'
@@ -133,27 +129,27 @@ def _question(line: bytes, column: str, output_column: str) -> str | list[dict]:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     except ValueError as error:
-        raise ValueError(f"is no JSON ({error}). Write one JSON object a line.") from error
+        raise ValueError(f"is not JSON ({error}). Write one JSON object per line.") from error
     if not isinstance(row, dict):
-        raise ValueError(f"is no JSON object, but {_short(row)}. Write one JSON object a line.")
+        raise ValueError(f"is not a JSON object, but {_short(row)}. Write one JSON object per line.")
     names = [column, *CHAT_COLUMNS] if column == "query" else [column]
     name = next((name for name in names if name in row), None)
     if name is None:
         raise ValueError(f"has no column {column!r}, but {', '.join(map(repr, row))}. Name the right one by --column.")
     for taken in (output_column, f"{output_column}_tokens"):
         if taken in row:
-            raise ValueError(f"has a column {taken!r} already. Name another one for the answers by --output_column.")
+            raise ValueError(f"already has a column {taken!r}. Name another one for the answers by --output_column.")
     if "error" in row:
-        raise ValueError("has a column 'error', which is for questions that cannot be answered. Rename it.")
+        raise ValueError("has a column 'error', which is used for questions that cannot be answered. Rename it.")
     question = _text_or_chat(row[name], name)
     if not question:
-        raise ValueError(f"has an empty question in column {name!r}. Fill it in, or take the line out.")
+        raise ValueError(f"has an empty question in column {name!r}. Fill it in, or remove the line.")
     if re.search("[\ud800-\udfff]", json.dumps(question, ensure_ascii=False)):
-        raise ValueError(f"has half a surrogate pair in column {name!r}, which is no character. Correct the text.")
+        raise ValueError(f"has half a surrogate pair in column {name!r}, which is not a character. Correct the text.")
     return question
 
 
-def _text_or_chat(value: object, name: str) -> str | list[dict]:
+def _text_or_chat(value: object, name: str) -> Query:
     if isinstance(value, str):
         return value.strip()
     if not isinstance(value, list) or not all(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +28,7 @@ def methods_of(model: PreTrainedModel) -> tuple[str, ...]:
 def answer_prompt_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the answer prompt that a SemCoT model was trained with, or `ANSWER_PROMPT` for any other model."""
     ids = getattr(config, "answer_prompt_ids", None)
-    return ANSWER_PROMPT if ids is None else tokenizer.decode(ids)
+    return ANSWER_PROMPT if ids is None else cast(str, tokenizer.decode(ids))
 
 
 def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:

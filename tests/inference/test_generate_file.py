@@ -225,7 +225,7 @@ def test_other_settings_are_refused_and_overwrite_discards_them(model, tokenizer
     _, summary = run(model, tokenizer, max_new_tokens=7, overwrite=True)
     assert summary.resumed == 0 and summary.batches == 1
     assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "questions.jsonl"]
-    with pytest.raises(ValueError, match="answers.jsonl' is there already: name another file, or pass --overwrite"):
+    with pytest.raises(ValueError, match="answers.jsonl' already exists: name another file, or pass --overwrite"):
         run(model, tokenizer)
 
 
@@ -242,9 +242,9 @@ def test_questions_longer_than_the_context_get_an_error(model, tokenizer, run):
 
 
 BAD_LINES = {
-    "no json": (b"{'query': 1}", "is no JSON (Expecting property name"),
-    "torn": (b'{"query": "1 +"', "is no JSON (Expecting ',' delimiter"),
-    "no object": (b'["1 + 1?"]', 'is no JSON object, but ["1 + 1?"]. Write one JSON object a line.'),
+    "no json": (b"{'query': 1}", "is not JSON (Expecting property name"),
+    "torn": (b'{"query": "1 +"', "is not JSON (Expecting ',' delimiter"),
+    "no object": (b'["1 + 1?"]', 'is not a JSON object, but ["1 + 1?"]. Write one JSON object per line.'),
     "no column": (
         b'{"question": "1?", "id": 3}',
         "has no column 'query', but 'question', 'id'. Name the right one by",
@@ -253,9 +253,12 @@ BAD_LINES = {
     "number": (b'{"query": 12}', "column 'query' holds 12. Make it a text, or a list of messages"),
     "no user": (b'{"messages": [{"role": "system", "content": "a"}]}', "has an empty question in column 'messages'"),
     "no role": (b'{"prompt": [{"content": "a"}]}', "column 'prompt' holds"),
-    "taken": (b'{"query": "1?", "output": "2"}', "has a column 'output' already. Name another one"),
+    "taken": (b'{"query": "1?", "output": "2"}', "already has a column 'output'. Name another one"),
     "error": (b'{"query": "1?", "error": "2"}', "has a column 'error'"),
-    "half a pair": (b'{"query": "a \\ud83d?"}', "has half a surrogate pair in column 'query', which is no character."),
+    "half a pair": (
+        b'{"query": "a \\ud83d?"}',
+        "has half a surrogate pair in column 'query', which is not a character.",
+    ),
     "half a pair in a chat": (
         b'{"messages": [{"role": "user", "content": "\\ud83d"}]}',
         "has half a surrogate pair in column 'messages'",
@@ -284,10 +287,10 @@ def test_many_bad_lines_and_bad_files(tmp_path):
     source.write_text("\n \n")
     with pytest.raises(ValueError, match="holds no question"):
         read_questions(source, output)
-    with pytest.raises(FileNotFoundError, match="nowhere.jsonl' is no file"):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl' is not a file"):
         read_questions(tmp_path / "nowhere.jsonl", output)
     write_rows(source)
-    with pytest.raises(FileNotFoundError, match="the folder .*missing' is missing: make it first"):
+    with pytest.raises(FileNotFoundError, match="the folder .*missing' is missing: create it first"):
         read_questions(source, tmp_path / "missing" / "answers.jsonl")
     with pytest.raises(ValueError, match="is the input or a folder"):
         read_questions(source, source, overwrite=True)
