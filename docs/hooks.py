@@ -1,0 +1,82 @@
+"""Build hooks of the documentation site: the package's layout, the list of files, and links out of docs/."""
+
+import ast
+import dataclasses
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+# [text](../path) or ![text](../path): a file of the repository outside docs/, as it is linked on a Git host.
+_OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(\.\./([^)\s]+)\)")
+# <!-- fields: module.Class -->, which becomes a table of a configuration's fields.
+_FIELDS = re.compile(r"<!-- fields: ([\w.]+)\.(\w+) -->")
+_LISTED = ("modeling", "semcot_hf", "examples")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Copy the package into build/docs as an installation lays it out: modeling/ inside semcot_hf/."""
+    package = ROOT / "build" / "docs" / "semcot_hf"
+    shutil.rmtree(package, ignore_errors=True)
+    for source, target in ((ROOT / "semcot_hf", package), (ROOT / "modeling", package / "modeling")):
+        # The demo's models are not needed.
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("models", "__pycache__"))
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the images outside docs/ that pages show, such as the benchmark's plots."""
+    for page in list(files.documentation_pages()):
+        for shown, _, target in _OUTSIDE.findall(page.content_string):
+            if shown and files.get_file_from_path(f"assets/{target}") is None:
+                files.append(File.generated(config, f"assets/{target}", abs_src_path=str(ROOT / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in the list of files, and point links out of docs/ to what the site has of them."""
+    markdown = _FIELDS.sub(lambda match: field_table(*match.groups()), _OUTSIDE.sub(_inside, markdown))
+    return markdown.replace("<!-- files -->", file_list(source_files()))
+
+
+def source_files() -> list[str]:
+    """Return the paths of the Python files under modeling/, semcot_hf/ and examples/, sorted."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *_LISTED]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not listed:  # Not a Git checkout.
+        listed = [str(path.relative_to(ROOT)) for folder in _LISTED for path in (ROOT / folder).rglob("*")]
+    return sorted(name for name in listed if name.endswith(".py") and (ROOT / name).is_file())
+
+
+def file_list(names: Iterable[str]) -> str:
+    """Return a Markdown list: each file with the first line of its docstring, under its folder's name."""
+    lines, folder = [], None
+    for name in sorted(names, key=lambda name: (name.rpartition("/")[0], name)):
+        if name.rpartition("/")[0] != folder:
+            folder = name.rpartition("/")[0]
+            lines += ["", f"### `{folder}/`", ""]
+        docstring = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ""
+        lines.append(f"- `{name.rpartition('/')[2]}`: {docstring.partition(chr(10))[0]}")
+    return "\n".join(lines)
+
+
+def field_table(module: str, name: str) -> str:
+    """Return a Markdown table of the fields that a configuration class defines itself: name, default and help."""
+    config = getattr(import_module(module), name)
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(config):
+        if field.name in vars(config)["__annotations__"]:
+            meaning = field.metadata["help"].replace("|", "\\|")
+            lines.append(f"| `{field.name}` | `{field.default!r}` | {meaning} |")
+    return "\n".join(lines)
+
+
+def _inside(match: re.Match[str]) -> str:
+    shown, text, target = match.groups()
+    return f"![{text}](assets/{target})" if shown else f"{text} (`{target}`)"
