@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help demo test test-slow test-all test-floor common-tests bench-smoke lint types format wheel-test clean
+.PHONY: help demo test test-slow test-all test-floor common-tests bench-smoke docs lint types format wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ common-tests: $(VENV)/.installed-test ## Run transformers' own common tests of m
 bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 steps
 	$(BIN)/semcot bench methods --task coin_flip --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
 		--train_questions 2000 --eval_questions 100 --latency_samples 10 --output_dir runs/bench-smoke
+
+docs: $(VENV)/.installed-test ## Build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-dev types ## Check style and types
 	$(BIN)/ruff check .

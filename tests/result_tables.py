@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from semcot_hf.bench.catalogue import BENCH_METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "examples" / "bench" / "results"
 NAMES = {"arithmetic": "equations", "coin_flip": "CoinFlip", "graph": "graph", "multiplication": "multiplication"}
 
@@ -23,8 +25,6 @@ def timed(row):
 
 def results_of_all_tasks():
     """A row per task: the ends of the scale, the best implicit peer, SemCoT, and the generator alone."""
-    from semcot_hf.bench.catalogue import BENCH_METHODS
-
     lines = [
         "| task | no CoT | explicit CoT | best implicit peer | SemCoT (paper) | SemCoT (soft words) "
         "| audit: SemCoT (soft words) | audit: generator alone |",
@@ -49,6 +49,15 @@ def results_of_all_tasks():
 def audited(row):
     ratio = row["latency_ratio"]
     return percent(row["accuracy"]) + ("" if ratio is None else f" ({ratio:.2f})")
+
+
+def generator_alone():
+    """The audit's row per task."""
+    lines = ["| task | generator alone | SemCoT (soft words) |", "|---|---|---|"]
+    for task, row in read("generator-alone.json")["tasks"].items():
+        cells = [NAMES[task], *(audited(row[name]) for name in ("generator_alone", "semcot_soft_words"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def results_of_task(task):
@@ -78,7 +87,7 @@ def results_of_task(task):
 
 def tables():
     """Every table by the name that stands in the comments around it."""
-    found = {"results": results_of_all_tasks()}
+    found = {"results": results_of_all_tasks(), "generator-alone": generator_alone()}
     for task in read("methods/report.json")["tasks"]:
         found[task["task"]] = results_of_task(task)
     return found

@@ -1,0 +1,155 @@
+"""Every command and every Python snippet of README and docs runs, on a few rows and steps."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from hub_stand_in import hub_stand_in, run
+from transformers import AutoTokenizer
+
+from semcot_hf import SemCoTForCausalLM, build_alignment_encoder, load_reasoning_dataset
+from semcot_hf.cli.main import main
+from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.lm_eval_tasks import INCLUDE_PATH
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# The same commands on a few rows and steps; later flags win.
+TRAINING = "--max_train_samples 12 --max_eval_samples 4 --max_steps 2 --use_cpu --report_to none --eval_strategy no"
+SMALL = {
+    "semcot align": f"{TRAINING} --save_strategy no",
+    "semcot distill": f"{TRAINING} --per_device_train_batch_size 4 --save_strategy no",
+    "semcot condense": "--max_train_samples 20 --max_eval_samples 4",
+    "semcot evaluate": "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 1",
+    "semcot generate": "--max_new_tokens 4",
+    "semcot data": "",
+    "semcot bench methods": "--methods no_cot --seeds 0 --steps 1 --learning_rates 1e-3 --train_questions 8 "
+    "--batch_size 2 --eval_questions 2 --latency_samples 1 --compiled_latency False",
+    "semcot bench speed": "--methods semcot_parallel --batch_sizes 1 --prompt_lengths 16 --implicit_tokens 2 "
+    "--answer_tokens 2 --seconds 0.1",
+    "python examples/soft_words.py": "--max_steps 2 --max_train_samples 8 --max_eval_samples 2 --report_to none "
+    "--per_device_train_batch_size 4 --use_cpu",
+    "python examples/bench/train_speed.py": "--sizes toy --batch_size 4 --steps 2 --plain_samples 2 --parts stage2",
+}
+# Public models by the small ones that stand in for them.
+STAND_INS = {
+    "Qwen/Qwen2.5-1.5B-Instruct": str(HOST_PATH),
+    "Qwen/Qwen2.5-0.5B-Instruct": str(GENERATOR_PATH),
+    "/models/my-host": str(HOST_PATH),
+}
+
+
+def steps(page):
+    """(language, text) of the commands and snippets of a page, in their order."""
+    found = []
+    for language, text in BLOCK.findall(page.read_text()):
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        found += [("bash", line) for line in lines] if language == "bash" else [("python", text)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with what earlier pages leave behind: untrained, but complete."""
+    folder = tmp_path_factory.mktemp("docs")
+    tokenizer = AutoTokenizer.from_pretrained(HOST_PATH)
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        str(HOST_PATH), str(GENERATOR_PATH), answer_prompt_ids=answer_prompt_ids(tokenizer)
+    )
+    for name in ("runs/model", "runs/demo/model"):
+        model.save_pretrained(folder / name)
+        with_answer_prompt(tokenizer).save_pretrained(folder / name)
+    build_alignment_encoder(model.host, tokenizer).save(str(folder / "runs/encoder"))
+    questions = [{"query": f"Ann flips the coin {count} times. Heads?"} for count in range(3)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+@pytest.fixture
+def hub_sets(monkeypatch):
+    """GSM8K in the Hub's columns, without the Hub."""
+    rows = load_reasoning_dataset("examples/data/arithmetic")
+
+    def in_hub_columns(row):
+        return {"question": row["query"], "answer": f"{row['reasoning']}\n#### {row['answer']}"}
+
+    names = rows["train"].column_names
+    gsm8k = datasets.DatasetDict(
+        {name: rows[name].map(in_hub_columns, remove_columns=names) for name in ("train", "test")}
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: {"openai/gsm8k": gsm8k}[name])
+
+
+def name_of(words):
+    size = 3 if words[:2] == ["semcot", "bench"] else 2
+    return " ".join(words[:size])
+
+
+def run_command(line, monkeypatch):
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif words[0] == "pip":
+        help_text = subprocess.run([sys.executable, "-m", "pip", words[1], "--help"], capture_output=True, text=True)
+        assert all(word in help_text.stdout for word in words[2:] if word.startswith("-")), line
+    elif words[0] == "lm_eval":
+        # Its own test runs it where it is installed.
+        assert (INCLUDE_PATH / f"{words[words.index('--tasks') + 1].removeprefix('semcot_')}.yaml").is_file()
+    elif words[:2] == ["semcot", "convert"]:
+        # It fetches the authors' checkpoint; its own tests convert one of that form.
+        with pytest.raises(SystemExit) as ended:
+            main([*words[1:], "--help"])
+        assert ended.value.code == 0
+    else:
+        small = shlex.split(SMALL[name_of(words)])
+        if words[0] == "semcot":
+            if "--config" in words:
+                small += ["--host", str(HOST_PATH)]
+                small += ["--generator", str(GENERATOR_PATH)] if words[1] == "distill" else []
+            words = [STAND_INS.get(word, word) for word in words]
+            assert main([*words[1:], *small]) in (0, None), line
+        else:
+            monkeypatch.syspath_prepend(str(Path(words[1]).parent))
+            monkeypatch.setattr(sys, "argv", [words[1], *words[2:], *small])
+            runpy.run_path(words[1], run_name="__main__")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if steps(page)], ids=lambda page: page.stem)
+def test_commands_and_snippets_run(page, prepared, tmp_path, hub_sets, monkeypatch, capsys):
+    shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    if page.stem == "sharing":
+        return run_with_hub(page, tmp_path, monkeypatch)
+    namespace = {"__name__": "__main__"}
+    for language, text in steps(page):
+        if language == "bash":
+            run_command(text, monkeypatch)
+        else:
+            exec(compile(text, str(page), "exec"), namespace)
+
+
+def run_with_hub(page, folder, monkeypatch):
+    """Run a page's snippets in one process that takes the stand-in for the Hub; its commands as on other pages."""
+    script = "\n".join(text for language, text in steps(page) if language == "python")
+    for public, small in STAND_INS.items():
+        script = script.replace(public, small)
+    with hub_stand_in() as hub:
+        run(script, hub, folder / "home")
+    for language, text in steps(page):
+        if language == "bash":
+            run_command(text, monkeypatch)
+
+
+def test_every_command_is_shown():
+    shown = {name_of(shlex.split(text)) for page in PAGES for language, text in steps(page) if language == "bash"}
+    assert set(SMALL) | {"semcot convert", "make demo", "make test", "make docs"} <= shown

@@ -1,0 +1,122 @@
+"""README and docs agree with the tree: links, tables, options, lists of files; and the README stays short."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import pytest
+from result_tables import RESULTS, block, percent, read, tables
+
+import semcot_hf
+from semcot_hf.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = ("demo", "align", "distill", "evaluate", "generate", "condense", "convert", "data check")
+COMMANDS += ("bench methods", "bench speed")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as Git hosts and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_readme_is_short_and_starts_with_the_two_commands():
+    text = README.read_text()
+    assert len(text.split()) <= 1700
+    commands = re.findall(r"^(\w[^#\n]*)", text.partition("```bash\n")[2].partition("```")[0], re.MULTILINE)
+    assert [command.strip() for command in commands] == ["make demo", "make test"]
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target} is not there"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+@each_page
+def test_nothing_outside_the_clone_is_named(page):
+    assert "../shared" not in page.read_text()
+
+
+@each_page
+def test_tables_are_the_committed_results(page):
+    text = page.read_text()
+    for name in re.findall(r"<!-- table (\S+) -->", text):
+        assert block(name, tables()[name]) in text, f"{page.name}: the table {name} differs from {RESULTS}"
+
+
+def test_all_tables_are_shown():
+    assert "<!-- table results -->" in README.read_text()
+    shown = re.findall(r"<!-- table (\S+) -->", (ROOT / "docs/benchmark.md").read_text())
+    assert set(shown) == set(tables())
+
+
+def test_readme_says_what_the_generator_reaches_alone():
+    rows = read("generator-alone.json")["tasks"]["multiplication"]
+    alone, pair = rows["generator_alone"], rows["semcot_soft_words"]
+    assert (
+        f"{percent(alone['accuracy'])} % against {percent(pair['accuracy'])} % on multiplication, at "
+        f"{alone['latency_ratio']:.2f} against {pair['latency_ratio']:.2f} times no-CoT time" in README.read_text()
+    )
+
+
+@pytest.fixture(scope="module")
+def flags():
+    """Every flag of every command."""
+    printed = io.StringIO()
+    for command in COMMANDS:
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+    return set(re.findall(r"--[a-z]\w+", printed.getvalue())) | {"--config", "--help"}
+
+
+@each_page
+def test_flags_in_the_text_exist(page, flags):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([^`]*--[^`]*)`", text):
+        if not code.startswith("pip "):
+            # The examples' and the harness's own flags are theirs.
+            assert set(re.findall(r"--[a-z]\w+", code)) <= flags | {"--train", "--validation", "--metadata"} | {
+                "--include_path"
+            }, code
+
+
+def test_options_have_the_defaults_that_the_training_page_gives():
+    configs = (semcot_hf.SemCoTAlignmentConfig, semcot_hf.SemCoTDistillationConfig)
+    defaults = {field.name: field.default for config in configs for field in dataclasses.fields(config)}
+    defaults["per_device_train_batch_size"] = semcot_hf.SemCoTAlignmentConfig.per_device_train_batch_size
+    text = (ROOT / "docs/training.md").read_text()
+    found = re.findall(r"\| option \| default \| meaning \|\n\|[-|]+\n((?:\|.*\n)+)", text)
+    assert len(found) == 2
+    for line in "".join(found).splitlines():
+        names, default, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
+        for name in re.findall(r"`(\w+)`", names):
+            if isinstance(defaults[name], (int, float)):
+                assert float(default) == defaults[name], line
+            elif name not in ("first_layer", "last_layer"):
+                assert default.strip("`") == str(defaults[name] or "unset"), line
+
+
+def test_architecture_names_every_folder():
+    text = (ROOT / "docs/architecture.md").read_text()
+    for folder in (path.parent for path in (ROOT / "semcot_hf").glob("*/__init__.py")):
+        assert f"`semcot_hf/{folder.name}/`" in text
+    for named in re.findall(r"`((?:semcot_hf|modeling|examples|tests)/[\w/.]*)`", text):
+        assert (ROOT / named).exists(), named
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs/api.md").read_text()
+    assert [name for name in semcot_hf.__all__ if not re.search(rf"^::: semcot_hf\S*\.{name}$", text, re.M)] == []
