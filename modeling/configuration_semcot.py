@@ -1,4 +1,6 @@
-"""Configuration of SemCoT: a frozen host LLM, its implicit-token generator, and where the tokens go."""
+"""Configuration of a SemCoT model: the frozen host LLM, the implicit-token generator, and how tokens are made."""
+
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -13,31 +15,29 @@ class SemCoTConfig(PreTrainedConfig):
     Args:
         host_config: configuration of the host causal LM, as an object or a dict with a `model_type`.
         generator_config: configuration of the generator's backbone, likewise.
-        step_decoder_config: configuration of the decoder that reads implicit tokens back as text (SIM-CoT,
-            arXiv 2509.20317); `None` when the checkpoint carries no reader.
-        num_implicit_tokens: k, the number of implicit tokens put into the host's input by default.
-        generator_mode: "parallel" makes all k tokens in one pass over [query, k x <thought>] (the paper);
-            "sequential" makes them one after another, each state fed back as the next input.
-        state_offset: which generator states become tokens in parallel mode: 0 takes the states at the <thought>
-            positions; -1 takes those one position earlier, as the authors' published checkpoints do.
-        feedback_scale: factor on a state that is fed back in sequential mode, so that it is as large as the
-            generator's word embeddings.
-        projection: "linear" maps generator states to the host's hidden size; "identity" hands them over as they are
-            (equal sizes needed); "vocabulary" makes each token a mixture of the host's word embeddings, by the
-            generator's own distribution over the words (its LM head, trained further), and feeds the same mixture of
-            the generator's word embeddings back in sequential mode. It needs one tokenizer for both, and with a
-            generator that reasons in one word a step, its tokens are soft words from the start.
-        answer_prompt_ids: token ids that end a prompt and belong behind the implicit tokens, such as those of
-            "\\nAnswer:". The tokens go before them, or at the prompt's end where a prompt does not end on them.
-        separate_generator_tokenizer: whether the generator reads queries in its own tokenizer's ids; the checkpoint
-            then carries both tokenizers.
-        includes_host: whether the checkpoint carries the host's weights (the whole layout).
-        host_name_or_path, host_revision, host_subfolder: where the attached layout finds the host's weights: id or
-            path, the exact commit, and the folder within.
-        generator_name_or_path: the model that the generator was started from.
+        step_decoder_config: configuration of the causal LM that decodes implicit tokens into text (SIM-CoT,
+            arXiv 2509.20317); `None` if the checkpoint has none.
+        num_implicit_tokens: k, the default number of implicit tokens in the host's input.
+        generator_mode: "parallel" computes all k tokens in one pass over [query, k x <thought>] (the paper);
+            "sequential" computes one after another, feeding each hidden state back as the next input.
+        state_offset: the generator states that become tokens in parallel mode: 0 for those at the <thought>
+            positions, -1 for those one position earlier, as in the authors' published checkpoints.
+        feedback_scale: factor on the hidden state that is fed back in sequential mode, which brings it to the scale
+            of the generator's word embeddings.
+        projection: "linear" maps generator states to the host's hidden size. "identity" passes them unchanged (equal
+            sizes needed). "vocabulary" makes each token a mixture of the host's word embeddings, weighted by the
+            generator's next-token distribution (its LM head, trained further), and feeds the same mixture of the
+            generator's word embeddings back in sequential mode; host and generator must share a tokenizer.
+        answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".
+            The tokens are inserted before them, or at the end of a prompt that does not end with them.
+        separate_generator_tokenizer: whether the generator has its own tokenizer; the checkpoint then has both.
+        includes_host: whether the checkpoint contains the host's weights (whole layout).
+        host_name_or_path, host_revision, host_subfolder: id or path, commit and subfolder of the host's weights, from
+            which the attached layout loads them.
+        generator_name_or_path: the model that the generator was initialized from.
 
     Raises:
-        ValueError: for a value out of range, naming the argument, the value and the remedy.
+        ValueError: for a value out of range; the message names the argument, the value and the remedy.
     """
 
     model_type = "semcot"
@@ -60,7 +60,7 @@ class SemCoTConfig(PreTrainedConfig):
     generator_name_or_path: str | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in self.sub_configs:
             value = getattr(self, name)
             if isinstance(value, dict):
@@ -73,20 +73,21 @@ class SemCoTConfig(PreTrainedConfig):
         }
         kwargs.pop("auto_map", None)
         if self.host_config is not None:
-            self.tie_word_embeddings = self.host_config.get_text_config().tie_word_embeddings
+            host = text_config(self.host_config)
+            self.tie_word_embeddings = host.tie_word_embeddings
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                kwargs.setdefault(token, getattr(self.host_config.get_text_config(), token, None))
+                kwargs.setdefault(token, getattr(host, token, None))
         self._check()
         parts = [part for name in self.sub_configs if (part := getattr(self, name)) is not None]
         attention = [part._attn_implementation for part in parts]
         super().__post_init__(**kwargs)
         if kwargs.get("attn_implementation") is None:
-            # The base class hands its own unset choice down to configurations that live models share.
+            # The base class writes its own unset choice into the sub-configurations, which live models share.
             for part, implementation in zip(parts, attention, strict=True):
                 part._attn_implementation = implementation
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
@@ -95,7 +96,7 @@ class SemCoTConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
-    def _check(self):
+    def _check(self) -> None:
         if self.num_implicit_tokens < 0:
             raise ValueError(f"num_implicit_tokens={self.num_implicit_tokens}: must be 0 or more.")
         if self.generator_mode not in GENERATOR_MODES:
@@ -112,42 +113,56 @@ class SemCoTConfig(PreTrainedConfig):
                 "use projection='linear'."
             )
         if self.projection == "identity" and self.host_config is not None and self.generator_config is not None:
-            host_size = self.host_config.get_text_config().hidden_size
-            generator_size = self.generator_config.get_text_config().hidden_size
+            host_size, generator_size = (
+                text_config(config).hidden_size for config in (self.host_config, self.generator_config)
+            )
             if host_size != generator_size:
                 raise ValueError(
                     f"projection='identity' needs equal hidden sizes, got {generator_size} for the generator and "
                     f"{host_size} for the host: use projection='linear'."
                 )
 
-    def get_text_config(self, decoder=None, encoder=None):
-        """The host's configuration, which caches, vocabulary checks and length limits are about."""
-        return self if self.host_config is None else self.host_config.get_text_config(decoder=decoder, encoder=encoder)
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """Return the host's configuration, which caches, vocabulary checks and context limits refer to."""
+        return self if self.host_config is None else text_config(self.host_config, decoder, encoder)
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int | None:
         return self.get_text_config().vocab_size if self.host_config is not None else None
 
     @vocab_size.setter
-    def vocab_size(self, value):
-        self.host_config.get_text_config().vocab_size = value
+    def vocab_size(self, value: int) -> None:
+        self.get_text_config().vocab_size = value
 
     @property
-    def hidden_size(self):
+    def hidden_size(self) -> int | None:
         return self.get_text_config().hidden_size if self.host_config is not None else None
 
     @property
-    def num_hidden_layers(self):
+    def num_hidden_layers(self) -> int | None:
         return self.get_text_config().num_hidden_layers if self.host_config is not None else None
 
     @property
-    def num_attention_heads(self):
+    def num_attention_heads(self) -> int | None:
         return self.get_text_config().num_attention_heads if self.host_config is not None else None
 
 
-def _config_from_dict(name, values):
+def text_config(
+    config: dict | PreTrainedConfig | None, decoder: bool | None = None, encoder: bool | None = None
+) -> PreTrainedConfig:
+    """Return the text model's part of a sub-configuration of `SemCoTConfig`, which holds objects once it is made.
+
+    Raises:
+        ValueError: if the sub-configuration is missing.
+    """
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"host_config or generator_config is {config!r}: a SemCoT model needs both.")
+    return config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def _config_from_dict(name: str, values: dict[str, Any]) -> PreTrainedConfig:
     model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"{name} has model_type={model_type!r}, which the installed transformers does not know: "
             "use a model type of transformers, or pass a configuration object."

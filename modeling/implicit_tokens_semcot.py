@@ -1,114 +1,146 @@
-"""Queries in the generator's own tokens, where host and generator do not share a tokenizer."""
+"""Implicit tokens: the generator's pass over the query, and the projection of its states into the host's space."""
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
 
 import torch
-from transformers import DynamicCache
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .splicing_semcot import context_of, insertion_columns, left_aligned_queries, positions_from_mask
+from .configuration_semcot import text_config
+from .parts_semcot import SemCoTPreTrainedModel
+from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
+
+logger = logging.get_logger(__name__)
 
 
-def generator_text(ids, host_tokenizer, generator_tokenizer):
-    """Text of one query as the generator's tokenizer is to read it.
+def generator_text(
+    ids: list[int], host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Decode one query into text for the generator's tokenizer.
 
-    Special tokens of the host stay only where the generator's tokenizer has the same ones; the host's bos becomes the
-    generator's bos. Others would reach the generator as mere spelling.
+    Special tokens of the host are kept if the generator's tokenizer has them too, and dropped otherwise, since the
+    generator would read them as spelled-out text. The host's bos token becomes the generator's.
 
     Args:
-        ids: list of the host's token ids, without padding.
+        ids: token ids of the host, without padding.
         host_tokenizer, generator_tokenizer: the two tokenizers.
     """
     known = set(generator_tokenizer.all_special_tokens) | set(generator_tokenizer.get_added_vocab())
     special = {i: str(token) for i, token in host_tokenizer.added_tokens_decoder.items() if token.special}
     special.update(zip(host_tokenizer.all_special_ids, host_tokenizer.all_special_tokens, strict=True))
-    parts, run = [], []
-    for i in [*ids, None]:
-        if i is not None and i not in special:
-            run.append(i)
-            continue
-        if run:
-            parts.append(host_tokenizer.decode(run, skip_special_tokens=False))
-            run = []
-        if i is not None and i == host_tokenizer.bos_token_id:
-            parts.append(generator_tokenizer.bos_token or "")
-        elif i is not None and special[i] in known:
-            parts.append(special[i])
+    kept = {i: token if token in known else "" for i, token in special.items()}
+    if host_tokenizer.bos_token_id is not None:
+        kept[host_tokenizer.bos_token_id] = generator_tokenizer.bos_token or ""
+    parts: list[str] = []
+    for is_special, group in groupby(ids, lambda i: i in kept):
+        run = list(group)
+        parts += [kept[i] for i in run] if is_special else [str(host_tokenizer.decode(run, skip_special_tokens=False))]
     return "".join(parts)
 
 
-def retokenize(input_ids, attention_mask, host_tokenizer, generator_tokenizer):
-    """Queries in the host's ids -> the same queries in the generator's ids, padded on the left.
+def retokenize(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    host_tokenizer: PreTrainedTokenizerBase | None,
+    generator_tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Translate queries from the host's token ids into the generator's.
 
     Args:
         input_ids: (batch, length), in the host's vocabulary.
-        attention_mask: (batch, length), or `None` where nothing is padding.
+        attention_mask: (batch, length), or `None` without padding.
         host_tokenizer, generator_tokenizer: the two tokenizers.
 
     Returns:
-        LongTensor (batch, other length) of ids and LongTensor (batch, other length) of their mask or
-        `None` where nothing is padding, on the CPU.
+        LongTensor (batch, other length) of ids, padded on the left, and LongTensor (batch, other length) of their
+        mask or `None` without padding; both on the CPU.
 
     Raises:
-        ValueError: when a tokenizer is missing or nothing of a query is left.
+        ValueError: if a tokenizer is missing, or a query has special tokens only.
     """
     if host_tokenizer is None or generator_tokenizer is None:
         raise ValueError(
             "config.separate_generator_tokenizer=True, but model.host_tokenizer or model.generator_tokenizer is None: "
             "set both, or load the model by from_pretrained from a checkpoint that carries them."
         )
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
     rows = []
-    for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
-        text = generator_text(
-            [i for i, real in zip(ids, mask, strict=True) if real], host_tokenizer, generator_tokenizer
-        )
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    for ids, mask in zip(input_ids.cpu(), real.cpu().bool(), strict=True):
+        text = generator_text(ids[mask].tolist(), host_tokenizer, generator_tokenizer)
         row = generator_tokenizer(text, add_special_tokens=False)["input_ids"]
         if not row:
             raise ValueError("input_ids has a row of special tokens only: every prompt needs another token.")
-        rows.append(row)
-    width = max(map(len, rows))
-    if width == min(map(len, rows)):
-        return torch.tensor(rows), None
+        rows.append(torch.tensor(row))
     pad = generator_tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    padded = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+    if min(map(len, rows)) == padded.shape[1]:
+        return padded, None
+    return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
 
-def parallel_states(generator, thought_embedding, input_ids, attention_mask, count, offset=0):
-    """Generator states of `count` implicit tokens from one pass over [query, count x <thought>] (SemCoT, section 3.2).
+def parallel_states(
+    generator: PreTrainedModel,
+    thought_embedding: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    count: int,
+    offset: int = 0,
+    cache: Cache | None = None,
+) -> Tensor:
+    """Return the generator states of `count` implicit tokens from one pass over [query, count x <thought>].
+
+    Source: SemCoT (arXiv 2510.24940), section 3.2.
 
     Args:
         generator: backbone whose forward takes `inputs_embeds` and returns `last_hidden_state`.
         thought_embedding: (generator hidden size,), the input embedding of <thought>.
-        input_ids: (batch, length), queries padded on the left.
-        attention_mask: (batch, length), or `None` where nothing is padding, which spares the backbone its masks.
+        input_ids: (batch, length), queries padded on the left; the part after the cached columns if there is a cache.
+        attention_mask: (batch, cached columns + length); `None` without padding and cache, which lets the backbone
+            build no masks.
         count: number of tokens, at least 1.
         offset: 0 for the states at the <thought> positions, -1 for those one position earlier.
+        cache: keys and values of the first columns of the queries; the pass appends to it.
 
     Returns:
         (batch, count, generator hidden size).
     """
     query = generator.get_input_embeddings()(input_ids)
-    thoughts = thought_embedding.to(query.dtype).expand(query.shape[0], count, -1)
-    masks = {}
+    embeds = torch.cat([query, thought_embedding.to(query.dtype).expand(query.shape[0], count, -1)], dim=1)
+    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
     if attention_mask is not None:
-        mask = _longer(attention_mask, count)
-        masks = {"attention_mask": mask, "position_ids": positions_from_mask(mask)}
-    embeds = torch.cat([query, thoughts], dim=1)
-    states = generator(inputs_embeds=embeds, use_cache=False, **masks).last_hidden_state
+        mask = extended_mask(attention_mask, count)
+        options |= {"attention_mask": mask, "position_ids": positions_from_mask(mask)[:, -embeds.shape[1] :]}
+    states = generator(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
     start = query.shape[1] + offset
     return states[:, start : start + count]
 
 
-def sequential_states(generator, thought_embedding, input_ids, attention_mask, count, feedback):
-    """Generator states of `count` implicit tokens, each fed back as the next input embedding (Coconut's recurrence).
+def sequential_states(
+    generator: PreTrainedModel,
+    thought_embedding: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    count: int,
+    feedback: Callable[[Tensor], Tensor],
+    cache: Cache | None = None,
+) -> Tensor:
+    """Return the generator states of `count` implicit tokens, each fed back as the next input (Coconut's recurrence).
 
-    The query and one <thought> give the first state; every further state is one cached step, whose input is
-    `feedback` of the last state (batch, 1, size). The other arguments and the result are those of `parallel_states`.
+    The query and one <thought> give the first state; each further state takes one step with cached keys and values.
+
+    Args:
+        feedback: maps the last state (batch, 1, size) to the next input embedding.
+        generator, thought_embedding, input_ids, attention_mask, count, cache: as in `parallel_states`.
+
+    Returns:
+        (batch, count, generator hidden size).
 
     Raises:
-        ValueError: with gradients, for a backbone whose layers keep a state, which is overwritten from step to step.
+        ValueError: with gradients, for a backbone with recurrent layers, which overwrite their state at each step.
     """
     if generator._is_stateful and torch.is_grad_enabled():
         raise ValueError(
@@ -118,15 +150,16 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
     query = generator.get_input_embeddings()(input_ids)
     thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
     if attention_mask is None:
-        mask, positions = None, torch.arange(query.shape[1] + count, device=query.device)[None]
+        read, mask, positions = 0, None, torch.arange(query.shape[1] + count, device=query.device)[None]
     else:
-        mask = _longer(attention_mask, count)
+        read, mask = attention_mask.shape[1] - query.shape[1], extended_mask(attention_mask, count)
         positions = positions_from_mask(mask)
-    cache = DynamicCache(config=generator.config)
-    # Compiled, a pass over the query alone computes its keys and values only: the compiler leaves out what its last
-    # layer makes of them.
+    if cache is None:
+        cache = DynamicCache(config=generator.config)
+    # When compiled, a separate pass over the query lets the compiler drop what its last layer computes beyond keys
+    # and values.
     inputs = [query, thought] if torch.compiler.is_compiling() else [torch.cat([query, thought], dim=1)]
-    states, read = [], 0
+    states: list[Tensor] = []
     while len(states) < count:
         embeds = inputs.pop(0) if inputs else feedback(states[-1])
         start, read = read, read + embeds.shape[1]
@@ -142,75 +175,75 @@ def sequential_states(generator, thought_embedding, input_ids, attention_mask, c
     return torch.cat(states, dim=1)
 
 
-def _longer(attention_mask, count):
-    return torch.cat([attention_mask, attention_mask.new_ones(attention_mask.shape[0], count)], dim=1)
-
-
-logger = logging.get_logger(__name__)
-
-
-class SemCoTTokensMixin:
-    """The part of `SemCoTForCausalLM` that makes implicit tokens, and reads them back where they are words."""
+class SemCoTTokensMixin(SemCoTPreTrainedModel):
+    """The methods of `SemCoTForCausalLM` that compute implicit tokens and, for mixtures of words, decode them."""
 
     # Set by `compile_generator`.
-    _compiled_tokens = None
+    _compiled_tokens: Callable[..., Tensor] | None = None
 
-    def compile_generator(self, **options):
-        """Make implicit tokens by compiled code from now on: the pass over the query and all k steps in one graph.
+    def compile_generator(self, **options: Any) -> None:
+        """Compile the computation of implicit tokens: the pass over the query and all k steps become one graph.
 
-        Where a generator is small, Python takes most of its time, step by step; compiled, it has one call of it. The
-        first tokens of a kind (one query or many, padded or not, each k) wait for the compiler, up to a minute where
-        the generator is small; on a CPU torch needs a C++ compiler of the system for it. Tokens differ by rounding.
-        On a GPU `mode="reduce-overhead", dynamic=False` also captures the graph and replays it, for each shape of
-        queries: launching its kernels one by one is what takes the time there. Each shape waits for the compiler.
-        Training, and whatever else asks for gradients, stays as it was; so do saved checkpoints and copies of the
-        model, as after torch's own `Module.compile`.
+        Python overhead dominates small generators, step by step; the compiled graph is a single call. Tokens differ by
+        rounding. The first call for each kind of input (one query or several, padded or not, each k) waits for the
+        compiler, up to a minute for small generators; on a CPU, torch needs a C++ compiler.
+        On a GPU, `mode="reduce-overhead", dynamic=False` also captures a CUDA graph for each shape of queries, which
+        removes the launch time of its kernels; each shape waits for the compiler.
+        Calls with gradients (training) stay uncompiled. Saved checkpoints and copies of the model are unaffected.
 
         Args:
-            options: of `torch.compile`; `dynamic=True`, and on a CPU `options={"cpp_wrapper": True}`, which takes
-                Python out of the graph too, unless said otherwise. With `fullgraph=True` a family that cannot be
-                compiled as one graph makes the first call raise torch's error, which names the line, as does one kind
-                of tokens more than torch's `recompile_limit` (8); without, what is left runs uncompiled.
+            options: arguments of `torch.compile`. Defaults are `dynamic=True` and, on a CPU,
+                `options={"cpp_wrapper": True}`, which removes Python from the graph. With `fullgraph=True`, the first
+                call raises torch's error if the generator's code does not compile to one graph, or if there are more
+                kinds of input than torch's `recompile_limit` (8); without it, these parts run uncompiled.
         """
         chosen = {"dynamic": True, **options}
         if self.projection_device().type == "cpu" and not {"backend", "mode", "options"} & options.keys():
             chosen["options"] = {"cpp_wrapper": True}
         self._compiled_tokens = torch.compile(_tokens, **chosen)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled_tokens": None}
 
-    def implicit_embeddings(self, input_ids, attention_mask=None, num_implicit_tokens=None, completion_mask=None):
-        """Make the implicit tokens Z of prompts (SemCoT, equations of section 3.2).
+    def implicit_embeddings(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        num_implicit_tokens: int | None = None,
+        completion_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the implicit tokens Z of prompts (SemCoT, equations of section 3.2).
 
         Args:
-            input_ids: LongTensor (batch, length), prompts, with or without the answer prompt at their end.
-            attention_mask: (batch, length), padding on either side; all ones when `None`.
-            num_implicit_tokens: k; `config.num_implicit_tokens` when `None`.
-            completion_mask: (batch, length), 1 on tokens that are no prompt; the generator never sees them.
+            input_ids: LongTensor (batch, length), prompts with or without the answer prompt at their end.
+            attention_mask: (batch, length), padding on either side; all ones if `None`.
+            num_implicit_tokens: k; `config.num_implicit_tokens` if `None`.
+            completion_mask: (batch, length), 1 on tokens that follow the prompt, which the generator does not read.
 
         Returns:
             FloatTensor (batch, k, host hidden size), in the host's embedding space and dtype.
 
         Raises:
-            ValueError: for k out of range or a prompt without a token.
+            ValueError: for k out of range or a prompt without tokens.
         """
         count = self._check_count(num_implicit_tokens)
         return self._make_tokens(*self._queries(input_ids, attention_mask, completion_mask), count)
 
     @torch.no_grad()
-    def implicit_words(self, input_ids, attention_mask=None, num_implicit_tokens=None):
-        """Read implicit tokens that are mixtures of words (`projection="vocabulary"`) back as words.
+    def implicit_words(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, num_implicit_tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode implicit tokens that are mixtures of words (`projection="vocabulary"`).
 
         Args:
             input_ids, attention_mask, num_implicit_tokens: as in `implicit_embeddings`.
 
         Returns:
-            LongTensor (batch, k), the id of the likeliest word of each token, and FloatTensor (batch, k), its share of
-            the mixture.
+            LongTensor (batch, k), the id of each token's most probable word, and FloatTensor (batch, k), its weight
+            in the mixture.
 
         Raises:
-            ValueError: for a model whose tokens are no mixtures of words.
+            ValueError: for another projection.
         """
         if self.config.projection != "vocabulary":
             raise ValueError(
@@ -221,24 +254,25 @@ class SemCoTTokensMixin:
         ids, mask = self._queries(input_ids, attention_mask)
         if count == 0:
             return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
-        states = self._states(*self._read_by_generator(ids, mask), count)
-        shares = self._shares(states, self.get_input_embeddings().weight)
-        share, word = shares.max(dim=-1)
+        states = self.generator_states(*self._generator_inputs(ids, mask), count)
+        share, word = self._shares(states, self.get_input_embeddings().weight).max(dim=-1)
         return word, share
 
-    def _queries(self, input_ids, attention_mask, completion_mask=None):
-        """What the generator reads of prompts, padded on the left, and its mask, `None` without padding."""
+    def _queries(
+        self, input_ids: Tensor, attention_mask: Tensor | None, completion_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the queries of prompts as `generator_queries` does."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids, completion_mask)
-        return left_aligned_queries(input_ids, mask, columns, self._pad_id())
+        columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids or [], completion_mask)
+        return generator_queries(input_ids, mask, columns, self._pad_id())
 
-    def _make_tokens(self, ids, mask, count):
-        """Implicit tokens of queries (batch, length), padded on the left; their mask is `None` without padding."""
+    def _make_tokens(self, ids: Tensor, mask: Tensor | None, count: int) -> Tensor:
+        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded."""
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype)
-        ids, mask = self._read_by_generator(ids, mask)
-        context = context_of(self.config.generator_config.get_text_config())
+        ids, mask = self._generator_inputs(ids, mask)
+        context = context_of(text_config(self.config.generator_config))
         if context is not None and ids.shape[1] + count > context:
             raise ValueError(
                 f"A query of {ids.shape[1]} tokens and {count} implicit tokens are more than the generator's context "
@@ -246,20 +280,20 @@ class SemCoTTokensMixin:
             )
         if self._compiled_tokens is None or torch.is_grad_enabled():
             return _tokens(self, ids, mask, count)
-        # Columns cut out of wider prompts have strides that would ask for a graph of their own.
-        ids, mask = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
-        tokens = self._compiled_tokens(self, ids, mask, count)
-        # With captured graphs (mode="reduce-overhead") the next call overwrites what this one returns.
+        # Slices of wider prompts have strides that would need a graph of their own.
+        inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
+        tokens = self._compiled_tokens(self, *inputs, count)
+        # With captured CUDA graphs (mode="reduce-overhead") the next call overwrites the returned tensor.
         return tokens.clone() if tokens.is_cuda else tokens
 
-    def _read_by_generator(self, ids, mask):
-        """Queries and their mask in the generator's own ids, checked and on its device."""
+    def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return queries and their mask in the generator's token ids, checked and on its device."""
         device, host_words = self.projection_device(), self.get_input_embeddings().weight
         if self.config.separate_generator_tokenizer:
             ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
         ids, mask = ids.to(device), mask if mask is None else mask.to(device)
-        known = self.config.generator_config.get_text_config().vocab_size
-        # Asked only where the host has more words: reading the largest id makes the CPU wait for the device.
+        known = text_config(self.config.generator_config).vocab_size
+        # Only checked if the host has more words, since reading the largest id synchronizes with the device.
         if known < host_words.shape[0] and int(ids.max()) >= known:
             raise ValueError(
                 f"input_ids holds the id {int(ids.max())}, but the generator knows {known} ids: host and generator "
@@ -267,45 +301,54 @@ class SemCoTTokensMixin:
             )
         return ids, mask
 
-    def _states(self, ids, mask, count):
-        """Generator states (batch, count, size) that the implicit tokens of queries are made of."""
+    def generator_states(self, ids: Tensor, mask: Tensor | None, count: int, cache: Cache | None = None) -> Tensor:
+        """Return the generator states (batch, count, size) of the implicit tokens, see `parallel_states`."""
+        inputs = (self.generator, self.thought_embedding, ids, mask, count)
         if self.config.generator_mode == "sequential":
-            make, option = sequential_states, self.feedback
-        else:
-            make, option = parallel_states, self.config.state_offset
-        return make(self.generator, self.thought_embedding, ids, mask, count, option)
+            return sequential_states(*inputs, self.feedback, cache)
+        return parallel_states(*inputs, self.config.state_offset, cache)
 
-    def feedback(self, states):
-        """What a sequential generator reads after `states` (batch, 1, size): those, scaled, or a mixture of words."""
+    def feedback(self, states: Tensor) -> Tensor:
+        """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
         if self.config.projection == "vocabulary":
             return self._mixture(states, self.generator.get_input_embeddings()).to(states.dtype)
         return states * self.config.feedback_scale
 
-    def tokens_of(self, states):
-        """Implicit tokens (batch, k, host hidden size) of generator states (batch, k, size), in the host's dtype."""
+    def tokens_of(self, states: Tensor) -> Tensor:
+        """Map generator states (batch, k, size) to implicit tokens (batch, k, host hidden size)."""
         words = self.get_input_embeddings()
         if self.config.projection == "vocabulary":
             return self._mixture(states, words).to(words.weight.dtype)
         return self.projection(states.to(self.thought_embedding.dtype)).to(words.weight.dtype)
 
-    def _mixture(self, states, words):
-        """Mean of the word embeddings that each state expects next, by the distribution of the trained LM head."""
+    def _mixture(self, states: Tensor, words: Any) -> Tensor:
+        """Return the mean of word embeddings, weighted by each state's next-token distribution."""
         shares = self._shares(states, words.weight).to(words.weight)
-        # Some families scale their word embeddings as they look them up.
+        # Some families scale word embeddings in their lookup.
         return shares @ words.weight[: shares.shape[-1]] * getattr(words, "embed_scale", 1.0)
 
-    def _shares(self, states, words):
-        """Distribution over the next word that each state expects, of those that both generator and `words` have."""
+    def _shares(self, states: Tensor, words: Tensor) -> Tensor:
+        """Return each state's next-token distribution over the words that both the generator and `words` have."""
         logits = self.projection(states.to(self.thought_embedding.dtype))
         return logits[..., : words.shape[0]].softmax(dim=-1, dtype=torch.float32)
 
-    def _pad_id(self):
+    def _check_shape(self, embeddings: Tensor, batch: int) -> None:
+        size = self.config.get_text_config().hidden_size
+        shape = tuple(getattr(embeddings, "shape", ()))
+        if len(shape) != 3 or shape[0] != batch or shape[2] != size:
+            raise ValueError(
+                f"implicit_embeddings has shape {shape}: must be (batch, k, hidden size) = ({batch}, k, {size})."
+            )
+        if not embeddings.is_floating_point():
+            raise ValueError(f"implicit_embeddings has dtype {embeddings.dtype}: must be floating-point numbers.")
+
+    def _pad_id(self) -> int:
         pad = self.config.get_text_config().pad_token_id
         return 0 if pad is None else pad
 
-    def _check_count(self, num_implicit_tokens):
+    def _check_count(self, num_implicit_tokens: int | None) -> int:
         count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
-        # Integers of NumPy count as well.
+        # NumPy's integers are accepted too.
         if not hasattr(count, "__index__") or isinstance(count, bool) or count < 0:
             raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
         if count > self.config.num_implicit_tokens:
@@ -316,5 +359,5 @@ class SemCoTTokensMixin:
         return int(count)
 
 
-def _tokens(model, ids, mask, count):
-    return model.tokens_of(model._states(ids, mask, count))
+def _tokens(model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int) -> Tensor:
+    return model.tokens_of(model.generator_states(ids, mask, count))

@@ -1,9 +1,12 @@
-"""Adapters (LoRA and the like) of peft inside a model: found, and merged into what is saved."""
+"""Loading and saving SemCoT models, in the attached and the whole layout; peft adapters are merged when saving."""
 
 import copy
 import os
+from os import PathLike
+from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,14 +19,23 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_semcot import SemCoTConfig
+from .parts_semcot import SemCoTPreTrainedModel, unquantized
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
+FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "subfolder")
+SHARED_ARGUMENTS = ("dtype", "device_map", "attn_implementation", "quantization_config", "max_memory")
+TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
+Model = TypeVar("Model", bound="SemCoTLoadingMixin")
+ModelSource: TypeAlias = str | PathLike | PreTrainedModel
+TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
 
 
-def adapted_layers(model):
-    """(name, layer) of each layer that has adapters on it or a trained copy beside it (peft's `modules_to_save`).
+def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (name, layer) of each layer with peft adapters or a trained copy (peft's `modules_to_save`).
 
-    peft itself need not be there to find none.
+    Works without peft installed.
     """
-    found = []
+    found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         adapted = hasattr(module, "get_base_layer") and hasattr(module, "merge")
         if (adapted or _is_wrapper(module)) and not any(name.startswith(f"{outer}.") for outer, _ in found):
@@ -31,8 +43,8 @@ def adapted_layers(model):
     return found
 
 
-def merged_layer(layer):
-    """A copy of the layer that the adapters stand on, with them merged into it; or the trained copy in use."""
+def merged_layer(layer: Any) -> nn.Module:
+    """Return a copy of an adapted layer's base with the adapters merged, or the trained copy that is in use."""
     if _is_wrapper(layer) and not hasattr(layer, "token_adapter"):
         active = [] if layer.disable_adapters else layer.active_adapters
         return layer.modules_to_save[active[0]] if active else layer.original_module
@@ -41,8 +53,8 @@ def merged_layer(layer):
     return merged.get_base_layer()
 
 
-def merged_state(model, state_dict=None):
-    """State dict of `model` with its adapters merged into the layers they stand on; `model` stays as it is."""
+def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the state dict of `model` with its adapters merged; `model` stays unchanged."""
     state = dict(model.state_dict() if state_dict is None else state_dict)
     for name, layer in adapted_layers(model):
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
@@ -50,52 +62,48 @@ def merged_state(model, state_dict=None):
     return state
 
 
-def _is_wrapper(module):
-    """Whether it is peft's stand-in for a layer that is trained itself, or of which some rows are."""
+def _is_wrapper(module: nn.Module) -> bool:
+    """Return whether a module is peft's wrapper of a layer that is trained as a whole, or in some of its rows."""
     return hasattr(module, "original_module") and hasattr(module, "active_adapters")
 
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
-TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
-SHARED_ARGUMENTS = ("dtype", "device_map", "attn_implementation", "quantization_config", "max_memory")
-
-
-class SemCoTLoadingMixin:
+class SemCoTLoadingMixin(SemCoTPreTrainedModel):
     """`from_host_generator_pretrained`, `from_pretrained` and `save_pretrained` of `SemCoTForCausalLM`."""
 
     @classmethod
     def from_host_generator_pretrained(
-        cls,
-        host,
-        generator,
+        cls: type[Model],
+        host: ModelSource,
+        generator: ModelSource,
         *,
-        num_implicit_tokens=5,
-        host_kwargs=None,
-        generator_kwargs=None,
-        host_tokenizer=None,
-        generator_tokenizer=None,
-        thought_token_id=None,
-        **config_kwargs,
-    ):
-        """Put a SemCoT model together from two pretrained models.
+        num_implicit_tokens: int = 5,
+        host_kwargs: dict[str, Any] | None = None,
+        generator_kwargs: dict[str, Any] | None = None,
+        host_tokenizer: TokenizerSource | None = None,
+        generator_tokenizer: TokenizerSource | None = None,
+        thought_token_id: int | None = None,
+        **config_kwargs: Any,
+    ) -> Model:
+        """Build a SemCoT model from two pretrained models.
 
         Args:
-            host: id, path or model of the host causal LM; it is frozen. An attached checkpoint names it by what it
-                was loaded from: of a model that was changed since, save the changed one and pass its folder.
+            host: id, path or model of the host causal LM; it is frozen. Checkpoints of the attached layout refer to it
+                by the id or path it was loaded from; save a modified host first and pass its folder.
             generator: id, path or model (with or without LM head) of the generator.
             num_implicit_tokens: k.
             host_kwargs, generator_kwargs: arguments for their `from_pretrained` (dtype, device_map, revision ...).
-            host_tokenizer, generator_tokenizer: ids, paths or tokenizers, both of them, where the two models do not
-                share one; queries are then re-tokenized for the generator.
-            thought_token_id: the generator's token whose embedding <thought> starts from, such as the word that its
-                reasoning begins with; the mean of all embeddings when `None`.
+            host_tokenizer, generator_tokenizer: ids, paths or tokenizers; pass both if the two models do not share a
+                tokenizer. Queries are then re-tokenized for the generator.
+            thought_token_id: the generator's token whose embedding initializes <thought>, such as the first word of
+                its reasoning; the mean of all embeddings if `None`.
             config_kwargs: further fields of `SemCoTConfig`, such as `generator_mode="sequential"`.
 
         Returns:
-            `SemCoTForCausalLM` whose projection and <thought> embedding are fresh.
+            `SemCoTForCausalLM` with a newly initialized projection and <thought> embedding.
 
         Raises:
-            ValueError: when one tokenizer is given without the other, or a token id that the generator does not know.
+            ValueError: if one tokenizer is passed without the other, or for a token id outside the generator's
+                vocabulary.
         """
         tokenizers = [host_tokenizer, generator_tokenizer]
         if (host_tokenizer is None) != (generator_tokenizer is None):
@@ -106,17 +114,14 @@ class SemCoTLoadingMixin:
         generator = _plain(generator)
         if not isinstance(generator, PreTrainedModel):
             generator = _load_generator(generator, generator_kwargs or {})
-        backbone = generator.base_model
+        backbone: Any = generator.base_model
         if backbone is generator and generator.get_output_embeddings() is not None:
-            # Llama 4 names its backbone otherwise than it says.
+            # Llama 4's base_model_prefix is not the name of its backbone.
             backbone = next(part for part in generator.children() if isinstance(part, PreTrainedModel))
         config = SemCoTConfig(
-            host_config=unquantized(host.config),
+            **_host_fields(host, commit, host_kwargs),
             generator_config=backbone.config,
             num_implicit_tokens=num_implicit_tokens,
-            host_name_or_path=host.config.name_or_path or None,
-            host_revision=commit,
-            host_subfolder=(host_kwargs or {}).get("subfolder"),
             generator_name_or_path=generator.config.name_or_path or None,
             separate_generator_tokenizer=host_tokenizer is not None,
             **config_kwargs,
@@ -132,7 +137,7 @@ class SemCoTLoadingMixin:
             raise ValueError(f"thought_token_id={thought_token_id}: the generator knows {embeddings.shape[0]} tokens.")
         model.projection.to(embeddings)
         model.match_scales()
-        if config.projection == "vocabulary":
+        if config.projection == "vocabulary" and isinstance(model.projection, nn.Linear):
             head = generator.get_output_embeddings()
             model.projection.weight.data = (embeddings if head is None else head.weight).detach().clone()
         for name, tokenizer in zip(TOKENIZERS, tokenizers, strict=True):
@@ -143,28 +148,34 @@ class SemCoTLoadingMixin:
 
     @classmethod
     def from_original(
-        cls, path_or_id, host, *, num_implicit_tokens=1, host_kwargs=None, answer_prompt_ids=None, **kwargs
-    ):
+        cls: type[Model],
+        path_or_id: str | PathLike,
+        host: ModelSource,
+        *,
+        num_implicit_tokens: int = 1,
+        host_kwargs: dict[str, Any] | None = None,
+        answer_prompt_ids: list[int] | None = None,
+        **kwargs: Any,
+    ) -> Model:
         """Load a checkpoint published by the authors of SemCoT (`jonathanhe123/SemCoT-*`).
 
-        Such a checkpoint holds the generator's backbone, whose embedding table has <thought> as an extra last row,
-        and the projection; its config.json names the generator. Its tokens are the states one position before the
-        <thought> positions, which `config.state_offset=-1` says.
+        Such a checkpoint contains the projection and the generator's backbone, with <thought> as an extra last row
+        of its embedding table; its config.json names the generator. Its tokens are the states one position before the
+        <thought> positions (`config.state_offset=-1`).
 
         Args:
             path_or_id: folder or Hub id of the checkpoint.
-            host: id, path or model of the host it was trained with.
+            host: id, path or model of the host that it was trained with.
             num_implicit_tokens: k; the authors train with 5 and evaluate with 1.
             host_kwargs: arguments for the host's `from_pretrained`.
             answer_prompt_ids: field of `SemCoTConfig`.
             kwargs: arguments for loading the generator, such as dtype, device_map and revision.
 
         Raises:
-            ValueError: when the folder holds no such checkpoint, or the host has another hidden size.
+            ValueError: if the folder contains no such checkpoint, or the host has another hidden size.
         """
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        found = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
-        original, _ = PreTrainedConfig.get_config_dict(path_or_id, **hub, **found)
+        hub = _pick(kwargs, HUB_ARGUMENTS)
+        original, _ = PreTrainedConfig.get_config_dict(path_or_id, **_pick(kwargs, FILE_ARGUMENTS))
         if not {"model_name", "teacher_hid_dim"} <= original.keys():
             raise ValueError(
                 f"{path_or_id} has no model_name and teacher_hid_dim in its config.json, which the authors' "
@@ -181,101 +192,121 @@ class SemCoTLoadingMixin:
         words = generator_config.get_text_config().vocab_size
         generator_config.get_text_config().vocab_size = words + 1
         config = SemCoTConfig(
-            host_config=unquantized(host.config),
+            **_host_fields(host, commit, host_kwargs),
             generator_config=generator_config,
             num_implicit_tokens=num_implicit_tokens,
             state_offset=-1,
             answer_prompt_ids=answer_prompt_ids,
-            host_name_or_path=host.config.name_or_path or None,
-            host_revision=commit,
-            host_subfolder=(host_kwargs or {}).get("subfolder"),
             generator_name_or_path=original["model_name"],
         )
         names = {r"^model\.": "generator.", r"^projection_layer\.": "projection."}
         loaded = super().from_pretrained(path_or_id, config=config, build_host=False, key_mapping=names, **kwargs)
-        thought = loaded.generator.get_input_embeddings().weight[-1].detach().clone()
-        loaded.generator.resize_token_embeddings(words)
-        config.generator_config = loaded.generator.config
-        # A model of its own, since the loaded one would write the authors' names again.
-        model = cls(config, host=host, generator=loaded.generator)
+        generator: Any = loaded.generator
+        thought = generator.get_input_embeddings().weight[-1].detach().clone()
+        generator.resize_token_embeddings(words)
+        config.generator_config = generator.config
+        # The loaded model would save its weights under the authors' names, so a new one takes its parts.
+        model = cls(config, host=host, generator=generator)
         model.projection, model.thought_embedding.data = loaded.projection, thought
         model.generation_config = host.generation_config
         return model.eval()
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, config=None, host=None, host_kwargs=None, **kwargs
-    ):
+        cls: type[Model],
+        pretrained_model_name_or_path: str | PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | PathLike | None = None,
+        host: ModelSource | None = None,
+        host_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Model:
         """Load a checkpoint of either layout.
 
-        An attached checkpoint brings its host from `config.host_name_or_path` at `config.host_revision`. `dtype`,
-        `device_map`, `attn_implementation` and `quantization_config` reach host and generator alike; without `dtype`
-        each has the one it was saved with.
+        The attached layout loads its host from `config.host_name_or_path` at `config.host_revision`. `dtype`,
+        `device_map`, `attn_implementation` and `quantization_config` apply to host and generator; without `dtype`,
+        each keeps the dtype it was saved in.
 
         Args:
-            host: a host model, id or path to use instead of the recorded one (attached layout only).
-            host_kwargs: arguments for the host alone; they win over the shared ones.
+            host: a host model, id or path that replaces the recorded one (attached layout only).
+            host_kwargs: arguments for the host alone; they take precedence over the shared ones.
             kwargs: as in transformers; fields of `SemCoTConfig` among them replace the checkpoint's.
 
         Raises:
-            ValueError: when a checkpoint that carries its host is given another one, or the host does not fit.
-            OSError: when the host cannot be found; the message says where it was looked for.
+            ValueError: if a host is passed for a checkpoint that contains its own, or the host does not fit.
+            OSError: if the host cannot be found; the message names the place that was searched.
         """
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if kwargs.get("dtype", "auto") in (None, "auto"):
-            # Each part has a dtype of its own.
+            # Host and generator may have different dtypes.
             kwargs.pop("dtype", None)
         if not isinstance(config, PreTrainedConfig):
-            names = (*HUB_ARGUMENTS, "revision", "subfolder")
-            found = {name: kwargs[name] for name in names if name in kwargs}
-            config = SemCoTConfig.from_pretrained(config or pretrained_model_name_or_path, **found)
+            source: Any = config or pretrained_model_name_or_path
+            config = SemCoTConfig.from_pretrained(source, **_pick(kwargs, FILE_ARGUMENTS))
             for name in [name for name in kwargs if hasattr(config, name) and name not in SHARED_ARGUMENTS]:
                 setattr(config, name, kwargs.pop(name))
         if pretrained_model_name_or_path is None and host is None:
-            # Weights come from `state_dict`, as for any model of transformers; the host's are among them.
+            # As for any model of transformers, all weights come from `state_dict`, the host's too.
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        # Read before loading: Auto classes write the choice of attention into the config, and loading changes dtypes.
+        dtypes = (config.host_config.dtype, config.generator_config.dtype)
+        attention = config.host_config._attn_implementation
+        apart = config.includes_host and "dtype" not in kwargs and dtypes[0] != dtypes[1]
+        options = {**kwargs, "build_host": config.includes_host}
+        if config.includes_host and (host is not None or host_kwargs):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} carries its host: leave host and host_kwargs out, and pass dtype, "
+                "device_map and the like directly."
+            )
+        if apart:
+            options["dtype"] = torch.promote_types(*dtypes)
+        if not config.includes_host and isinstance(kwargs.get("device_map"), dict):
+            options["device_map"] = _places(kwargs["device_map"], False)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **options)
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         if config.includes_host:
-            if host is not None or host_kwargs:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} carries its host: leave host and host_kwargs out, and pass "
-                    "dtype, device_map and the like directly."
-                )
-            loaded = _load_whole(super().from_pretrained, pretrained_model_name_or_path, *model_args, config, kwargs)
-            _load_tokenizers(loaded, pretrained_model_name_or_path, kwargs)
-            return loaded
-        # Auto classes put the choice of attention into the config; loading the generator changes the dtype in it.
-        saved = {"dtype": config.host_config.dtype or "auto"}
-        if config.host_config._attn_implementation is not None:
-            saved["attn_implementation"] = config.host_config._attn_implementation
-        own = (
-            {"device_map": _places(kwargs["device_map"], False)} if isinstance(kwargs.get("device_map"), dict) else {}
-        )
-        loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, build_host=False, **{**kwargs, **own}
-        )
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        host = _plain(host)
-        if not isinstance(host, PreTrainedModel):
-            host = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
-        model.attach_host(host)
-        if "subfolder" in (host_kwargs or {}):
-            model.config.host_subfolder = host_kwargs["subfolder"]
-        _load_tokenizers(loaded, pretrained_model_name_or_path, kwargs)
+            host = model.host
+            if apart:
+                # Without its host, so that only the rest of the model changes its dtype.
+                host, model.host = model.host.to(dtypes[0]), None
+                model.to(dtypes[1])
+            model._set_host(host)
+        else:
+            host = _plain(host)
+            if not isinstance(host, PreTrainedModel):
+                saved = {"dtype": dtypes[0] or "auto"}
+                saved |= {} if attention is None else {"attn_implementation": attention}
+                host = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
+            model.attach_host(host)
+            if "subfolder" in (host_kwargs or {}):
+                model.config.host_subfolder = (host_kwargs or {})["subfolder"]
+        for part in TOKENIZERS if model.config.separate_generator_tokenizer else ():
+            files = _pick(kwargs, (*HUB_ARGUMENTS, "revision"))
+            files["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), part)))
+            setattr(model, part, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **files))
         return loaded
 
-    def save_pretrained(self, save_directory, *args, include_host=None, state_dict=None, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
+        include_host: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Save a checkpoint: generator, projection and config, with the host by reference or included.
 
         Args:
             save_directory: the folder.
-            include_host: `True` for one self-contained folder, `False` for the attached layout; `None` keeps the
-                layout the model was loaded in, and includes a host that has no id or path to be found by, or has
-                adapters or a resized vocabulary, which no id names.
-            state_dict, args, kwargs: as in transformers. Adapters are merged into what is saved.
+            include_host: `True` for the whole layout (one self-contained folder), `False` for the attached layout
+                (host by reference). `None` keeps the layout that the model was loaded from, but includes a host
+                without id or path, with adapters or with a resized vocabulary.
+            is_main_process, state_dict, args, kwargs: as in transformers. Adapters are merged into the saved weights.
 
         Raises:
-            ValueError: for the attached layout of such a host, or a quantized host to be included.
+            ValueError: for the attached layout with such a host, or for a quantized host that is to be included.
         """
         include_host = self._includes_host(include_host)
         if include_host and getattr(self.host, "is_quantized", False):
@@ -286,39 +317,41 @@ class SemCoTLoadingMixin:
         if os.path.isfile(save_directory):
             raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
         layout = self.config.includes_host
-        self.config.host_config.dtype, self.config.generator_config.dtype = self.host.dtype, self.generator.dtype
+        config: Any = self.config
+        config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
         state_dict = merged_state(self, state_dict)
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
         for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
             if getattr(self, name) is None:
                 raise ValueError(f"config.separate_generator_tokenizer=True, but model.{name} is None: set it.")
-            if args[0] if args else kwargs.get("is_main_process", True):
+            if is_main_process:
                 getattr(self, name).save_pretrained(os.path.join(save_directory, name))
         self.config.includes_host = include_host
-        # With adapters, transformers would save those alone.
+        # Otherwise transformers would save the adapters only.
         adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
         try:
-            return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+            return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
             self.config.includes_host, self._hf_peft_config_loaded = layout, adapted
 
-    def _get_files_timestamps(self, working_dir):
-        # What has changed since is uploaded; the tokenizers are written just before.
-        return {
-            name: time for name, time in super()._get_files_timestamps(working_dir).items() if name not in TOKENIZERS
-        }
+    def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
+        # Files with a newer timestamp are uploaded, and the tokenizers are written before this call.
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name not in TOKENIZERS}
 
-    def push_to_hub(self, *args, include_host=None, **kwargs):
-        """Push to the Hub as transformers does; `include_host` as in `save_pretrained`."""
+    def push_to_hub(  # type: ignore[override]  # all other arguments are passed on
+        self, *args: Any, include_host: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Push to the Hub as transformers does, with `include_host` as in `save_pretrained`."""
         layout, self.config.includes_host = self.config.includes_host, self._includes_host(include_host)
         try:
             return super().push_to_hub(*args, **kwargs)
         finally:
             self.config.includes_host = layout
 
-    def _includes_host(self, wanted):
-        """Whether a checkpoint is to hold the host, checked against what a loader could find otherwise."""
+    def _includes_host(self, wanted: bool | None) -> bool:
+        """Return whether a checkpoint includes the host; raise ValueError if it must, but is not wanted to."""
         changed = None
         if self.host is not None and adapted_layers(self.host):
             changed = "has adapters"
@@ -340,87 +373,64 @@ class SemCoTLoadingMixin:
         return wanted
 
 
-def _named_host(host, kwargs):
-    """(model, commit) of a host given by id or path, loaded at one known commit; a model's own commit is unknown."""
+def _pick(kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
+    """Return (model, commit) of a host: loaded at one commit from an id or path; `None` as the commit of a model."""
     host = _plain(host)
     if isinstance(host, PreTrainedModel):
         return host, None
-    hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
-    commit = extract_commit_hash(cached_file(host, "config.json", **hub), None)
+    commit = extract_commit_hash(cached_file(host, "config.json", **_pick(kwargs, FILE_ARGUMENTS)), None)
     revision = {} if commit is None else {"revision": commit}
     return AutoModelForCausalLM.from_pretrained(host, **{**kwargs, **revision}), commit
 
 
-def _plain(model):
-    """The model inside peft's wrapper, with its adapters in place; anything else as it is."""
+def _host_fields(host: PreTrainedModel, commit: str | None, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the fields of `SemCoTConfig` that describe the host."""
+    return {
+        "host_config": unquantized(host.config),
+        "host_name_or_path": host.config.name_or_path or None,
+        "host_revision": commit,
+        "host_subfolder": (kwargs or {}).get("subfolder"),
+    }
+
+
+def _plain(model: Any) -> Any:
+    """Return the model inside peft's wrapper, with its adapters in place; anything else unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def unquantized(config):
-    """The host's configuration as its repository has it: else a loader takes our own weights for quantized ones."""
-    if not hasattr(config, "quantization_config"):
-        return config
-    config = copy.deepcopy(config)
-    del config.quantization_config
-    return config
-
-
-def _load_generator(name, kwargs):
-    """A causal LM is loaded with its head, which would else be reported as left over, and has its backbone taken."""
-    hub = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in kwargs}
-    config, _ = PreTrainedConfig.get_config_dict(name, **hub)
+def _load_generator(name: str | PathLike, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """Load a generator, a causal LM with its head, whose weights would otherwise be reported as unexpected."""
+    config, _ = PreTrainedConfig.get_config_dict(name, **_pick(kwargs, FILE_ARGUMENTS))
     causal = (config.get("architectures") or [""])[0].endswith("ForCausalLM")
     return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs)
 
 
-def _load_whole(load, name, *args):
-    """Load a checkpoint that carries its host, each part in the dtype it was saved with unless one is given."""
-    *model_args, config, kwargs = args
-    host_dtype, generator_dtype = config.host_config.dtype, config.generator_config.dtype
-    apart = "dtype" not in kwargs and host_dtype != generator_dtype
-    if apart:
-        kwargs["dtype"] = torch.promote_types(host_dtype, generator_dtype)
-    loaded = load(name, *model_args, config=config, **kwargs)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    if apart:
-        host = model.host.to(host_dtype)
-        model.host = None
-        model.to(generator_dtype).host = host
-    model._set_host(model.host)
-    return loaded
-
-
-def _load_tokenizers(loaded, name, kwargs):
-    """Give a loaded model the two tokenizers of its checkpoint, where it has them."""
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    if model.config.separate_generator_tokenizer:
-        arguments = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
-        for part in TOKENIZERS:
-            folder = "/".join(filter(None, (kwargs.get("subfolder"), part)))
-            setattr(model, part, AutoTokenizer.from_pretrained(name, subfolder=folder, **arguments))
-
-
-def _places(device_map, of_host):
-    """The places of the host's parts by the host's own names, or those of all other parts."""
+def _places(device_map: dict[str, Any], of_host: bool) -> dict[str, Any]:
+    """Return the part of a device map that concerns the host, under the host's own names, or the rest of it."""
     parts = {part: part == "host" or part.startswith("host.") for part in device_map}
     return {part[5:] if of_host else part: device_map[part] for part, hosts in parts.items() if hosts is of_host}
 
 
-def _load_host(host, config, kwargs, host_kwargs):
-    arguments = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *SHARED_ARGUMENTS) if name in kwargs}
+def _load_host(
+    host: Any, config: SemCoTConfig, kwargs: dict[str, Any], host_kwargs: dict[str, Any] | None
+) -> PreTrainedModel:
+    """Load the host of an attached checkpoint from `host` or, if `None`, from where the configuration says."""
+    arguments = _pick(kwargs, (*HUB_ARGUMENTS, *SHARED_ARGUMENTS))
     if isinstance(arguments.get("attn_implementation"), dict):
         arguments["attn_implementation"] = arguments["attn_implementation"].get("host_config")
     if isinstance(arguments.get("device_map"), dict):
         arguments["device_map"] = _places(arguments["device_map"], True) or arguments["device_map"]
-    name = config.host_name_or_path if host is None else host
+    name: Any = config.host_name_or_path if host is None else host
     if host is None:
         found = {"revision": config.host_revision, "subfolder": config.host_subfolder}
         arguments.update({key: value for key, value in found.items() if value is not None})
     arguments.update(host_kwargs or {})
     try:
-        AutoConfig.from_pretrained(
-            name, **{key: arguments[key] for key in (*HUB_ARGUMENTS, "revision", "subfolder") if key in arguments}
-        )
+        AutoConfig.from_pretrained(name, **_pick(arguments, FILE_ARGUMENTS))
     except (OSError, ValueError) as error:
         raise OSError(
             f"This checkpoint holds the generator alone; its host {name!r}"

@@ -1,10 +1,11 @@
 """The question cache: the frozen host's keys and values of a batch's questions, computed without gradient."""
 
 import torch
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 
-def cacheable_columns(columns: torch.Tensor, length: int, logits_to_keep: int | torch.Tensor) -> int:
+def cacheable_columns(columns: Tensor, length: int, logits_to_keep: int | Tensor) -> int:
     """Return the number of leading text columns that a question cache can hold.
 
     They precede the implicit tokens of every row, and every position whose logits are kept.
@@ -28,9 +29,9 @@ def cacheable_columns(columns: torch.Tensor, length: int, logits_to_keep: int | 
 @torch.no_grad()
 def fill_question_cache(
     host: PreTrainedModel,
-    embeds: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
+    embeds: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor,
     question_cache: Cache | None = None,
 ) -> Cache:
     """Return the keys and values of a frozen causal host over the questions of a batch.
@@ -46,9 +47,9 @@ def fill_question_cache(
             returned where its batch and length are those of `embeds`. The length differs in batches where no prompt
             ends on the answer prompt, the batch under `DataParallel`, which gives each replica the whole cache.
     """
-    if question_cache is not None and question_cache.get_seq_length() == embeds.shape[1]:
-        keys = question_cache.layers[0].keys
-        if keys is not None and keys.shape[0] == embeds.shape[0]:
+    if question_cache is not None:
+        keys = getattr(question_cache.layers[0], "keys", None)
+        if keys is not None and (keys.shape[0], keys.shape[-2]) == embeds.shape[:2]:
             return question_cache
     cache = DynamicCache(config=host.config.get_text_config())
     host(

@@ -1,17 +1,19 @@
-"""Where implicit tokens go: the one place that decides it, for training and generation alike."""
+"""Where implicit tokens go: insertion columns, generator queries and positions, for training and generation alike."""
 
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 
-def prompt_ends(attention_mask, completion_mask=None):
-    """Column behind the last prompt token of each row.
+def prompt_ends(attention_mask: Tensor, completion_mask: Tensor | None = None) -> Tensor:
+    """Return the column after the last prompt token of each row.
 
     Args:
-        attention_mask: (batch, length), 1 for real tokens, padded on either side.
-        completion_mask: (batch, length), 1 for tokens of the completion, of which a row's last run counts, with all
-            that follows it; `None` when all real tokens are prompt.
+        attention_mask: (batch, length), 1 for real tokens, padding on either side.
+        completion_mask: (batch, length), 1 for completion tokens. If a row has several runs of them, the last one is
+            the completion and all before it is prompt. `None` if all real tokens are prompt.
 
     Returns:
         LongTensor (batch,).
@@ -26,23 +28,25 @@ def prompt_ends(attention_mask, completion_mask=None):
     real = attention_mask.bool()
     if completion_mask is not None:
         completion = completion_mask.bool()
-        # What is masked behind the answer, such as the end of its turn, is no prompt.
+        # Unmasked tokens after the answer, such as the end of its turn, are not part of the prompt.
         later = completion.flip(1).cumsum(dim=1).flip(1) > 0
         real = real & ~completion & (later | ~completion.any(dim=1, keepdim=True))
     columns = torch.arange(1, real.shape[1] + 1, device=real.device)
     return (real * columns).amax(dim=1)
 
 
-def insertion_columns(input_ids, attention_mask, answer_prompt_ids, completion_mask=None):
-    """Column of each row before which its implicit tokens go: before the answer prompt, else at the prompt's end.
+def insertion_columns(
+    input_ids: Tensor, attention_mask: Tensor, answer_prompt_ids: list[int], completion_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return each row's column for implicit tokens: that of the answer prompt, else the prompt's end.
 
     Args:
-        input_ids: (batch, length); attention_mask: (batch, length).
-        answer_prompt_ids: list of the token ids of the answer prompt, possibly empty.
+        input_ids, attention_mask: (batch, length), padding on either side.
+        answer_prompt_ids: token ids of the answer prompt; may be empty.
         completion_mask: (batch, length) or `None`, see `prompt_ends`.
 
     Returns:
-        LongTensor (batch,) of columns, BoolTensor (batch,): whether the row's prompt ends on the answer prompt.
+        LongTensor (batch,) of columns and BoolTensor (batch,), whether the row's prompt ends with the answer prompt.
 
     >>> ids = torch.tensor([[0, 5, 6, 9], [5, 6, 7, 8]])
     >>> columns, found = insertion_columns(ids, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), [9])
@@ -54,19 +58,19 @@ def insertion_columns(input_ids, attention_mask, answer_prompt_ids, completion_m
     if size == 0:
         return ends, torch.ones_like(ends, dtype=torch.bool)
     tail = ends[:, None] + torch.arange(-size, 0, device=ends.device)
-    wanted = torch.tensor(answer_prompt_ids, device=input_ids.device)
-    inside = tail >= 0
-    safe = tail.clamp(min=0)
-    found = ((input_ids.gather(1, safe) == wanted) & attention_mask.gather(1, safe).bool() & inside).all(dim=1)
+    inside = tail.clamp(min=0)
+    same = input_ids.gather(1, inside) == torch.tensor(answer_prompt_ids, device=input_ids.device)
+    found = (same & attention_mask.gather(1, inside).bool() & (tail >= 0)).all(dim=1)
     return torch.where(found, ends - size, ends), found
 
 
-def splice(values, inserted, columns):
-    """Put `inserted` into `values` before each row's column.
+def splice(values: Tensor, inserted: Tensor, columns: int | Tensor) -> Tensor:
+    """Insert `inserted` into `values` before each row's column.
 
     Args:
-        values: (batch, length, *rest); inserted: (batch, k, *rest).
-        columns: LongTensor (batch,), or a number where it is the same column in all rows.
+        values: (batch, length, *rest).
+        inserted: (batch, k, *rest).
+        columns: LongTensor (batch,), or an int if all rows share the column.
 
     Returns:
         (batch, length + k, *rest), differentiable in both.
@@ -84,8 +88,8 @@ def splice(values, inserted, columns):
     return torch.cat([values, inserted], dim=1).gather(1, index)
 
 
-def spliced_columns(length, count, columns):
-    """Where each text position stands after `splice`: LongTensor (batch, length).
+def spliced_columns(length: int, count: int, columns: Tensor) -> Tensor:
+    """Return the column of each text position after `count` tokens were spliced in: LongTensor (batch, length).
 
     >>> spliced_columns(3, 2, torch.tensor([1, 3])).tolist()
     [[0, 3, 4], [0, 1, 2]]
@@ -94,8 +98,8 @@ def spliced_columns(length, count, columns):
     return torch.where(text < columns[:, None], text, text + count)
 
 
-def positions_from_mask(attention_mask):
-    """Position ids (batch, length) that count real tokens from 0; padding gets 0.
+def positions_from_mask(attention_mask: Tensor) -> Tensor:
+    """Return position ids (batch, length) that count real tokens from 0; padding before them gets 0.
 
     >>> positions_from_mask(torch.tensor([[0, 0, 1, 1]])).tolist()
     [[0, 0, 0, 1]]
@@ -103,129 +107,117 @@ def positions_from_mask(attention_mask):
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def left_aligned_queries(input_ids, attention_mask, columns, pad_token_id):
-    """The tokens before each row's column, padded on the left: what the generator reads.
+def extended_mask(attention_mask: Tensor, count: int) -> Tensor:
+    """Append `count` columns of ones to a mask (batch, length).
 
-    Returns:
-        LongTensor (batch, longest) of ids, LongTensor (batch, longest) of their mask or `None` where nothing is
-        padding.
-
-    Raises:
-        ValueError: when a row has no token there.
-
-    >>> prompts = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
-    >>> ids, mask = left_aligned_queries(prompts, (prompts > 0).long(), torch.tensor([3, 2]), 0)
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 5, 6]], [[1, 1, 1], [0, 1, 1]])
+    >>> extended_mask(torch.tensor([[0, 1]]), 2).tolist()
+    [[0, 1, 1, 1]]
     """
-    width = int(columns.max())
-    check_shortest_query(width)
-    source = columns[:, None] + torch.arange(-width, 0, device=columns.device)
-    mask = attention_mask.long().gather(1, source.clamp(min=0)) * (source >= 0)
-    first, shortest = torch.stack([mask.amax(dim=0).argmax(), mask.sum(dim=1).amin()]).tolist()
-    check_shortest_query(shortest)
-    ids = input_ids.gather(1, source.clamp(min=0))[:, first:]
-    if shortest == width - first:
-        return ids, None
-    mask = mask[:, first:]
-    return ids.masked_fill(mask == 0, pad_token_id), mask
-
-
-def check_shortest_query(tokens):
-    """Raise ValueError where the shortest of a batch's queries has no token."""
-    if tokens <= 0:
-        raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
+    return torch.cat([attention_mask, attention_mask.new_ones(attention_mask.shape[0], count)], dim=1)
 
 
 class PromptLayout(NamedTuple):
-    """A batch of prompts in numbers.
+    """Measures of a batch of prompts.
 
     Args:
         lowest, highest: smallest and largest token id, padding included.
-        shortest, longest: real tokens of the shortest and of the longest row.
-        first: first column in which some row has a real token.
-        columns: where implicit tokens go; a number where it is the same column in all rows, else LongTensor (batch,).
-        answer_size: tokens of the answer prompt behind that column, where it is the same in all rows.
-        found: whether all rows end on the answer prompt.
+        shortest, longest: number of real tokens in the shortest and the longest row.
+        columns: the column before which implicit tokens go; an int if all rows share it, else LongTensor (batch,).
+        found: whether all rows end with the answer prompt.
+        extent: `extent` of `generator_queries`, known if all rows share the column.
     """
 
     lowest: int
     highest: int
     shortest: int
     longest: int
-    first: int
-    columns: int | torch.Tensor
-    answer_size: int
+    columns: int | Tensor
     found: bool
+    extent: tuple[int, int] | None
 
 
-def prompt_layout(input_ids, attention_mask, answer_prompt_ids):
-    """Measure prompts, with a single transfer from their device where all rows end alike, one without padding.
+def prompt_layout(input_ids: Tensor, attention_mask: Tensor, answer_prompt_ids: list[int]) -> PromptLayout:
+    """Measure a batch of prompts, with one device transfer if all end in the last column and none is padded.
+
+    Equals `insertion_columns`, which needs two more transfers to find out whether all rows share a column.
 
     Args:
         input_ids, attention_mask: LongTensor (batch, length), padding on either side.
-        answer_prompt_ids: list of the token ids of the answer prompt, possibly empty.
+        answer_prompt_ids: token ids of the answer prompt; may be empty.
 
-    >>> import torch
     >>> ids = torch.tensor([[0, 5, 6, 9], [5, 6, 7, 9]])
     >>> layout = prompt_layout(ids, (ids > 0).long(), [9])
-    >>> layout.columns, layout.found, layout.shortest, layout.longest
-    (3, True, 3, 4)
+    >>> layout.columns, layout.found, layout.shortest, layout.longest, layout.extent
+    (3, True, 3, 4, (0, 2))
     >>> prompt_layout(ids, (ids > 0).long(), [7, 9]).columns.tolist()
     [4, 2]
     """
     (batch, length), size = input_ids.shape, len(answer_prompt_ids)
-    numbers = [*input_ids.aminmax(), *attention_mask.sum(dim=1).aminmax()]
-    # Where the last columns are real in all rows, all prompts end in the last one.
-    numbers.append(attention_mask[:, -max(size, 1) :].amin())
+    measures = [*input_ids.aminmax(), *attention_mask.sum(dim=1).aminmax()]
+    # If the last columns are real in all rows, all prompts end in the last column.
+    measures.append(attention_mask[:, -max(size, 1) :].amin())
     if 0 < size <= length:
-        numbers.append((input_ids[:, -size:] == input_ids.new_tensor(answer_prompt_ids)).all(dim=1).sum())
-    lowest, highest, shortest, longest, flush, *ends = torch.stack(numbers).tolist()
+        measures.append((input_ids[:, -size:] == input_ids.new_tensor(answer_prompt_ids)).all(dim=1).sum())
+    lowest, highest, shortest, longest, flush, *ends = torch.stack(measures).tolist()
     rows = ends[0] if ends else 0
-    if flush and rows in (0, batch):
-        answer_size = size if rows else 0
-        columns, found = length - answer_size, size == 0 or rows > 0
-    else:
+    if not flush or rows not in (0, batch):
         columns, hits = insertion_columns(input_ids, attention_mask, answer_prompt_ids)
-        answer_size, found = 0, bool(hits.all())
-    # The longest row reaches from end to end, as a rule.
+        return PromptLayout(lowest, highest, shortest, longest, columns, bool(hits.all()), None)
+    # The longest row usually spans all columns.
     first = 0 if longest == length else int(attention_mask.amax(dim=0).argmax())
-    return PromptLayout(lowest, highest, shortest, longest, first, columns, answer_size, found)
+    behind = size if rows else 0
+    found = size == 0 or rows > 0
+    return PromptLayout(lowest, highest, shortest, longest, length - behind, found, (first, shortest - behind))
 
 
-def generator_queries(input_ids, attention_mask, layout, pad_token_id):
-    """The tokens before each row's column: what the generator reads.
+def generator_queries(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    columns: int | Tensor,
+    pad_token_id: int,
+    extent: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens before each row's column, padded on the left: the input of the generator.
 
     Args:
-        input_ids, attention_mask: LongTensor (batch, length); layout: their `PromptLayout`.
-        pad_token_id: the id to stand at padding.
+        input_ids, attention_mask: (batch, length), padding on either side.
+        columns: LongTensor (batch,), or an int if all rows share the column.
+        pad_token_id: id written at padding.
+        extent: the first column of the left-aligned queries that holds a real token, and the number of tokens of the
+            shortest query; computed, with a device transfer, if `None`.
 
     Returns:
-        LongTensor (batch, longest) of ids padded on the left, LongTensor (batch, longest) of their mask or `None`
-        where nothing is padding.
+        LongTensor (batch, longest) of ids, and LongTensor (batch, longest) of their mask or `None` without padding.
 
     Raises:
-        ValueError: when a row has no token there.
+        ValueError: if a row has no token before its column.
 
-    >>> import torch
-    >>> ids = torch.tensor([[0, 5, 6, 9], [5, 6, 7, 9]])
-    >>> generator_queries(ids, torch.ones_like(ids), prompt_layout(ids, torch.ones_like(ids), [9]), 0)
-    (tensor([[0, 5, 6],
-            [5, 6, 7]]), None)
+    >>> prompts = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
+    >>> ids, mask = generator_queries(prompts, (prompts > 0).long(), torch.tensor([3, 2]), 0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [0, 5, 6]], [[1, 1, 1], [0, 1, 1]])
+    >>> generator_queries(prompts, torch.ones_like(prompts), 2, 0)
+    (tensor([[5, 6],
+            [5, 6]]), None)
     """
-    if isinstance(layout.columns, torch.Tensor):
-        return left_aligned_queries(input_ids, attention_mask, layout.columns, pad_token_id)
-    shortest = layout.shortest - layout.answer_size
-    check_shortest_query(shortest)
-    ids = input_ids[:, layout.first : layout.columns]
-    if shortest == ids.shape[1]:
-        return ids, None
-    mask = attention_mask[:, layout.first : layout.columns]
-    return ids.masked_fill(mask == 0, pad_token_id), mask
+    if isinstance(columns, int):
+        ids, mask = input_ids[:, :columns], attention_mask[:, :columns].long()
+    else:
+        source = columns[:, None] + torch.arange(-int(columns.max()), 0, device=columns.device)
+        ids = input_ids.gather(1, source.clamp(min=0))
+        mask = attention_mask.long().gather(1, source.clamp(min=0)) * (source >= 0)
+    if extent is None:
+        extents = [mask.amax(dim=0).argmax(), mask.sum(dim=1).amin()] if mask.shape[1] else []
+        extent = tuple(torch.stack(extents).tolist()) if extents else (0, 0)
+    first, shortest = extent
+    if shortest <= 0:
+        raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
+    ids, mask = ids[:, first:], mask[:, first:]
+    return (ids, None) if shortest == ids.shape[1] else (ids.masked_fill(mask == 0, pad_token_id), mask)
 
 
-def check_shapes(input_ids, attention_mask):
-    """Raise ValueError for prompts without a token, or a mask (`None` allowed) of another shape."""
+def check_shapes(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for prompts without tokens, or for a mask whose shape differs from that of the ids."""
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(
             f"input_ids has shape {tuple(input_ids.shape)}: must be (batch, length) with at least one token."
@@ -237,8 +229,8 @@ def check_shapes(input_ids, attention_mask):
         )
 
 
-def check_layout(layout, vocab_size):
-    """Raise ValueError for a row of padding only or ids that the host does not know."""
+def check_layout(layout: PromptLayout, vocab_size: int) -> None:
+    """Raise ValueError for rows that are all padding, or for ids outside the host's vocabulary."""
     if layout.lowest < 0 or layout.highest >= vocab_size:
         raise ValueError(
             f"input_ids holds ids from {layout.lowest} to {layout.highest}: must lie within 0 and {vocab_size - 1}."
@@ -250,15 +242,15 @@ def check_layout(layout, vocab_size):
         )
 
 
-def context_of(config):
-    """Number of a text model's positions; `None` where it is not limited, or stretched with the text's length."""
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Return a text model's maximum number of positions; `None` if unlimited or scaled with the input's length."""
     rope = getattr(config, "rope_parameters", None) or {}
-    stretched = any(part.get("rope_type") == "dynamic" for part in (rope, *rope.values()) if isinstance(part, dict))
-    return None if stretched else getattr(config, "max_position_embeddings", None)
+    dynamic = any(part.get("rope_type") == "dynamic" for part in (rope, *rope.values()) if isinstance(part, dict))
+    return None if dynamic else getattr(config, "max_position_embeddings", None)
 
 
-def check_context(length, count, new_tokens, context):
-    """Raise ValueError where prompt, implicit tokens and new tokens exceed the host's positions (`None`: no limit)."""
+def check_context(length: int, count: int, new_tokens: int, context: int | None) -> None:
+    """Raise ValueError if prompt, implicit tokens and new tokens together exceed the host's context."""
     if context is not None and length + count + new_tokens > context:
         raise ValueError(
             f"A prompt of {length} tokens, {count} implicit tokens and {new_tokens} new tokens are more than the "
@@ -266,11 +258,11 @@ def check_context(length, count, new_tokens, context):
         )
 
 
-def inferred_mask(input_ids, pad_token_id, eos_token_id):
-    """The mask that transformers infers: pad ids count as padding where pad and end of sequence differ.
+def inferred_mask(input_ids: Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> Tensor:
+    """Return the mask that transformers infers: pad ids are padding if the pad token is no end-of-sequence token.
 
-    >>> import torch
-    >>> inferred_mask(torch.tensor([[0, 5]]), 0, 2).tolist(), inferred_mask(torch.tensor([[0, 5]]), 0, [0, 2]).tolist()
+    >>> ids = torch.tensor([[0, 5]])
+    >>> inferred_mask(ids, 0, 2).tolist(), inferred_mask(ids, 0, [0, 2]).tolist()
     ([[0, 1]], [[1, 1]])
     """
     ends = [eos_token_id] if isinstance(eos_token_id, int) else (eos_token_id or [])

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..modeling.modeling_semcot import check_word_size
+from ..modeling.parts_semcot import check_word_size
 from .decoder_layers import backbone_of, layer_list, layers_view, only_layers, run_from, states_before
 
 logger = logging.get_logger(__name__)

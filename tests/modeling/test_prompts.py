@@ -6,7 +6,6 @@ import torch
 from semcot_hf.modeling.splicing_semcot import (
     generator_queries,
     insertion_columns,
-    left_aligned_queries,
     prompt_layout,
     splice,
 )
@@ -45,8 +44,12 @@ def test_layout_and_queries_are_those_of_the_general_functions(rows, side, answe
     assert layout.found == bool(found.all())
     assert (layout.lowest, layout.highest) == (int(ids.min()), int(ids.max()))
     assert (layout.shortest, layout.longest) == (min(map(len, rows)), max(map(len, rows)))
-    pairs = zip(generator_queries(ids, mask, layout, 9), left_aligned_queries(ids, mask, columns, 9), strict=True)
-    for made, expected in pairs:
+    queries = [
+        generator_queries(ids, mask, columns, 9),
+        generator_queries(ids, mask, layout.columns, 9),
+        generator_queries(ids, mask, layout.columns, 9, layout.extent),
+    ]
+    for made, expected in [*zip(queries[1], queries[0], strict=True), *zip(queries[2], queries[0], strict=True)]:
         assert (made is None) == (expected is None) and (made is None or torch.equal(made, expected))
     assert isinstance(layout.columns, int) == (side != "right" and (not answer or rows != BATCHES["some with it"][0]))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from semcot_hf.modeling.splicing_semcot import (
+    generator_queries,
     insertion_columns,
-    left_aligned_queries,
     positions_from_mask,
     prompt_ends,
     splice,
@@ -77,7 +77,7 @@ def test_queries_are_the_real_tokens_before_the_column():
     ids = torch.tensor([[0, 3, 4, 5, 7, 8], [3, 4, 7, 8, 0, 0], [6, 7, 8, 0, 0, 0]])
     mask = (ids > 0).long()
     columns, _ = insertion_columns(ids, mask, ANSWER)
-    queries, query_mask = left_aligned_queries(ids, mask, columns, pad_token_id=9)
+    queries, query_mask = generator_queries(ids, mask, columns, pad_token_id=9)
     assert queries.tolist() == [[3, 4, 5], [9, 3, 4], [9, 9, 6]]
     assert query_mask.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
 

@@ -71,7 +71,7 @@ def test_tokens_are_read_back_as_the_likeliest_words_of_their_mixtures(tiny_lm, 
     words = model.host.get_input_embeddings().weight.detach()
     with torch.no_grad():
         ids, shares = model.implicit_words(PROMPTS, MASK)
-        states = model._states(*model._queries(PROMPTS, MASK), 3)
+        states = model.generator_states(*model._queries(PROMPTS, MASK), 3)
         expected = (states @ model.projection.weight.T).softmax(dim=-1)
         torch.testing.assert_close(model.implicit_embeddings(PROMPTS, MASK), expected @ words)
     assert ids.shape == shares.shape == (2, 3) and torch.equal(ids, expected.argmax(dim=-1))

@@ -1,0 +1,223 @@
+"""The parts of a SemCoT model (host, generator, projection, <thought>, step decoder): built, attached and checked."""
+
+import copy
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .configuration_semcot import SemCoTConfig, text_config
+from .splicing_semcot import context_of
+
+
+class SemCoTPreTrainedModel(PreTrainedModel):
+    """Base class of `SemCoTForCausalLM`, which documents the arguments: its parts, without their forward passes."""
+
+    config_class = SemCoTConfig
+    base_model_prefix = "host"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    config: SemCoTConfig
+    host: PreTrainedModel
+    generator: PreTrainedModel
+    projection: nn.Linear | nn.Identity
+    thought_embedding: nn.Parameter
+    step_decoder: PreTrainedModel | None
+    step_projection: nn.Linear | None
+    # Set if host and generator do not share a tokenizer.
+    host_tokenizer: PreTrainedTokenizerBase | None = None
+    generator_tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __init__(
+        self,
+        config: SemCoTConfig,
+        host: PreTrainedModel | None = None,
+        generator: PreTrainedModel | None = None,
+        build_host: bool = True,
+    ) -> None:
+        super().__init__(config)
+        # Otherwise `post_init` initializes again what was added after loading, such as adapters.
+        module: Any
+        for module in (module for part in (host, generator) if part is not None for module in part.modules()):
+            module._is_hf_initialized = True
+        if host is None and build_host:
+            host = AutoModelForCausalLM.from_config(config.host_config)
+        self.generator = AutoModel.from_config(config.generator_config) if generator is None else generator
+        width = text_config(config.generator_config).hidden_size
+        if config.projection == "identity":
+            self.projection = nn.Identity()
+        elif config.projection == "vocabulary":
+            self.projection = nn.Linear(width, text_config(config.generator_config).vocab_size, bias=False)
+        else:
+            self.projection = nn.Linear(width, text_config(config.host_config).hidden_size)
+        if config.generator_mode == "sequential" and not takes_cache(self.generator):
+            raise ValueError(
+                f"generator_mode='sequential' needs a generator that keeps keys and values, which a "
+                f"{self.generator.config.model_type} does not: choose generator_mode='parallel'."
+            )
+        self.thought_embedding = nn.Parameter(torch.empty(width))
+        self.step_decoder = self.step_projection = None
+        if config.step_decoder_config is not None:
+            self._set_step_decoder(AutoModelForCausalLM.from_config(config.step_decoder_config))
+        self.host = None  # type: ignore[assignment]  # until it is attached
+        if host is not None:
+            self._set_host(host)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            nn.init.normal_(self.thought_embedding, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear) and module in (self.projection, self.step_projection):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def attach_host(self, host: PreTrainedModel) -> None:
+        """Set the host causal LM, freeze it, and record its id and commit for checkpoints of the attached layout.
+
+        Raises:
+            ValueError: if its hidden size or vocabulary differs from the one this model was built for, or the host is
+                unsupported: no attention (Mamba), layers that re-read input ids (Gemma 3n), or projected embeddings
+                (OPT-350m).
+        """
+        self._set_host(host)
+        name, commit = host.config.name_or_path or None, getattr(host.config, "_commit_hash", None)
+        if name != self.config.host_name_or_path:
+            self.config.host_name_or_path, self.config.host_subfolder = name, None
+            self.config.host_revision = commit
+        elif commit is not None:
+            self.config.host_revision = commit
+
+    def _set_host(self, host: PreTrainedModel) -> None:
+        wanted, got = text_config(self.config.host_config), host.config.get_text_config()
+        for name in ("hidden_size", "vocab_size"):
+            if getattr(wanted, name) != getattr(got, name):
+                raise ValueError(
+                    f"host has {name}={getattr(got, name)}, but this SemCoT model was made for a host with "
+                    f"{name}={getattr(wanted, name)}: pass the host it was trained with "
+                    f"({self.config.host_name_or_path or 'its id is not recorded'})."
+                )
+        check_word_size(host)
+        if getattr(got, "hidden_size_per_layer_input", None):
+            raise ValueError(
+                f"host is a {got.model_type}, whose layers re-read input ids "
+                f"(hidden_size_per_layer_input={got.hidden_size_per_layer_input}). Implicit tokens have no ids, so "
+                "such a host is not supported."
+            )
+        if not takes_cache(host):
+            raise ValueError(
+                f"host is a {got.model_type}, which keeps no keys and values (its forward has no past_key_values): "
+                "take one with attention in some of its layers."
+            )
+        # Generation checks whether the cache can be cropped.
+        self._is_stateful = host._is_stateful
+        # Shared, so that resizing the host's embeddings updates both.
+        self.config.host_config = unquantized(host.config)
+        self._attached_words = got.vocab_size
+        self.host = host.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def match_scales(self) -> None:
+        """Scale new implicit tokens like word embeddings: projection weights and `config.feedback_scale`.
+
+        Hidden states of a backbone are several times larger than its word embeddings, and a transformer hardly
+        changes an input of that size in its residual stream.
+        """
+        config = text_config(self.config.generator_config)
+        ids = torch.arange(min(64, config.vocab_size, context_of(config) or 64), device=self.projection_device())
+        words = self.generator.get_input_embeddings()(ids[None])
+        states = self.generator(inputs_embeds=words, use_cache=False).last_hidden_state
+        table = self.get_input_embeddings()
+        host_ids = torch.arange(min(64, self.config.get_text_config().vocab_size), device=table.weight.device)
+        host_words = table(host_ids[None])
+        sizes = [tensor.float().pow(2).mean().sqrt().item() for tensor in (words, states, host_words)]
+        self.config.feedback_scale = sizes[0] / sizes[1]
+        if self.config.projection == "linear" and isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=sizes[2] / sizes[1] * self.projection.in_features**-0.5)
+
+    def train(self, mode: bool = True) -> "SemCoTPreTrainedModel":
+        """Set training mode, except for the frozen host, which stays in evaluation mode (no dropout, caches kept)."""
+        super().train(mode)
+        if self.host is not None:
+            self.host.eval()
+        return self
+
+    def add_step_decoder(self, decoder: PreTrainedModel) -> None:
+        """Attach a causal LM that is trained to decode implicit tokens into text (SIM-CoT's auxiliary decoder).
+
+        Each implicit token, mapped linearly to the decoder's hidden size, is the first input embedding before the
+        text of its reasoning step. Generation never runs the decoder; `drop_step_decoder` removes it.
+        """
+        self.config.step_decoder_config = decoder.config
+        projection = self._set_step_decoder(decoder).to(device=self.projection_device(), dtype=decoder.dtype)
+        self._init_weights(projection)
+
+    def drop_step_decoder(self) -> None:
+        """Remove the step decoder; answers do not change."""
+        self.config.step_decoder_config = None
+        self.step_decoder = self.step_projection = None
+
+    def _set_step_decoder(self, decoder: PreTrainedModel) -> nn.Linear:
+        sizes = (self.config.get_text_config().hidden_size, decoder.config.get_text_config().hidden_size)
+        self.step_decoder, self.step_projection = decoder, nn.Linear(*sizes)
+        return self.step_projection
+
+    def projection_device(self) -> torch.device:
+        """Return the device on which implicit tokens are computed."""
+        return self.thought_embedding.device
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        if self.config.generator_mode == "sequential":
+            # Checkpointed layers drop the cache, which a sequential generator needs from step to step.
+            module: Any
+            for module in self.generator.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False
+
+    def get_input_embeddings(self) -> Any:
+        return None if self.host is None else self.host.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.host.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> Any:
+        return None if self.host is None else self.host.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.host.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> Any:
+        return self.host.get_decoder()
+
+
+def unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a host's configuration without quantization, which would apply to the checkpoint's own weights."""
+    if not hasattr(config, "quantization_config"):
+        return config
+    config = copy.deepcopy(config)
+    del config.quantization_config
+    return config
+
+
+def check_word_size(host: PreTrainedModel) -> None:
+    """Raise ValueError if the word embeddings of a host, or of its backbone, are not of its layers' size."""
+    size = host.config.get_text_config().hidden_size
+    width = getattr(host.get_input_embeddings(), "embedding_dim", size)
+    if width != size:
+        raise ValueError(
+            f"host has word embeddings of size {width} and layers of size {size}: projected word embeddings (as in "
+            "OPT-350m) are not supported; take a host with equal sizes."
+        )
+
+
+def takes_cache(model: PreTrainedModel) -> bool:
+    """Return whether a model's forward takes `past_key_values`."""
+    return "past_key_values" in signature(type(model).forward).parameters
