@@ -1,4 +1,4 @@
-"""`semcot demo`: the whole way on the embedded models, in minutes."""
+"""`semcot demo`: training, evaluation and reload with the embedded models, in minutes."""
 
 import dataclasses
 import logging
@@ -14,16 +14,16 @@ from .arguments import parse
 
 @dataclass
 class DemoArguments:
-    """Where the result goes, and how long the demo may take."""
+    """The folder of the result, and the size of the demo."""
 
     output_dir: str = field(default="runs/demo", metadata={"help": "Folder of the model, the report and the plot."})
     full: bool = field(default=False, metadata={"help": "Train up to an hour instead of minutes; resumable."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
-    seed: int = field(default=0, metadata={"help": "Seed of the questions and of both trainings."})
+    seed: int = field(default=0, metadata={"help": "Seed of the questions and of both training runs."})
 
 
-def run(argv):
-    """Run the demo; prints its table, three answers and the next command."""
+def run(argv: list[str]) -> None:
+    """Run the demo and print its table, three answers and the next command."""
     (arguments,) = parse("semcot demo", (DemoArguments,), argv)
     _quiet()
     from ..demo.pipeline import FULL, DemoSettings, run_demo
@@ -41,8 +41,8 @@ def run(argv):
     print(f"Next: semcot evaluate --model {folder}/model --dataset coin_flip --output_dir runs/evaluation")
 
 
-def _quiet():
-    """The stages' own bars say what is going on; the libraries' bars and notes would bury them."""
+def _quiet() -> None:
+    """Switch off the bars and notes of the libraries, which would hide the progress of the stages."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The embedded demo models: where they are."""
+"""The embedded demo models and their paths."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The demo: both training stages, the evaluation with its controls, and a reload where semcot_hf is not installed."""
+"""The demo: both training stages, evaluation with controls, and a reload in a process without semcot_hf."""
 
 import json
 import os
@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from datasets import DatasetDict
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -27,9 +29,10 @@ from ..distillation.trainer import SemCoTDistillationTrainer
 from ..evaluation import evaluate
 from ..modeling import SemCoTForCausalLM
 from ..progress import stage
+from ..storage import write_json
 from . import GENERATOR_PATH, HOST_PATH
 
-# Run by a Python that cannot import semcot_hf: what a user without it sees.
+# For a Python process that cannot import semcot_hf, as on the machine of a user without it.
 RELOAD = """
 import json, sys
 sys.modules["semcot_hf"] = None
@@ -46,12 +49,14 @@ print(json.dumps([reply[0]["generated_text"].strip() for reply in replies]))
 
 @dataclass
 class DemoSettings:
-    """Sizes of the demo; they travel with the unfinished run, which goes on only under the same ones.
+    """Sizes of the demo; an unfinished run continues only with the same ones.
 
     Args:
         train_samples, eval_samples: questions of CoinFlip, with `min_people` to `max_people` people.
-        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token must tell.
-        alignment_steps, distillation_steps, batch_size, learning_rate: the two trainings.
+        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token is trained to predict.
+        alignment_steps, distillation_steps, batch_size, learning_rate: of the two training runs.
+        alpha, step_weight: see `SemCoTDistillationConfig`.
+        seed: of the questions and of both training runs.
     """
 
     train_samples: int = 12_000
@@ -72,17 +77,25 @@ class DemoSettings:
 FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, alignment_steps=300, distillation_steps=8_000)
 
 
-def run_demo(output_dir, settings, *, overwrite=False, command=None):
-    """Go the whole way and leave `model/`, `report.md`, `report.json` and the plot in `output_dir`.
+def run_demo(
+    output_dir: str | os.PathLike, settings: DemoSettings, *, overwrite: bool = False, command: str | None = None
+) -> tuple[dict, list[tuple[str, str]]]:
+    """Run both stages and the evaluation; leave `model/`, `report.md`, `report.json` and the plot in `output_dir`.
 
-    All work is done in `<output_dir>.unfinished`, which takes the name `output_dir` when everything is there. A run
-    that was stopped goes on from its finished stages and its last training checkpoint.
+    All work is done in `<output_dir>.unfinished`, which is renamed to `output_dir` at the end. A run that was stopped
+    continues from its finished stages and its last training checkpoint.
+
+    Args:
+        output_dir: the folder of the result.
+        settings: sizes of the demo.
+        overwrite: whether to replace an earlier result.
+        command: the command line that the report names.
 
     Returns:
-        The report, and the three questions with their answers from the process without semcot_hf.
+        The report, and three questions with the answers of the process without semcot_hf.
 
     Raises:
-        ValueError: when `output_dir` holds something already and `overwrite` is not set.
+        ValueError: when `output_dir` is not empty and `overwrite` is not set.
         RuntimeError: when the reloaded checkpoint cannot answer.
     """
     output = Path(output_dir)
@@ -103,11 +116,11 @@ def run_demo(output_dir, settings, *, overwrite=False, command=None):
     with stage("2/5 alignment") as update:
         encoder = _align(work, settings, data, update)
     with stage("3/5 distillation") as update:
-        _distill(work, settings, data, encoder, update)
+        folder = _distill(work, settings, data, encoder, update)
     with stage("4/5 evaluation") as update:
         report = evaluate(
-            AutoModelForCausalLM.from_pretrained(work / "model"),
-            AutoTokenizer.from_pretrained(work / "model"),
+            AutoModelForCausalLM.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
             data["test"],
             output_dir=work / "evaluation",
             overwrite=True,
@@ -119,11 +132,11 @@ def run_demo(output_dir, settings, *, overwrite=False, command=None):
             progress=lambda _, share: update(share),
         )
     with stage("5/5 reload"):
-        answers = _reload(work / "model", data["test"]["query"][:3])
+        answers = _reload(folder, data["test"]["query"][:3])
     for name in ("report.md", "report.json", "accuracy_vs_latency.png"):
         shutil.copy(work / "evaluation" / name, work / name)
-    shutil.rmtree(work / "distillation", ignore_errors=True)
-    shutil.rmtree(work / "alignment", ignore_errors=True)
+    for name in ("distillation", "alignment"):
+        shutil.rmtree(work / name, ignore_errors=True)
     os.remove(work / "settings.json")
     if output.exists():
         shutil.rmtree(output)
@@ -131,23 +144,17 @@ def run_demo(output_dir, settings, *, overwrite=False, command=None):
     return report, answers
 
 
-def _start(work, settings):
-    """Make the work folder; one of other settings is of no use any more."""
+def _start(work: Path, settings: DemoSettings) -> None:
+    """Create the work folder; one of other settings is deleted."""
     path, wanted = work / "settings.json", asdict(settings)
     if work.exists() and (not path.exists() or json.loads(path.read_text() or "null") != wanted):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(wanted, indent=2))
+    write_json(path, wanted)
 
 
-def _write(path, text):
-    partial = path.with_suffix(".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def _align(work, settings, data, update):
-    """Stage 1; a finished encoder is taken over."""
+def _align(work: Path, settings: DemoSettings, data: DatasetDict, update: Callable[[float], None]) -> Path:
+    """Train the encoder of stage 1, unless it exists, and return its folder."""
     folder = work / "encoder"
     if not folder.exists():
         trainer = SemCoTAlignmentTrainer(
@@ -164,27 +171,24 @@ def _align(work, settings, data, update):
             ),
             train_dataset=data["train"].select(range(min(4_000, len(data["train"])))),
             eval_dataset=data["validation"],
-            callbacks=[_StageCallback(update)],
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trainer.save_model(str(work / "encoder.tmp"))
-        os.replace(work / "encoder.tmp", folder)
-    return str(folder)
+        _train(trainer, folder, update)
+    return folder
 
 
-def _distill(work, settings, data, encoder, update):
-    """Stage 2, from its last checkpoint where there is one; a finished model is taken over."""
+def _distill(
+    work: Path, settings: DemoSettings, data: DatasetDict, encoder: Path, update: Callable[[float], None]
+) -> Path:
+    """Train the model of stage 2, from its last checkpoint, unless it exists, and return its folder."""
     folder, runs = work / "model", work / "distillation"
     if not folder.exists():
-        model = SemCoTForCausalLM.from_host_generator_pretrained(
-            str(HOST_PATH),
-            str(GENERATOR_PATH),
-            num_implicit_tokens=settings.num_implicit_tokens,
-            generator_mode="sequential",
-        )
         trainer = SemCoTDistillationTrainer(
-            model=model,
+            model=SemCoTForCausalLM.from_host_generator_pretrained(
+                str(HOST_PATH),
+                str(GENERATOR_PATH),
+                num_implicit_tokens=settings.num_implicit_tokens,
+                generator_mode="sequential",
+            ),
             args=SemCoTDistillationConfig(
                 str(runs),
                 max_steps=settings.distillation_steps,
@@ -204,13 +208,20 @@ def _distill(work, settings, data, encoder, update):
             ),
             train_dataset=data["train"],
             processing_class=AutoTokenizer.from_pretrained(str(HOST_PATH)),
-            alignment_encoder=encoder,
-            callbacks=[_StageCallback(update)],
+            alignment_encoder=str(encoder),
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=any(runs.glob("checkpoint-*")))
-        trainer.save_model(str(work / "model.tmp"))
-        os.replace(work / "model.tmp", folder)
+        _train(trainer, folder, update, resume=any(runs.glob("checkpoint-*")))
+    return folder
+
+
+def _train(trainer: Trainer, folder: Path, update: Callable[[float], None], resume: bool = False) -> None:
+    """Train and save into `folder`, which appears as a whole."""
+    trainer.add_callback(_StageCallback(update))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    unfinished = folder.with_suffix(".tmp")
+    trainer.save_model(str(unfinished))
+    os.replace(unfinished, folder)
 
 
 class _StageCallback(TrainerCallback):
@@ -225,8 +236,8 @@ class _StageCallback(TrainerCallback):
         self.update(state.global_step / state.max_steps)
 
 
-def _reload(folder, questions):
-    """Answers of a fresh process in which semcot_hf cannot be imported, as (question, answer) pairs."""
+def _reload(folder: Path, questions: list[str]) -> list[tuple[str, str]]:
+    """Return (question, answer) pairs from a new process in which semcot_hf cannot be imported."""
     done = subprocess.run(
         [sys.executable, "-c", RELOAD, str(folder.resolve()), json.dumps(questions)],
         capture_output=True,
