@@ -10,7 +10,8 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from ..answers import infer_answer_type
-from ..data.loading import split_files, write_splits
+from ..data.loading import write_splits
+from ..data.reading import split_files
 from ..data.schema import COLUMNS, FEATURES
 from ..data.splits import SPLITS
 from ..progress import progress_bar

@@ -1,4 +1,4 @@
-"""`check_dataset` finds faulty rows and overlapping splits; `clean_dataset` returns a copy without them."""
+"""`check_dataset` finds faulty rows and overlapping splits; `clean_dataset` removes them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -7,8 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
 
 from ..answers import check_answer, infer_answer_type
+from ..tables import markdown_table
 from .rationale import rationale_agrees
 from .splits import SPLITS, normalise_question
 
@@ -20,11 +22,11 @@ class Finding:
     """One fault in one split.
 
     Attributes:
-        split: where the faulty rows are.
-        fault: what is wrong.
-        severity: "error" (must not be trained or judged on), "warning" or "info".
-        rows: the rows' indices.
-        size: the number of rows of the split.
+        split: the split of the faulty rows.
+        fault: the fault.
+        severity: "error" (not fit for training or evaluation), "warning" or "info".
+        rows: indices of the faulty rows.
+        size: number of rows of the split.
     """
 
     split: str
@@ -36,13 +38,13 @@ class Finding:
 
 @dataclass
 class DataReport:
-    """What `check_dataset` found.
+    """The result of `check_dataset`.
 
     Attributes:
         answer_type: "numeric", "choice", "yes_no" or "sequence", as given or inferred.
         sizes: rows of each split.
         findings: the faults, by split.
-        token_lengths: median, 95th percentile and maximum of tokens a row (query, reasoning and answer), by split;
+        token_lengths: median, 95th percentile and maximum of tokens per row (query, reasoning and answer), by split;
             empty without a tokenizer.
     """
 
@@ -53,31 +55,46 @@ class DataReport:
 
     @property
     def has_errors(self) -> bool:
+        """Whether any finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
     def count(self, fault: str, split: str | None = None) -> int:
         """Return the rows with `fault`, in `split` or in all splits."""
         return sum(len(f.rows) for f in self.findings if f.fault == fault and split in (None, f.split))
 
-    def to_markdown(self) -> str:
-        """Return the sizes, the faults and the token lengths as markdown tables."""
+    def summary(self) -> str:
+        """Return the sizes and the answer type as a sentence, and whether there are faults."""
         sizes = ", ".join(f"{split} {size:,}" for split, size in self.sizes.items())
-        lines = [f"Rows: {sizes}. Answer type: {self.answer_type}.", ""]
+        return f"Rows: {sizes}. Answer type: {self.answer_type}." + ("" if self.findings else "\n\nNo faults found.")
+
+    def tables(self, shown: int = _SHOWN) -> list[tuple[list[str], list[list[str]], list[str]]]:
+        """Return header, rows and right-aligned columns of the tables of faults and of token lengths.
+
+        Args:
+            shown: number of row indices to list for each fault.
+        """
+        tables = []
         if self.findings:
-            lines += ["| split | fault | severity | rows | of | examples |", "|---|---|---|---:|---:|---|"]
+            rows = []
             for f in self.findings:
-                shown = ", ".join(map(str, f.rows[:_SHOWN])) + (", ..." if len(f.rows) > _SHOWN else "")
-                lines.append(f"| {f.split} | {f.fault} | {f.severity} | {len(f.rows)} | {f.size} | {shown} |")
-        else:
-            lines.append("No faults found.")
+                first = ", ".join(map(str, f.rows[:shown])) + (", ..." if len(f.rows) > shown else "")
+                rows.append([f.split, f.fault, f.severity, f"{len(f.rows):,}", f"{f.size:,}", first])
+            tables.append((["split", "fault", "severity", "rows", "of", "first rows"], rows, ["rows", "of"]))
         if self.token_lengths:
-            lines += ["", "| split | median tokens | p95 | longest |", "|---|---:|---:|---:|"]
-            for split, t in self.token_lengths.items():
-                lines.append(f"| {split} | {t['median']:g} | {t['p95']:g} | {t['max']:g} |")
-        return "\n".join(lines) + "\n"
+            rows = [
+                [split, *(f"{lengths[key]:g}" for key in ("median", "p95", "max"))]
+                for split, lengths in self.token_lengths.items()
+            ]
+            header = ["split", "median tokens", "p95", "longest"]
+            tables.append((header, rows, header[1:]))
+        return tables
+
+    def to_markdown(self) -> str:
+        """Return the sizes, the faults and the token lengths as markdown."""
+        return "\n\n".join([self.summary(), *(markdown_table(*table) for table in self.tables())]) + "\n"
 
     def to_json(self) -> dict:
-        """Return the report as a dictionary that `json.dump` takes."""
+        """Return the report as a dictionary for `json.dump`."""
         return {
             "answer_type": self.answer_type,
             "has_errors": self.has_errors,
@@ -101,25 +118,25 @@ def check_dataset(
     dataset: DatasetDict | Mapping[str, Dataset],
     *,
     answer_type: str | None = None,
-    tokenizer=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
     max_condensed_words: int = 10,
 ) -> DataReport:
     """Find the faults of a dataset in the schema.
 
-    Errors: an empty query or answer; an answer that is none of `answer_type`; one question with two answers; in train
-    and validation also a question that stands in a later split (in the same words, or but for case and punctuation),
-    a reasoning or condensed reasoning that is empty while other rows have one, a rationale that ends on another
-    answer than the row's, and a row longer than the context; the last three are warnings in test, whose rationales
-    nothing is trained on. Warnings: repeated questions and condensed reasoning of more than `max_condensed_words`
-    words. Told without blame: a field that is empty throughout a split, and rationales that state no answer.
+    Errors: an empty query or answer; an answer that is not of `answer_type`; one question with two answers; in train
+    and validation also a question that occurs in a later split (in the same words, or apart from case and
+    punctuation), a reasoning or condensed reasoning that is empty while other rows have one, a rationale that ends on
+    a wrong answer, and a row longer than the context; the last three are warnings in test, whose rationales are not
+    used for training. Warnings: repeated questions and condensed reasoning of more than `max_condensed_words` words.
+    Information: a field that is empty throughout a split, and rationales that state no answer.
 
     Args:
         dataset: splits by name ("train", "validation", "test").
         answer_type: of all answers; inferred from them by default.
         tokenizer: of the model that the data is for; without it no lengths are measured.
         max_length: tokens of the context; the tokenizer's `model_max_length` by default.
-        max_condensed_words: what counts as over-long.
+        max_condensed_words: words above which a condensed reasoning is over-long.
 
     Raises:
         ValueError: for an unknown split, a missing column or no rows at all.
@@ -188,16 +205,16 @@ def check_dataset(
 
 
 def clean_dataset(dataset: DatasetDict | Mapping[str, Dataset], report: DataReport) -> DatasetDict:
-    """Return a copy of `dataset` without the train and validation rows that `report` holds errors or repeats of.
+    """Return a copy of `dataset` without the train and validation rows that `report` lists as errors or repeated.
 
-    Test rows stay as they are: a question that stands in train and in test is taken from train.
+    Test rows are unchanged: a question that occurs in train and in test is removed from train.
 
     Raises:
-        ValueError: when `report` is of other data, or nothing of a split would remain.
+        ValueError: when `report` is of other data, or no row of a split would remain.
     """
     _check_splits(dataset)
     if report.sizes != {split: len(rows) for split, rows in dataset.items()}:
-        raise ValueError(f"report: it tells of {report.sizes} rows, not of this dataset. Pass check_dataset(dataset).")
+        raise ValueError(f"report: it is about {report.sizes} rows, not this dataset. Pass check_dataset(dataset).")
     cleaned = {}
     for split, rows in dataset.items():
         bad = {
@@ -219,7 +236,7 @@ def _check_splits(dataset: Mapping[str, Dataset]) -> None:
         for name in ("query", "reasoning", "condensed_reasoning", "answer"):
             if name not in rows.column_names:
                 raise ValueError(
-                    f"dataset: {split} has no column {name!r}, but {', '.join(rows.column_names)}. Load it by "
+                    f"dataset: {split} has no column {name!r}, but {', '.join(rows.column_names)}. Load it with "
                     "load_reasoning_dataset."
                 )
     if not any(len(rows) for rows in dataset.values()):
@@ -228,7 +245,7 @@ def _check_splits(dataset: Mapping[str, Dataset]) -> None:
 
 @lru_cache(maxsize=10_000)
 def _is_judged(answer: str, answer_type: str) -> bool:
-    """Tell whether an output that is the answer itself would be judged right."""
+    """Return whether an output that equals the answer would be judged correct."""
     try:
         return check_answer(answer, answer, answer_type)
     except ValueError:
@@ -238,7 +255,7 @@ def _is_judged(answer: str, answer_type: str) -> bool:
 def _repeated(
     questions: list[str], answers: list[str], judged: list[bool], answer_type: str
 ) -> tuple[list[int], list[int]]:
-    """Return the rows that repeat an earlier one, and those whose question has another answer elsewhere."""
+    """Return the rows that repeat an earlier one, and those whose question also occurs with another answer."""
 
     def same(row: int, other: int) -> bool:
         if judged[row] and judged[other]:
@@ -257,7 +274,7 @@ def _repeated(
     return sorted(repeated), sorted(contradicting)
 
 
-def _token_lengths(rows: Mapping[str, list[str]], tokenizer) -> list[int]:
+def _token_lengths(rows: Mapping[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     texts = [f"{q}\n{r}\n{a}" for q, r, a in zip(rows["query"], rows["reasoning"], rows["answer"], strict=True)]
     lengths: list[int] = []
     for start in range(0, len(texts), 1000):

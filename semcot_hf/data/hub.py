@@ -1,36 +1,28 @@
-"""The paper's five Hub datasets: where each keeps its question, reasoning and answer."""
+"""The paper's five Hub datasets: their configurations, splits and columns."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 
-class HubSet(NamedTuple):
-    """How one Hub dataset maps onto the schema.
+@dataclass(frozen=True)
+class HubSet:
+    """The mapping of one Hub dataset to the schema.
 
     Attributes:
-        adapt: turns one of its rows into (some of) the schema's fields.
-        columns: the columns that `adapt` reads.
+        columns: the columns that are read; without `adapt` those of the question and of the answer.
+        adapt: turns a row of the dataset into fields of the schema.
         config: its configuration on the Hub.
-        splits: its split behind each of ours; those left out are cut from train.
+        splits: its split for each of ours; missing ones are cut from train.
     """
 
-    adapt: Callable[[Mapping], dict]
     columns: tuple[str, ...]
-    config: str | None
-    splits: dict[str, str]
-
-
-def gsm8k_row(row: Mapping) -> dict:
-    """The answer holds the steps, one a line, and the result after "####".
-
-    >>> gsm8k_row({"question": "1+1?", "answer": "It is <<1+1=2>>2.\\n#### 2"})
-    {'query': '1+1?', 'answer': 'It is <<1+1=2>>2.\\n#### 2'}
-    """
-    return {"query": row["question"], "answer": row["answer"]}
+    adapt: Callable[[Mapping], dict] | None = None
+    config: str | None = None
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
 
 
 def svamp_row(row: Mapping) -> dict:
-    """The equation with its result is the reasoning.
+    """Use the equation with its result as reasoning.
 
     >>> svamp_row({"Body": "Bo has 6 figs in 2 bags.", "Question": "How many in each?",
     ...            "Equation": "( 6.0 / 2.0 )", "Answer": "3.0"})
@@ -41,17 +33,8 @@ def svamp_row(row: Mapping) -> dict:
     return {"query": question, "reasoning": f"{row['Equation'].strip()} = {answer}", "answer": answer}
 
 
-def multiarith_row(row: Mapping) -> dict:
-    """There is no reasoning.
-
-    >>> multiarith_row({"question": " 1+1? ", "final_ans": "2"})
-    {'query': ' 1+1? ', 'answer': '2'}
-    """
-    return {"query": row["question"], "answer": row["final_ans"]}
-
-
 def commonsense_qa_row(row: Mapping) -> dict:
-    """The choices are listed below the question, as in the paper's files; there is no reasoning.
+    """List the choices below the question, as in the paper's files.
 
     >>> row = {"question": "Where is ink?", "choices": {"label": ["A", "B"], "text": ["pen", "sky"]}, "answerKey": "A"}
     >>> commonsense_qa_row(row)
@@ -62,25 +45,16 @@ def commonsense_qa_row(row: Mapping) -> dict:
     return {"query": f"{row['question']}\nChoices:\n{listed}", "answer": row["answerKey"]}
 
 
-def coin_flip_row(row: Mapping) -> dict:
-    """There is no reasoning.
-
-    >>> coin_flip_row({"inputs": "Q: A coin is heads up. bo flips the coin. Is it still?", "targets": "no"})
-    {'query': 'Q: A coin is heads up. bo flips the coin. Is it still?', 'answer': 'no'}
-    """
-    return {"query": row["inputs"], "answer": row["targets"]}
-
-
-_TRAIN_TEST = {"train": "train", "test": "test"}
 HUB_SETS = {
-    "openai/gsm8k": HubSet(gsm8k_row, ("question", "answer"), "main", _TRAIN_TEST),
-    "ChilleD/SVAMP": HubSet(svamp_row, ("Body", "Question", "Equation", "Answer"), None, _TRAIN_TEST),
-    "ChilleD/MultiArith": HubSet(multiarith_row, ("question", "final_ans"), None, _TRAIN_TEST),
-    # Its own test split has no answers.
+    # The answer holds the steps, one a line, and the result after "####".
+    "openai/gsm8k": HubSet(("question", "answer"), config="main"),
+    "ChilleD/SVAMP": HubSet(("Body", "Question", "Equation", "Answer"), svamp_row),
+    "ChilleD/MultiArith": HubSet(("question", "final_ans")),
+    # Its test split has no answers.
     "tau/commonsense_qa": HubSet(
-        commonsense_qa_row, ("question", "choices", "answerKey"), None, {"train": "train", "test": "validation"}
+        ("question", "choices", "answerKey"), commonsense_qa_row, splits={"train": "train", "test": "validation"}
     ),
     "skrishna/coin_flip": HubSet(
-        coin_flip_row, ("inputs", "targets"), None, {"train": "train", "validation": "validation", "test": "test"}
+        ("inputs", "targets"), splits={"train": "train", "validation": "validation", "test": "test"}
     ),
 }

@@ -1,4 +1,4 @@
-"""The answer that a rationale ends on: does it agree with the row's answer?"""
+"""Agreement of the answer that a rationale ends on with the row's answer."""
 
 import re
 
@@ -7,11 +7,11 @@ from ..answers.number_grammar import CURRENCY, DECIMAL, MINUS
 from .schema import split_steps
 
 _NUMBER = rf"{MINUS}?{CURRENCY}?{DECIMAL}"
-# What an equation leads to, but for a number that goes on to be an operand.
+# The result of an equation, unless the number is an operand of the next operation.
 _RESULT = re.compile(rf"=\s*(?:\\?{CURRENCY}\s*)?({_NUMBER})(?![\d.,]*\d)(?!\s*[-+*/×÷=]\s*[$€£(]*[\d.])")
-# A sum, product or quotient that leads to nothing.
+# A sum, product or quotient without a result.
 _UNSOLVED = re.compile(rf"\(?\s*{_NUMBER}(?:\s*[-+*/×÷x]\s*[( ]*{_NUMBER}[ )]*)+(?!\s*=)")
-# A number that is no operand: no sign of a sum, product or quotient before it or between it and a next number.
+# A number that is not an operand: no arithmetic sign before it, or between it and a following number.
 _STATED = re.compile(rf"(?<![\d.,])(?<![-+*/×÷])(?<![-+*/×÷] )({_NUMBER})(?![\d.,]*\d)(?!\s*[-+*/×÷]\s*[$€£(]*[\d.])")
 # Bold type and list marks.
 _MARKUP = re.compile(r"^\s*(?:[-*]|\d+[.)])\s+|\*\*")
@@ -19,14 +19,14 @@ _STATEMENT = re.compile(r"\banswer\b[^:\n]{0,40}?(?:\bis\b|:)|####", re.IGNORECA
 
 
 def rationale_agrees(reasoning: str, answer: str, answer_type: str) -> bool | None:
-    """Tell whether the answer that `reasoning` ends on is `answer`; None when it states none.
+    """Return whether `reasoning` ends on `answer`, `None` when it states no answer.
 
-    The last of the final three steps that states anything decides. A numeric step states an equation's result or what
-    `extract_answer` finds, and agrees when the answer is among its numbers other than operands ("3/6 = .5 hour, which
-    is 30 minutes"). For sequences only a step with "answer is", "answer:" or "####" states anything.
+    Of the final three steps, the last one that states an answer decides. A numeric step states the result of an
+    equation or what `extract_answer` finds; it agrees when the answer is among its numbers, operands excluded ("3/6 =
+    .5 hour, which is 30 minutes"). For sequences, only a step with "answer is", "answer:" or "####" states an answer.
 
     Raises:
-        ValueError: when `answer` is none of `answer_type`.
+        ValueError: when `answer` is not of `answer_type`.
 
     >>> rationale_agrees("There are 4 * 2 = <<4*2=8>>8 in 4 boxes.", "8", "numeric")
     True

@@ -1,4 +1,4 @@
-"""The dataset schema: one row of query, reasoning, condensed reasoning, answer and steps, from any row of text."""
+"""The dataset schema: rows of query, reasoning, condensed reasoning, answer and steps."""
 
 import math
 import re
@@ -12,16 +12,16 @@ FEATURES = Features({name: List(Value("string")) if name == "steps" else Value("
 _EQUATION = re.compile(r"<<[^<>]*>>")
 _PARTIAL_PRODUCTS = re.compile(r"[\d ]+(?:\+ [\d ()]+)+")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]*\s+(?=[^\sa-z])")
-# A full stop after these ends no sentence: titles, and the number or letter of a list item.
+# A full stop after a title, or after the number or letter of a list item, does not end a sentence.
 _NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No)|^\W*(?:\d+|[A-Za-z]))\.$")
 
 
 def split_steps(reasoning: str) -> list[str]:
     """Split a reasoning text into its steps.
 
-    The first rule that fits decides: a text of nothing but `<<...>>` equations has a step per equation; one of
-    partial products (digits, `+` and parentheses) a step per product; one of several lines a step per line that has
-    a letter or digit; any other a step per sentence.
+    The first rule that fits applies. A text of `<<...>>` equations alone has a step per equation; one of partial
+    products (digits, `+` and parentheses) a step per product; one of several lines a step per line with a letter or
+    digit; any other text a step per sentence.
 
     >>> split_steps("<<4-2=2>> <<2/.5=4>>")
     ['<<4-2=2>>', '<<2/.5=4>>']
@@ -53,7 +53,7 @@ def split_steps(reasoning: str) -> list[str]:
 
 
 def split_answer(text: str) -> tuple[str, str]:
-    """Split "reasoning #### answer" at a mark on the last line; a text without the mark is all answer.
+    """Split "reasoning #### answer" at a "####" on the last line; a text without it is the answer.
 
     >>> split_answer("<<16-3-4=9>> <<9*2=18>> #### 18")
     ('<<16-3-4=9>> <<9*2=18>>', '18')
@@ -65,7 +65,7 @@ def split_answer(text: str) -> tuple[str, str]:
 
 
 def turn_text(value: object, column: str, role: str) -> str:
-    """Return the text of a turn, as in TRL's `prompt` or `completion`: a string, or the last message of `role`.
+    """Return the text of a turn in TRL's `prompt` or `completion`: a string, or the last message of `role`.
 
     Raises:
         ValueError: when a conversation has no message of `role`, or its content is not text.
@@ -85,20 +85,20 @@ def turn_text(value: object, column: str, role: str) -> str:
 
 
 def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
-    """Return `example` in the schema, stripped of outer white space; missing optional fields are "" or [].
+    """Return `example` in the schema, without outer white space; missing optional fields are "" or [].
 
-    A "####" on the last line of the answer (or, where no answer is mapped, of the reasoning) divides reasoning from
-    answer; steps are split from the reasoning unless given, and a missing reasoning is joined from given steps.
-    A true answer reads "yes", a false one "no". Of a query that is a conversation, the user's last message counts.
+    A "####" on the last line of the answer (or of the reasoning, without a column for the answer) separates reasoning
+    and answer. Steps are split from the reasoning unless given; a missing reasoning is joined from given steps. The
+    booleans become "yes" and "no". If the query is a conversation, the user's last message is used.
 
     Args:
         example: one row of the source.
-        columns: the source's column of each schema field; "prompt" and "completion" (TRL) may stand in for query and
-            for reasoning with answer.
+        columns: the source's column of each schema field; "prompt" and "completion" (TRL) can replace query, and
+            answer with reasoning.
 
     Raises:
-        ValueError: when a conversation has no text of the role that is looked for, a list or dict stands where a text
-            should, or no answer is to be found.
+        ValueError: when a conversation has no text of the expected role, a list or dict stands in place of a text, or
+            there is no answer.
 
     >>> example = {"prompt": "1+2+3?", "completion": "<<1+2=3>> <<3+3=6>> #### 6"}
     >>> row = to_row(example, {"prompt": "prompt", "completion": "completion"})
@@ -116,24 +116,27 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
     def text(field: str) -> str:
         return _text(fields.get(field), columns.get(field, field))
 
-    if isinstance(fields.get("steps"), list):
-        steps = [_text(step, columns["steps"]) for step in fields["steps"]]
+    given = fields.get("steps")
+    if isinstance(given, list):
+        steps = [_text(step, columns["steps"]) for step in given]
     else:
         steps = split_steps(text("steps"))
     reasoning = text("reasoning")
     before, answer = split_answer(text("answer") if "answer" in fields else reasoning)
     if "answer" not in fields:
         if answer == reasoning:
-            raise ValueError(f"no column holds the answer, and the reasoning {reasoning!r} ends on no '#### answer'.")
+            raise ValueError(
+                f"no column holds the answer, and the reasoning {reasoning!r} does not end on '#### answer'."
+            )
         reasoning = before
     reasoning = reasoning or before or " ".join(steps)
-    return {
-        "query": text("query"),
-        "reasoning": reasoning,
-        "condensed_reasoning": text("condensed_reasoning"),
-        "answer": answer,
-        "steps": steps or split_steps(reasoning),
-    }
+    steps = steps or split_steps(reasoning)
+    return dict(zip(COLUMNS, (text("query"), reasoning, text("condensed_reasoning"), answer, steps), strict=True))
+
+
+def row_of_steps(query: str, steps: list[str], condensed_reasoning: str, answer: str) -> dict:
+    """Return a row in the schema whose reasoning is its steps, joined by spaces."""
+    return dict(zip(COLUMNS, (query, " ".join(steps), condensed_reasoning, answer, steps), strict=True))
 
 
 def _text(value: object, column: str) -> str:
@@ -146,7 +149,7 @@ def _text(value: object, column: str) -> str:
         )
     if isinstance(value, bool):
         return "yes" if value else "no"
-    # Parquet holds whole answers as floats where one row of the column has none.
+    # In Parquet, integers of a column with missing values are floats.
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.15g}"
     return str(value).strip()

@@ -1,21 +1,23 @@
-"""Splits that never overlap: a question belongs to one split by a hash of its normalised text."""
+"""Splits without overlap: a hash of its normalised text assigns each question to one split."""
 
 import hashlib
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 SPLITS = ("train", "validation", "test")
+_Solution = TypeVar("_Solution")
 
-# Parentheses and exclamation marks beside a digit or an arithmetic sign, which are part of a formula.
+# Parentheses and exclamation marks beside a digit or an arithmetic sign are part of a formula.
 _SIGN = r"+*/%^=<>≤≥≠\-"
 _FORMULA = (
     rf"\((?= ?[\d{_SIGN}])|[()](?<=[\d{_SIGN}].)|[()](?<=[{_SIGN}] .)|\)(?<=\d .)|\)(?=\d| ?[{_SIGN}])"
     rf"|!(?<=\d.)|!(?<=\d\).)|!(?=[{_SIGN}])"
 )
-# Punctuation, but not a formula's, a decimal point, a minus sign before a number or parenthesis, or a comma that is no
-# thousands separator.
+# Punctuation except that of a formula, decimal points, minus signs before a number or parenthesis, and commas between
+# digits that are not thousands separators.
 _DROPPED = re.compile(
     rf"(?!{_FORMULA})"
     r"[^\w\s+*/%^=<>$€£±\u2200-\u22ff]"
@@ -30,8 +32,8 @@ _MAX_MISSES = 20_000
 def normalise_question(question: str) -> str:
     """Return `question` without case, punctuation, typographic variants and spacing.
 
-    Numbers, decimal points, arithmetic signs and the parentheses beside them stay, so that different problems stay
-    different.
+    Numbers, decimal points, arithmetic signs and the parentheses beside them are kept, so that different problems
+    remain different.
 
     >>> normalise_question("  Ann’s coin is HEADS up:  is it still?")
     'anns coin is heads up is it still'
@@ -63,7 +65,7 @@ def question_fraction(question: str, seed: int = 0) -> float:
 def split_of(question: str) -> str:
     """Return the split that owns a generated `question`: 80 % train, 10 % validation, 10 % test.
 
-    It depends on the text alone, so that no choice of seeds and sizes can make two splits share a question.
+    The split depends only on the text: no choice of seeds and sizes can make two splits share a question.
 
     >>> split_of("7 6 9 2 * 1 6 3 6")
     'train'
@@ -73,16 +75,16 @@ def split_of(question: str) -> str:
 
 
 def draw_distinct(
-    draw: Callable[[random.Random], tuple[str, object]], num_samples: int, *, task: str, seed: int, split: str
-) -> Iterable[tuple[str, object]]:
-    """Yield `num_samples` different questions of `split`, each with what `draw` made beside it.
+    draw: Callable[[random.Random], tuple[str, _Solution]], num_samples: int, *, task: str, seed: int, split: str
+) -> Iterator[tuple[str, _Solution]]:
+    """Yield `num_samples` different questions of `split`, each with the solution that `draw` returned.
 
-    A longer run with the same seed begins with the shorter one.
+    The questions of a shorter run are the first ones of a longer run with the same seed.
 
     Args:
         draw: takes a `random.Random`, returns a question and whatever its solution needs.
-        num_samples: how many questions.
-        task: the task's name, which the random stream depends on and which errors name.
+        num_samples: number of questions.
+        task: name of the task, part of the random seed and of error messages.
         seed: of the random stream.
         split: one of `SPLITS`.
 
@@ -107,9 +109,9 @@ def draw_distinct(
             misses += 1
             if misses == _MAX_MISSES:
                 raise ValueError(
-                    f"num_samples={num_samples} is more than task {task!r} can give for split={split!r} at this "
+                    f"num_samples={num_samples} is more than task {task!r} has for split={split!r} at this "
                     f"difficulty: {len(seen)} different questions were found, and none in {_MAX_MISSES:,} further "
-                    "draws. Ask for fewer samples or widen the difficulty."
+                    "draws. Request fewer samples or widen the difficulty."
                 )
             continue
         misses = 0

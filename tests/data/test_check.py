@@ -220,7 +220,7 @@ def test_bad_input_is_refused():
         check_dataset({"train": made["train"].remove_columns("answer")})
     with pytest.raises(ValueError, match=r"none of its splits \(train\) has a row"):
         check_dataset({"train": made["train"].select([])})
-    with pytest.raises(ValueError, match="report: it tells of .*, not of this dataset"):
+    with pytest.raises(ValueError, match="report: it is about .*, not this dataset"):
         clean_dataset({"train": made["train"]}, check_dataset(made))
 
 

@@ -98,5 +98,7 @@ def test_lists_and_dicts_are_no_text(column, value):
 
 
 def test_a_row_without_an_answer_is_refused():
-    with pytest.raises(ValueError, match="no column holds the answer, and the reasoning '1.1=2' ends on no '####"):
+    with pytest.raises(
+        ValueError, match="no column holds the answer, and the reasoning '1.1=2' does not end on .####"
+    ):
         row_of({"query": "?", "reasoning": "1+1=2"})

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from semcot_hf.data.loading import TASKS
 from semcot_hf.data.splits import SPLITS, draw_distinct, normalise_question, question_fraction, split_of
+from semcot_hf.data.tasks import GENERATED_TASKS
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_other_numbers_and_signs_make_a_new_question(one, other):
     ],
 )
 def test_generated_questions_keep_their_normalised_text_and_split(task, digest):
-    rows = [row for split in SPLITS for row in TASKS[task].generate(100, split=split)]
+    rows = [row for split in SPLITS for row in GENERATED_TASKS[task].generate(100, split=split)]
     text = "\n".join(f"{normalise_question(row['query'])} {split_of(row['query'])}" for row in rows)
     assert hashlib.blake2b(text.encode(), digest_size=8).hexdigest() == digest
 
@@ -100,7 +100,7 @@ def test_draws_tell_what_is_wrong():
     def draw(rng):
         return f"{rng.randrange(30)}?", None
 
-    with pytest.raises(ValueError, match=r"num_samples=40 is more than task 'dice' can give for split='train'.*fewer"):
+    with pytest.raises(ValueError, match=r"num_samples=40 is more than task 'dice' has for split='train'.*fewer"):
         list(draw_distinct(draw, 40, task="dice", seed=0, split="train"))
     with pytest.raises(ValueError, match="split='dev' is unknown: choose one of train, validation, test"):
         list(draw_distinct(draw, 1, task="dice", seed=0, split="dev"))

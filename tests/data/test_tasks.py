@@ -149,7 +149,7 @@ def test_multiplication_by_columns_gives_the_digits(num_digits):
         assert columns[0][0] == 0
         assert [sums[0] for sums in columns[1:]] == [sums[-1] // 10 for sums in columns[:-1]]
         assert all(before <= after <= before + 81 for sums in columns for before, after in pairwise(sums))
-    with pytest.raises(ValueError, match="is no multiplication"):
+    with pytest.raises(ValueError, match="is not a multiplication"):
         multiplication.column_sums("7 6 + 1 6")
 
 

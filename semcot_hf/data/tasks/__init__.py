@@ -1,3 +1,12 @@
 """Generated tasks: each module has `generate` (seeded rows of one split) and `solve` (answer from the text alone)."""
 
-__all__ = ["arithmetic", "coin_flip", "graph", "multiplication"]
+from . import arithmetic, coin_flip, graph, multiplication
+
+GENERATED_TASKS = {
+    "coin_flip": coin_flip,
+    "arithmetic": arithmetic,
+    "multiplication": multiplication,
+    "graph": graph,
+}
+
+__all__ = ["GENERATED_TASKS", "arithmetic", "coin_flip", "graph", "multiplication"]

@@ -2,7 +2,9 @@
 
 import random
 import re
+from collections.abc import Callable
 
+from ..schema import row_of_steps
 from ..splits import draw_distinct
 from .coin_flip import NAMES
 
@@ -17,14 +19,14 @@ _MAX_OPERAND = 60
 
 
 class _Story:
-    """A word problem under construction: what is told, the steps that solve it, and the number held at the end."""
+    """A word problem under construction: its sentences, the steps that solve it, and the number held so far."""
 
     def __init__(self, rng: random.Random, max_value: int):
         self.rng, self.max_value = rng, max_value
         self.name, self.friend = rng.sample(NAMES, 2)
         self.items = rng.choice(ITEMS)
         self.held = rng.randint(2, min(100, max_value // 2))
-        self.told = [f"{self.name} has {self.held} {self.items}."]
+        self.sentences = [f"{self.name} has {self.held} {self.items}."]
         self.steps: list[tuple[str, int, str, int, int, str]] = []
         self.question = f"How many {self.items} does {self.name} have now?"
 
@@ -38,13 +40,13 @@ class _Story:
         return result
 
 
-# Each event adds itself to the story, or leaves the story as it is where the numbers do not fit.
+# Each event adds a sentence and its steps, or leaves the story unchanged when the numbers do not fit.
 def _buy(s: _Story) -> None:
     if s.held + 2 > s.max_value:
         return
     more = s.operand(s.max_value - s.held)
     verb = s.rng.choice(("buys", "finds", "wins"))
-    s.told.append(f"{s.name} {verb} {more} more {s.items}.")
+    s.sentences.append(f"{s.name} {verb} {more} more {s.items}.")
     s.held = s.step(f"{s.name} then has", s.held, "+", more)
 
 
@@ -52,7 +54,7 @@ def _give(s: _Story) -> None:
     if s.held < 3:
         return
     fewer = s.operand(s.held - 1)
-    s.told.append(
+    s.sentences.append(
         s.rng.choice((f"{s.name} gives {fewer} {s.items} to {s.friend}.", f"{s.name} loses {fewer} {s.items}."))
     )
     s.held = s.step(f"{s.name} is left with", s.held, "-", fewer)
@@ -63,7 +65,7 @@ def _grow(s: _Story) -> None:
     if not factors:
         return
     factor = s.rng.choice(factors)
-    s.told.append(f"{s.name} trades them for {factor} times as many {s.items}.")
+    s.sentences.append(f"{s.name} trades them for {factor} times as many {s.items}.")
     s.held = s.step(f"{s.name} trades them for", s.held, "*", factor)
 
 
@@ -72,7 +74,7 @@ def _share(s: _Story) -> None:
     if not parts:
         return
     part = s.rng.choice(parts)
-    s.told.append(f"{s.name} puts the {s.items} equally into {part} boxes and keeps only one box.")
+    s.sentences.append(f"{s.name} puts the {s.items} equally into {part} boxes and keeps only one box.")
     s.held = s.step("One box holds", s.held, "/", part)
 
 
@@ -82,7 +84,7 @@ def _bags(s: _Story) -> None:
         return
     bags = s.rng.randint(2, min(9, room // 2))
     each = s.rng.randint(2, min(12, room // bags))
-    s.told.append(f"{s.name} gets {bags} bags with {each} {s.items} in each bag.")
+    s.sentences.append(f"{s.name} gets {bags} bags with {each} {s.items} in each bag.")
     inside = s.step("The bags hold", bags, "*", each)
     s.held = s.step(f"{s.name} then has", s.held, "+", inside)
 
@@ -92,7 +94,7 @@ def _join(s: _Story) -> None:
     if most < 2:
         return
     more = s.operand(most)
-    s.told.append(f"{s.friend} has {more} more {s.items} than {s.name} and gives them all to {s.name}.")
+    s.sentences.append(f"{s.friend} has {more} more {s.items} than {s.name} and gives them all to {s.name}.")
     theirs = s.step(f"{s.friend} has", s.held, "+", more)
     s.held = s.step(f"{s.name} then has", s.held, "+", theirs)
 
@@ -100,7 +102,7 @@ def _join(s: _Story) -> None:
 def _halve(s: _Story) -> None:
     if s.held % 2:
         return
-    s.told.append(f"{s.name} gives half of the {s.items} to {s.friend}.")
+    s.sentences.append(f"{s.name} gives half of the {s.items} to {s.friend}.")
     given = s.step(f"{s.friend} gets", s.held, "/", 2)
     s.held = s.step(f"{s.name} is left with", s.held, "-", given)
 
@@ -110,12 +112,12 @@ def _sell(s: _Story) -> None:
     if price < 2:
         return
     price = s.rng.randint(2, price)
-    s.told.append(f"{s.name} sells all the {s.items} for {price} dollars each.")
+    s.sentences.append(f"{s.name} sells all the {s.items} for {price} dollars each.")
     s.question = f"How many dollars does {s.name} get?"
     s.held = s.step(f"{s.name} gets", s.held, "*", price, unit="dollars")
 
 
-# With the number of steps that each takes.
+# Each with its number of steps.
 _EVENTS = ((_buy, 1), (_give, 1), (_grow, 1), (_share, 1), (_bags, 2), (_join, 2), (_halve, 2), (_sell, 1))
 
 
@@ -130,8 +132,8 @@ def generate(
 ) -> list[dict]:
     """Return `num_samples` different word problems of `split` in the dataset schema.
 
-    The number of equations is uniform in [min_steps, max_steps]; every number is a whole one from 1 to `max_value`,
-    and divisions are exact. The condensed reasoning is the equations.
+    The number of equations is uniform in [min_steps, max_steps]; all numbers are integers from 1 to `max_value`, and
+    divisions are exact. The condensed reasoning consists of the equations.
 
     Raises:
         ValueError: when the steps are not 1 <= min_steps <= max_steps, `max_value` is below 20, or the difficulty
@@ -151,14 +153,14 @@ def generate(
     if max_value < 20:
         raise ValueError(f"max_value={max_value} must be at least 20 for the templates to fit.")
 
-    def draw(rng: random.Random) -> tuple[str, object]:
+    def draw(rng: random.Random) -> tuple[str, _Story]:
         story = _Story(rng, max_value)
         wanted = rng.randint(min_steps, max_steps)
         while (left := wanted - len(story.steps)) > 0:
             event, cost = rng.choice(_EVENTS)
             if cost <= left and (event is not _sell or left == 1):
                 event(story)
-        return f"{' '.join(story.told)} {story.question}", story
+        return f"{' '.join(story.sentences)} {story.question}", story
 
     drawn = draw_distinct(draw, num_samples, task="arithmetic", seed=seed, split=split)
     return [_row(question, story) for question, story in drawn]
@@ -170,16 +172,10 @@ def _row(question: str, story: _Story) -> dict:
         f"{subject} {left} {sign} {right} = {equation}{result} {unit}."
         for (subject, left, sign, right, result, unit), equation in zip(story.steps, equations, strict=True)
     ]
-    return {
-        "query": question,
-        "reasoning": " ".join(steps),
-        "condensed_reasoning": " ".join(equations),
-        "answer": str(story.held),
-        "steps": steps,
-    }
+    return row_of_steps(question, steps, " ".join(equations), str(story.held))
 
 
-_READINGS = [
+_READINGS: list[tuple[re.Pattern[str], Callable[..., float]]] = [
     (re.compile(pattern), effect)
     for pattern, effect in (
         (r"\w+ (?:buys|finds|wins) (\d+) more \w+", lambda held, n: held + n),
@@ -195,7 +191,7 @@ _READINGS = [
 
 
 def solve(query: str) -> str:
-    """Recompute the answer by reading the question's sentences one after another; raises as `held_values` does.
+    """Recompute the answer from the question's sentences; raises the errors of `held_values`.
 
     >>> solve("Ann has 12 pears. Ann gives half of the pears to Bob. Ann buys 5 more pears. How many does Ann have?")
     '11'
@@ -204,27 +200,28 @@ def solve(query: str) -> str:
 
 
 def held_values(query: str) -> list[int]:
-    """What is held after each sentence of the question, the first one and the question itself left out.
+    """Return the number held after each sentence between the first one and the question.
 
     Raises:
-        ValueError: when a sentence is not one of the templates', or a number comes out that is no whole one.
+        ValueError: when a sentence fits no template, or a result is not an integer.
 
     >>> held_values("Ann has 12 pears. Ann loses 2 pears. Ann buys 5 more pears. How many pears does Ann have now?")
     [10, 15]
     """
-    *told, _question = query.strip().split(". ")
-    start = re.fullmatch(r"\w+ has (\d+) \w+", told[0]) if told else None
+    *sentences, _question = query.strip().split(". ")
+    start = re.fullmatch(r"\w+ has (\d+) \w+", sentences[0]) if sentences else None
     if not start:
         raise ValueError(f"query={query!r} does not begin with 'NAME has NUMBER THINGS.': pass one of generate's.")
-    held, values = int(start[1]), []
-    for sentence in told[1:]:
+    held: float = int(start[1])
+    values: list[int] = []
+    for sentence in sentences[1:]:
         for pattern, effect in _READINGS:
             if found := pattern.fullmatch(sentence):
                 held = effect(held, *map(int, found.groups()))
                 break
         else:
-            raise ValueError(f"query: the sentence {sentence!r} is none of the templates'.")
+            raise ValueError(f"query: the sentence {sentence!r} fits no template.")
         if held != int(held):
-            raise ValueError(f"query={query!r} leads to {held}, which is no whole number.")
+            raise ValueError(f"query={query!r} leads to {held}, which is not an integer.")
         values.append(int(held))
     return values

@@ -3,6 +3,7 @@
 import random
 import re
 
+from ..schema import row_of_steps
 from ..splits import draw_distinct
 
 # fmt: off
@@ -23,7 +24,7 @@ def generate(
     """Return `num_samples` different CoinFlip rows of `split` in the dataset schema.
 
     The number of people is uniform in [min_people, max_people]; each flips with probability one half. Each step
-    is six words and marks, and tells who, flip or not, and the state that this leaves.
+    has six words and marks: who, flip or not, and the resulting state.
 
     Raises:
         ValueError: when the people's range is not within 1 to 40, or has too few questions for `num_samples`.
@@ -42,7 +43,7 @@ def generate(
             f"min_people={min_people}, max_people={max_people}: need 1 <= min_people <= max_people <= {len(NAMES)}."
         )
 
-    def draw(rng: random.Random) -> tuple[str, object]:
+    def draw(rng: random.Random) -> tuple[str, list[tuple[str, int]]]:
         count = min_people + int(rng.random() * (max_people - min_people + 1))
         people = rng.sample(NAMES, count)
         flips = rng.getrandbits(count)
@@ -57,20 +58,20 @@ def solve(query: str) -> str:
     """Recompute the answer from the question's text: "yes" when the number of flips is even.
 
     Raises:
-        ValueError: when `query` is no CoinFlip question.
+        ValueError: when `query` is not a CoinFlip question.
 
     >>> solve("A coin is heads up. Ann flips the coin. Bob does not flip the coin. Is the coin still heads up?")
     'no'
     """
     actions = _ACTION.findall(query)
     if not actions or "heads up" not in query:
-        raise ValueError(f"query={query!r} is no CoinFlip question: pass one made by coin_flip.generate.")
+        raise ValueError(f"query={query!r} is not a CoinFlip question: pass one made by coin_flip.generate.")
     return "yes" if sum(action == "flips" for _, action in actions) % 2 == 0 else "no"
 
 
 def _question(actions: list[tuple[str, int]]) -> str:
-    told = [f"{name} flips the coin." if flip else f"{name} does not flip the coin." for name, flip in actions]
-    return f"A coin is heads up. {' '.join(told)} Is the coin still heads up?"
+    sentences = [f"{name} {'flips' if flip else 'does not flip'} the coin." for name, flip in actions]
+    return f"A coin is heads up. {' '.join(sentences)} Is the coin still heads up?"
 
 
 def _row(question: str, actions: list[tuple[str, int]]) -> dict:
@@ -80,10 +81,4 @@ def _row(question: str, actions: list[tuple[str, int]]) -> dict:
             state = "tails" if state == "heads" else "heads"
         steps.append(f"{name} flips, now {state}." if flip else f"{name} keeps, still {state}.")
         states.append(state)
-    return {
-        "query": question,
-        "reasoning": " ".join(steps),
-        "condensed_reasoning": ", ".join(states) + ".",
-        "answer": "yes" if state == "heads" else "no",
-        "steps": steps,
-    }
+    return row_of_steps(question, steps, ", ".join(states) + ".", "yes" if state == "heads" else "no")

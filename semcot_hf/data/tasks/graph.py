@@ -4,6 +4,7 @@ import random
 import re
 from itertools import pairwise
 
+from ..schema import row_of_steps
 from ..splits import draw_distinct
 from .coin_flip import NAMES
 
@@ -32,10 +33,10 @@ def generate(
 ) -> list[dict]:
     """Return `num_samples` different reachability rows of `split` in the dataset schema.
 
-    Two people each start a tree of rules with one chain of `depth` rules (uniform in [min_depth, max_depth]) and
-    branches that lead nowhere (`num_distractors` rules in all). The question asks whether the first person is the end
-    of the own chain or the end of the other one's: the two trees are drawn alike, so that nothing but following the
-    rules tells them apart.
+    Each of two people is at the root of a tree of rules: a chain of `depth` rules (uniform in [min_depth, max_depth])
+    and branches that lead nowhere (`num_distractors` rules in all). The question asks whether the first person is the
+    end of their own chain or of the other chain. Both trees have the same distribution: only following the rules gives
+    the answer.
 
     Raises:
         ValueError: when the depths are not 1 <= min_depth <= max_depth, `num_distractors` is negative, or more
@@ -57,31 +58,31 @@ def generate(
             f"max_depth, num_distractors >= 0 and 2 * (max_depth + 1) + num_distractors <= {len(CONCEPTS)}."
         )
 
-    def draw(rng: random.Random) -> tuple[str, object]:
+    def draw(rng: random.Random) -> tuple[str, tuple[str, list[str]]]:
         depth = rng.randint(min_depth, max_depth)
         concepts = rng.sample(CONCEPTS, 2 * (depth + 1) + num_distractors)
         chain, decoy = concepts[: depth + 1], concepts[depth + 1 : 2 * depth + 2]
         person, other = rng.sample(NAMES, 2)
-        told = [f"{person} is a {chain[0]}.", f"{other} is a {decoy[0]}."]
+        sentences = [f"{person} is a {chain[0]}.", f"{other} is a {decoy[0]}."]
         for path in (chain, decoy):
-            told += [f"Every {lower} is a {upper}." for lower, upper in pairwise(path)]
+            sentences += [f"Every {lower} is a {upper}." for lower, upper in pairwise(path)]
         parents = chain[:-1] + decoy[:-1]
         for leaf in concepts[2 * depth + 2 :]:
-            told.append(f"Every {rng.choice(parents)} is a {leaf}.")
+            sentences.append(f"Every {rng.choice(parents)} is a {leaf}.")
             parents.append(leaf)
-        rng.shuffle(told)
+        rng.shuffle(sentences)
         first, second = rng.sample((chain[-1], decoy[-1]), 2)
-        return f"{' '.join(told)} Is {person} a {first} or a {second}?", (person, chain)
+        return f"{' '.join(sentences)} Is {person} a {first} or a {second}?", (person, chain)
 
     drawn = draw_distinct(draw, num_samples, task="graph", seed=seed, split=split)
     return [_row(question, *solution) for question, solution in drawn]
 
 
 def solve(query: str) -> str:
-    """Recompute the answer from the question's text: the one of the two concepts that the rules lead to.
+    """Recompute the answer from the question's text: which of the two concepts the rules lead to.
 
     Raises:
-        ValueError: when `query` is no such question, or both or none of its concepts can be reached.
+        ValueError: when `query` is not such a question, or both or none of its concepts can be reached.
 
     >>> solve("Every dalpod is a sulgus. Tom is a dalpod. Ann is a wimtar. Is Tom a wimtar or a sulgus?")
     'sulgus'
@@ -103,10 +104,4 @@ def solve(query: str) -> str:
 def _row(question: str, person: str, chain: list[str]) -> dict:
     steps = [f"{person} is a {chain[0]}."]
     steps += [f"Every {low} is a {up}, so {person} is a {up}." for low, up in pairwise(chain)]
-    return {
-        "query": question,
-        "reasoning": " ".join(steps),
-        "condensed_reasoning": ", ".join(chain) + ".",
-        "answer": chain[-1],
-        "steps": steps,
-    }
+    return row_of_steps(question, steps, ", ".join(chain) + ".", chain[-1])

@@ -1,11 +1,12 @@
 """Multiplication of two n-digit numbers, digits reversed, by partial products and running sums.
 
-The text is that of the ICoT-SI data (arXiv 2405.14838): `question||partial products #### product`.
+The text has the format of the ICoT-SI data (arXiv 2405.14838): `question||partial products #### product`.
 """
 
 import random
 import re
 
+from ..schema import row_of_steps
 from ..splits import draw_distinct
 
 _QUESTION = re.compile(r"(?P<a>\d(?: \d)*) \* (?P<b>\d(?: \d)*)")
@@ -18,8 +19,8 @@ def generate(
 
     Args:
         num_samples, seed, split: as in every task.
-        num_digits: of both numbers.
-        second_digits: of the second number, which has zeros in its other places; `num_digits` when `None`.
+        num_digits: digits of both numbers.
+        second_digits: digits of the second number, padded with zeros to `num_digits`; `num_digits` when `None`.
 
     Raises:
         ValueError: when a number of digits is out of range or has too few questions for `num_samples`.
@@ -35,7 +36,7 @@ def generate(
     if not 1 <= second_digits <= num_digits:
         raise ValueError(f"second_digits={second_digits} must be 1 to num_digits={num_digits}.")
 
-    def draw(rng: random.Random) -> tuple[str, object]:
+    def draw(rng: random.Random) -> tuple[str, tuple[int, int]]:
         a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in (num_digits, second_digits))
         return _question(a, b, num_digits), (a, b)
 
@@ -46,8 +47,8 @@ def generate(
 def make_row(a: int, b: int, num_digits: int) -> dict:
     """Return the row of `a * b` in the dataset schema, one step per digit of `b`.
 
-    Step i adds `a` times digit i of `b`, shifted by i places, and tells the running sum in parentheses (but for the
-    first and the last step). The condensed reasoning holds the partial products alone, one word each.
+    Step i adds `a` times digit i of `b`, shifted by i places, and states the running sum in parentheses (except in the
+    first and the last step). The condensed reasoning is the partial products, one word each.
 
     >>> row = make_row(2967, 6361, 4)
     >>> row["query"]
@@ -67,20 +68,15 @@ def make_row(a: int, b: int, num_digits: int) -> dict:
         if 0 < place < num_digits - 1:
             step += f" ( {_reversed(running, width)} )"
         steps.append(step)
-    return {
-        "query": _question(a, b, num_digits),
-        "reasoning": " ".join(steps),
-        "condensed_reasoning": " ".join(partial.replace(" ", "") for partial in partials),
-        "answer": _reversed(running, 2 * num_digits),
-        "steps": steps,
-    }
+    condensed = " ".join(partial.replace(" ", "") for partial in partials)
+    return row_of_steps(_question(a, b, num_digits), steps, condensed, _reversed(running, 2 * num_digits))
 
 
 def solve(query: str) -> str:
     """Recompute the reversed product from the question's text.
 
     Raises:
-        ValueError: when `query` is no product of reversed digits.
+        ValueError: when `query` is not a product of reversed digits.
 
     >>> solve("7 6 9 2 * 1 6 3 6")
     '7 8 0 3 7 8 8 1'
@@ -91,10 +87,10 @@ def solve(query: str) -> str:
 
 
 def column_sums(query: str) -> list[list[int]]:
-    """Running sums of each column of the product: the carry, then one more for each product of two digits.
+    """Return the running sums of each column of the product: the carry, then one sum for each product of two digits.
 
-    Column c has the digits whose places sum to c. The last digit of its last sum is digit c of the product, and the
-    rest is the carry to the next column; the carry of the last column is the product's first digit.
+    Column c holds the products of digits whose places sum to c. The last digit of its last sum is digit c of the
+    product, and the rest is the carry to the next column; the carry of the last column is the product's first digit.
 
     Raises:
         ValueError: as in `solve`.
@@ -105,7 +101,8 @@ def column_sums(query: str) -> list[list[int]]:
     '7 8 0 4'
     """
     a, b = (list(map(int, digits)) for digits in _digits(query))
-    columns, carry = [], 0
+    columns: list[list[int]] = []
+    carry = 0
     for column in range(len(a) + len(b) - 1):
         sums = [carry]
         for place in range(max(0, column - len(b) + 1), min(column, len(a) - 1) + 1):
@@ -115,10 +112,10 @@ def column_sums(query: str) -> list[list[int]]:
     return columns
 
 
-def _digits(query):
+def _digits(query: str) -> tuple[list[str], list[str]]:
     found = _QUESTION.fullmatch(query.strip())
     if not found:
-        raise ValueError(f"query={query!r} is no multiplication: write it as reversed digits, '7 6 9 2 * 1 6 3 6'.")
+        raise ValueError(f"query={query!r} is not a multiplication: write it as reversed digits, '7 6 9 2 * 1 6 3 6'.")
     return found["a"].split(), found["b"].split()
 
 
