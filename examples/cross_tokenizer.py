@@ -1,13 +1,14 @@
-"""A generator that does not share the host's tokenizer: queries are re-tokenized for it.
+"""Stage 2 with a generator that does not share the host's tokenizer: questions are re-tokenized for it.
 
-    python examples/cross_tokenizer.py --host Qwen/Qwen2.5-7B-Instruct \
-        --generator HuggingFaceTB/SmolLM2-360M-Instruct \
-        --dataset data/gsm8k --alignment_encoder runs/qwen/encoder --output_dir runs/cross_tokenizer
+    python examples/cross_tokenizer.py --alpha 0 --max_steps 100 --output_dir runs/cross_tokenizer
 
-The checkpoint carries both tokenizers, and is used as any other. Its prompts are the host's.
+By default the host is the demo's and the generator that of the benchmark's arithmetic task. `--host`, `--generator`
+and `--dataset` take other ids or paths; `--alpha` above 0 needs `--alignment_encoder`, the folder that stage 1 wrote.
+The checkpoint holds both tokenizers and is used like any other; its prompts are the host's.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import AutoTokenizer
 from trl import TrlParser
@@ -15,19 +16,26 @@ from trl import TrlParser
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, load_reasoning_dataset
 from semcot_hf.demo import HOST_PATH
 
+GENERATOR_PATH = Path(__file__).parent / "bench" / "models" / "arithmetic" / "generator"
+
 
 @dataclass
 class Arguments:
-    """Which models and questions."""
+    """The models and the questions."""
 
-    generator: str = field(metadata={"help": "Id or path of the generator, with a tokenizer of its own."})
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
+    generator: str = field(
+        default=str(GENERATOR_PATH), metadata={"help": "Id or path of the generator, with its own tokenizer."}
+    )
     dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
-    alignment_encoder: str | None = field(default=None, metadata={"help": "What stage 1 saved, while alpha > 0."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
+    alignment_encoder: str | None = field(
+        default=None, metadata={"help": "Folder of stage 1's output, for alpha > 0."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Number of training rows to use."})
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """Train and save the model."""
     arguments, args = TrlParser((Arguments, SemCoTDistillationConfig)).parse_args_and_config(args=argv)
     rows = load_reasoning_dataset(arguments.dataset)["train"]
     model = SemCoTForCausalLM.from_host_generator_pretrained(

@@ -1,10 +1,11 @@
 """The paper's ablation without a small generator: the host itself, with LoRA, makes the implicit tokens.
 
-    python examples/lora_host_as_generator.py --host meta-llama/Llama-2-7b-chat-hf --dataset data/gsm8k \
-        --alignment_encoder runs/llama2_sheared/encoder --output_dir runs/lora
+    python examples/lora_host_as_generator.py --alpha 0 --max_steps 100 --output_dir runs/lora
 
-LoRA of rank 16 (alpha 32) on the query and value projections, and no projection, since the sizes are equal. The host
-that answers stays frozen; the copy that thinks is saved with its adapters merged in.
+LoRA has rank 16 (alpha 32) on the query and value projections. There is no projection, since both hidden sizes are
+equal. The host that answers stays frozen; the copy that makes the tokens is saved with its adapters merged in. By
+default the host is the demo's; `--host` and `--dataset` take other ids or paths, and `--alpha` above 0 needs
+`--alignment_encoder`, the folder that stage 1 wrote.
 """
 
 from dataclasses import dataclass, field
@@ -19,15 +20,18 @@ from semcot_hf.demo import HOST_PATH
 
 @dataclass
 class Arguments:
-    """Which host and questions."""
+    """The host and the questions."""
 
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
     dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
-    alignment_encoder: str | None = field(default=None, metadata={"help": "What stage 1 saved, while alpha > 0."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
+    alignment_encoder: str | None = field(
+        default=None, metadata={"help": "Folder of stage 1's output, for alpha > 0."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Number of training rows to use."})
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """Train and save the model."""
     arguments, args = TrlParser((Arguments, SemCoTDistillationConfig)).parse_args_and_config(args=argv)
     rows = load_reasoning_dataset(arguments.dataset)["train"]
     model = SemCoTForCausalLM.from_host_generator_pretrained(

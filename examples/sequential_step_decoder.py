@@ -1,15 +1,15 @@
-"""Tokens made one after another, each held to its reasoning step by SIM-CoT's step decoder, which then reads them.
+"""Sequential implicit tokens with SIM-CoT's step decoder, which reads each token back as its reasoning step.
 
-    python examples/sequential_step_decoder.py --dataset multiplication --output_dir runs/step_decoder
+    python examples/sequential_step_decoder.py --dataset coin_flip --max_steps 100 --output_dir runs/step_decoder
 
-The decoder starts as a copy of the generator, is trained beside it and never runs in generation. Kept in the
-checkpoint, it tells in words what each implicit token says.
+The step decoder starts as a copy of the generator, is trained with it and takes no part in generation. It is saved in
+the checkpoint, so that the words that each implicit token stands for can be read later.
 """
 
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import TrlParser
 
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, load_reasoning_dataset
@@ -18,18 +18,20 @@ from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 
 @dataclass
 class Arguments:
-    """Which models and questions."""
+    """The models and the questions."""
 
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
     generator: str = field(default=str(GENERATOR_PATH), metadata={"help": "Id or path of the generator."})
     dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
-    num_implicit_tokens: int = field(default=5, metadata={"help": "k; surplus steps join the last token."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
+    num_implicit_tokens: int = field(default=5, metadata={"help": "k; the last token stands for all steps beyond k."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Number of training rows to use."})
 
 
 @torch.no_grad()
-def read_tokens(model, tokenizer, question, max_new_tokens=32):
-    """What the step decoder says that each implicit token of a question tells."""
+def read_tokens(
+    model: SemCoTForCausalLM, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 32
+) -> list[str]:
+    """Return the step decoder's text for each implicit token of a question."""
     chat = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
     tokens = model.implicit_embeddings(prompt["input_ids"].to(model.device))
@@ -45,7 +47,8 @@ def read_tokens(model, tokenizer, question, max_new_tokens=32):
     return tokenizer.batch_decode(steps, skip_special_tokens=True)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """Train and save the model, then print what its tokens stand for on one question."""
     arguments, args = TrlParser((Arguments, SemCoTDistillationConfig)).parse_args_and_config(args=argv)
     if args.step_weight == 0:
         args.step_weight = 1.0

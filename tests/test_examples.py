@@ -1,8 +1,10 @@
-"""The examples run as they stand, at tiny scale, and the configurations are ones their readers accept."""
+"""The examples run by their documented commands at tiny sizes, and the launchers read their configurations."""
 
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.cli.main import main
@@ -23,8 +24,23 @@ pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TINY = ["--max_steps", "2", "--max_train_samples", "4", "--per_device_train_batch_size", "2", "--use_cpu", "true"]
-QUIET = ["--disable_tqdm", "true", "--save_strategy", "no"]
+SMALL = ["--max_steps", "2", "--max_train_samples", "4", "--per_device_train_batch_size", "2"]
+
+
+def documented(text, command):
+    """Arguments of the first command in a docstring or comment that starts with `command`, its line breaks joined."""
+    text = re.sub(r"\\\n[#\s]*", "", text)
+    [line, *_] = [line.lstrip("# ") for line in text.splitlines() if line.lstrip("# ").startswith(command)]
+    return shlex.split(line.removeprefix(command))
+
+
+def run_documented(name, output_dir, *sizes):
+    """Run the command that an example's docstring gives, with smaller sizes and another output folder."""
+    example = load(name)
+    arguments = documented(example.__doc__, f"python examples/{name}")
+    assert "--output_dir" in arguments
+    example.main([*arguments, *SMALL, *sizes, "--output_dir", str(output_dir)])
+    return example
 
 
 def load(name):
@@ -52,20 +68,24 @@ def test_examples_are_short():
 
 
 @pytest.mark.parametrize("pair", ["llama2_sheared", "mistral", "qwen"])
-def test_gsm8k_configurations_run_through_both_stages(pair, tmp_path):
-    """With the tiny models and generated questions in place of the 7B ones and GSM8K; all else is the file's."""
+def test_gsm8k_commands_run(pair, tmp_path):
+    """The commands in the files, with the tiny models and generated questions in place of the 7B ones and GSM8K."""
     rows = tmp_path / "rows"
     rows.mkdir()
     for split, count in (("train", 8), ("validation", 4)):
         made = coin_flip.generate(count, seed=0, split=split, min_people=1, max_people=2)
         (rows / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    shared = ["--host", str(HOST_PATH), "--dataset", str(rows), "--max_steps", "2", "--use_cpu", "true", *QUIET]
-    encoder, model = str(tmp_path / "encoder"), str(tmp_path / "model")
-    config = ["--config", str(EXAMPLES / "gsm8k" / f"{pair}_align.yaml")]
-    assert main(["align", *config, *shared, "--output_dir", encoder, "--eval_strategy", "no"]) == 0
-    config = ["--config", str(EXAMPLES / "gsm8k" / f"{pair}_distill.yaml")]
-    changed = ["--generator", str(GENERATOR_PATH), "--alignment_encoder", encoder, "--output_dir", model]
-    assert main(["distill", *config, *shared, *changed, "--eval_strategy", "no"]) == 0
+    files = {stage: EXAMPLES / "gsm8k" / f"{pair}_{stage}.yaml" for stage in ("align", "distill")}
+    texts = {stage: path.read_text() for stage, path in files.items()}
+    data, encoder, model = (str(tmp_path / name) for name in ("data", "encoder", "model"))
+    condense = documented(texts["align"], "semcot condense")
+    assert main(["condense", *condense, "--dataset", str(rows), "--output_dir", data]) == 0
+    models = {"align": [], "distill": ["--generator", str(GENERATOR_PATH), "--alignment_encoder", encoder]}
+    for stage, output in (("align", encoder), ("distill", model)):
+        command = documented(texts[stage], f"semcot {stage}")
+        assert command == ["--config", f"examples/gsm8k/{files[stage].name}"]
+        changed = ["--host", str(HOST_PATH), "--dataset", data, "--output_dir", output, *models[stage]]
+        assert main([stage, "--config", str(files[stage]), *changed, "--max_steps", "2"]) == 0
     assert answers(model)
 
 
@@ -78,21 +98,19 @@ def test_pairs_name_the_papers_models():
 
 
 def test_lora_on_the_host_itself(tmp_path):
-    load("lora_host_as_generator.py").main([*TINY, *QUIET, "--alpha", "0", "--output_dir", str(tmp_path)])
+    run_documented("lora_host_as_generator.py", tmp_path)
     assert answers(tmp_path)
 
 
 def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
-    load("sequential_step_decoder.py").main([*TINY, *QUIET, "--output_dir", str(tmp_path)])
+    run_documented("sequential_step_decoder.py", tmp_path)
     assert capsys.readouterr().out.count("\ntoken ") == 5
     assert answers(tmp_path)
     assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
 
 
 def test_soft_words(tmp_path, capsys):
-    example = load("soft_words.py")
-    flags = [*QUIET, "--activation_checkpointing", "false", "--report_to", "none", "--max_eval_samples", "2"]
-    example.main([*TINY, *flags, "--output_dir", str(tmp_path)])
+    example = run_documented("soft_words.py", tmp_path, "--max_eval_samples", "2")
     assert "semcot: " in capsys.readouterr().out
     model = SemCoTForCausalLM.from_pretrained(tmp_path)
     assert model.config.projection == "vocabulary" and model.config.num_implicit_tokens == 7
@@ -102,26 +120,18 @@ def test_soft_words(tmp_path, capsys):
         example.tokens_of(tokenizer, [{"words": "Every every"}, {"words": "Every every every"}])
 
 
-def test_generator_with_another_tokenizer(tiny_lm, tmp_path):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<p>", "<e>", *alphabet])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    generator = tmp_path / "generator"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<p>", eos_token="<e>").save_pretrained(generator)
-    tiny_lm("llama", dtype=torch.float32, max_position_embeddings=512).save_pretrained(generator)
-    output = tmp_path / "model"
-    load("cross_tokenizer.py").main(
-        [*TINY, *QUIET, "--generator", str(generator), "--alpha", "0", "--output_dir", str(output)]
-    )
-    assert answers(output)
+def test_generator_with_another_tokenizer(tmp_path):
+    run_documented("cross_tokenizer.py", tmp_path)
+    assert SemCoTForCausalLM.from_pretrained(tmp_path).config.separate_generator_tokenizer
+    assert answers(tmp_path)
 
 
 def test_two_processes(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    flags = [*TINY[:-2], *QUIET, "--alpha", "0", "--max_eval_samples", "2", "--output_dir", str(tmp_path / "model")]
+    script = EXAMPLES / "two_processes.sh"
+    flags = [*documented(script.read_text(), f"sh examples/{script.name}"), *SMALL, "--max_eval_samples", "2"]
     done = subprocess.run(
-        ["sh", str(EXAMPLES / "two_processes.sh"), *flags],
+        ["sh", str(script), *flags, "--output_dir", str(tmp_path / "model")],
         capture_output=True,
         text=True,
         env=environment,
