@@ -9,7 +9,6 @@ The host stays as it is. What comes out is an ordinary checkpoint, which `SemCoT
 A host reads words that look like reasoning it knows and end in the answer; others it may not understand.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from semcot_hf.answers import check_answer
 from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text
+from semcot_hf.storage import read_json_lines
 
 MODELS = Path(__file__).parent / "bench" / "models" / "graph"
 
@@ -33,18 +33,15 @@ class Arguments:
 
     host: str = field(default=str(MODELS / "host"), metadata={"help": "Id or path of the host."})
     generator: str = field(default=str(MODELS / "generator"), metadata={"help": "Id or path of the generator."})
-    train: str | None = field(
-        default=None, metadata={"help": "JSON lines of query, words, answer; the bench's graph questions if left out."}
-    )
-    validation: str | None = field(default=None, metadata={"help": "Questions that are answered at the end, alike."})
+    train: str | None = field(default=None, metadata={"help": "JSON lines of query, words, answer; else the graph."})
+    validation: str | None = field(default=None, metadata={"help": "The same for the questions answered at the end."})
     answer_type: str = field(default="sequence", metadata={"help": "How answers are judged: numeric, yes_no, ..."})
     max_train_samples: int = field(default=20_000, metadata={"help": "Use the first so many training rows."})
     max_eval_samples: int = field(default=200, metadata={"help": "Answer the first so many validation questions."})
 
 
 def rows_of(path, count, split):
-    told = None if path is None else Path(path).read_text().splitlines()[:count]
-    rows = BENCH_TASKS["graph"].generate(count, 0, split) if told is None else [json.loads(line) for line in told]
+    rows = read_json_lines(Path(path))[:count] if path else BENCH_TASKS["graph"].generate(count, 0, split)
     return [{**row, "words": row["words"].replace(" ", f"{row.get('start', '')} ", 1)} for row in rows]
 
 
@@ -65,13 +62,15 @@ def tokens_of(tokenizer, rows):
 
 
 def main(argv=None):
-    arguments, args = TrlParser((Arguments, SFTConfig)).parse_args_and_config(args=argv)
+    parser = TrlParser((Arguments, SFTConfig))
+    parser.set_defaults(bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    arguments, args = parser.parse_args_and_config(args=argv)
     tokenizer = AutoTokenizer.from_pretrained(arguments.generator)
     rows = rows_of(arguments.train, arguments.max_train_samples, "train")
     thought, count = tokens_of(tokenizer, rows)
-    told = [{"prompt": prompt_text(tokenizer, row["query"]), "completion": row["words"]} for row in rows]
+    texts = [{"prompt": prompt_text(tokenizer, row["query"]), "completion": row["words"]} for row in rows]
     generator = AutoModelForCausalLM.from_pretrained(arguments.generator)
-    SFTTrainer(generator, args, train_dataset=Dataset.from_list(told), processing_class=tokenizer).train()
+    SFTTrainer(generator, args, train_dataset=Dataset.from_list(texts), processing_class=tokenizer).train()
     tokenizer = AutoTokenizer.from_pretrained(arguments.host)
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         arguments.host,
