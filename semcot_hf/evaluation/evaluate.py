@@ -102,20 +102,7 @@ def evaluate(
         except ValueError as error:
             raise ValueError(f"dataset row {index}: {error}") from error
 
-    def answerer(method: str, count: int | None = None) -> Answerer:
-        return Answerer(model, tokenizer, with_overrides(settings, {"method": method, "num_implicit_tokens": count}))
-
-    direct = list(answerer("no_cot").prompts(queries))
-    words = list(answerer("cot").prompts(queries if "cot" in methods else queries[:1]))
-    jobs = [_Job(method, answerer(method), words if method == "cot" else direct) for method in methods]
-    for count in sorted({*config.token_counts}):
-        if count != model.config.num_implicit_tokens:
-            jobs.append(_Job(count_name(count), answerer("semcot", count), direct))
-    if controls:
-        tokens = ControlTokens(model, direct, batch_size=config.batch_size, seed=config.seed)
-        made = [control for control in CONTROLS if control != "none"]
-        jobs += [_Job(name, answerer("semcot"), direct, partial(tokens.embeddings, name)) for name in made]
-
+    jobs, prompts_digest = _make_jobs(model, tokenizer, settings, methods, controls, config, queries)
     folder = None if config.output_dir is None else Path(config.output_dir)
     model_name = config.model_name or model.config.name_or_path or model.config.model_type
     if folder is not None:
@@ -124,7 +111,7 @@ def evaluate(
             "config": config_digest(model),
             "weights": weights_digest(model),
             "dataset": text_digest(zip(queries, golds, strict=True)),
-            "prompts": text_digest([*direct, words[0]]),
+            "prompts": prompts_digest,
             "answer_type": answer_type,
             "max_new_tokens": config.max_new_tokens,
             "batch_size": config.batch_size,
@@ -184,6 +171,32 @@ def evaluate(
         write_atomically(folder / "report.md", markdown_report(report))
         write_json(folder / "report.json", report)
     return report
+
+
+def _make_jobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: AnswerSettings,
+    methods: Sequence[str],
+    controls: bool,
+    config: EvaluationConfig,
+    queries: list[str],
+) -> tuple[list[_Job], str]:
+    """Return the jobs of the methods, further token counts and controls, and a digest of their prompts."""
+
+    def answerer(method: str, count: int | None = None) -> Answerer:
+        return Answerer(model, tokenizer, with_overrides(settings, {"method": method, "num_implicit_tokens": count}))
+
+    direct = list(answerer("no_cot").prompts(queries))
+    words = list(answerer("cot").prompts(queries if "cot" in methods else queries[:1]))
+    jobs = [_Job(method, answerer(method), words if method == "cot" else direct) for method in methods]
+    for count in sorted({*config.token_counts} - {getattr(model.config, "num_implicit_tokens", None)}):
+        jobs.append(_Job(count_name(count), answerer("semcot", count), direct))
+    if controls:
+        tokens = ControlTokens(model, direct, batch_size=config.batch_size, seed=config.seed)
+        names = [control for control in CONTROLS if control != "none"]
+        jobs += [_Job(name, answerer("semcot"), direct, partial(tokens.embeddings, name)) for name in names]
+    return jobs, text_digest([*direct, words[0]])
 
 
 def _work(name: str, questions: int) -> int:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -319,7 +320,7 @@ def test_every_field_comes_back_and_the_answers_column_may_be_named(tmp_path):
 
 def test_work_file_keeps_whole_lines_and_one_writer(tmp_path):
     output, own = tmp_path / "answers.jsonl", {"max_new_tokens": 4}
-    with WorkFile(output, own) as work:
+    with closing(WorkFile(output, own)) as work:
         work.append([3, 1], [Answer("three\n", 2, 0.1, True), Answer("\udc00", 1, 0.1, True)], (100, 50))
         work.append([0], [Answer("zero", 4, 0.1, False)], (100, 25))
         with pytest.raises(ValueError, match="another run is writing .*answers.jsonl.partial: wait for it"):
@@ -327,11 +328,11 @@ def test_work_file_keeps_whole_lines_and_one_writer(tmp_path):
     whole = work.path.read_bytes()
     for torn in (b'{"tokens_per_batch": [100, 25], "ans', b'{"answers": []}\n', b"\0" * 20 + b"\n", b"[1]\n", b"7"):
         work.path.write_bytes(whole + torn)
-        with WorkFile(output, own) as work:
+        with closing(WorkFile(output, own)) as work:
             assert work.answers == {3: ("three\n", 2), 1: ("\udc00", 1), 0: ("zero", 4)} and work.budget == (100, 25)
         assert work.path.read_bytes() == whole
     work.path.write_bytes(whole[:9])
-    with WorkFile(output, own) as work:
+    with closing(WorkFile(output, own)) as work:
         assert not work.answers
     work.path.write_bytes(b"something else\n")
     with pytest.raises(ValueError, match="answers.jsonl.partial holds another run"):
