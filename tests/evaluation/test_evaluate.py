@@ -197,7 +197,7 @@ def test_bad_arguments_are_refused(model, tokenizer, dataset):
         evaluate(model, tokenizer, dataset, methods=["semcot"], **OPTIONS)
     with pytest.raises(ValueError, match="dataset is empty"):
         evaluate(model, tokenizer, dataset.select([]), **OPTIONS)
-    with pytest.raises(ValueError, match="dataset row 1: answer='perhaps'"):
+    with pytest.raises(ValueError, match="dataset row 1: gold='perhaps'"):
         rows = [dataset[0], {**dataset[1], "answer": "perhaps"}]
         evaluate(model, tokenizer, rows, answer_type="yes_no", **OPTIONS)
     with pytest.raises(ValueError, match="answer_prompt='\\\\nSo:' ends a prompt on the ids"):
