@@ -7,6 +7,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -20,14 +21,21 @@ _SYNC_SECONDS = 5.0
 _Self = TypeVar("_Self", bound="Journal")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is present as a whole or not at all; text is encoded as UTF-8."""
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path, and move it to `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is present as a whole or not at all; text is encoded as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -61,10 +69,11 @@ def text_digest(texts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Return a short hash of a model's weights, from about 256 evenly spaced values of each tensor.
+def weights_digest(model: torch.nn.Module, samples: int | None = 256) -> str:
+    """Return a short hash of a model's weights, from about `samples` evenly spaced values of each tensor.
 
-    Training changes nearly all values, so this distinguishes two checkpoints of one architecture in milliseconds.
+    Training changes nearly all values, so the default distinguishes two checkpoints of one architecture in
+    milliseconds; `None` reads every value.
     """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
@@ -72,7 +81,8 @@ def weights_digest(model: torch.nn.Module) -> str:
         # Weights that accelerate has offloaded to disk have no values here.
         if not weight.is_meta and weight.numel():
             flat = weight.detach().reshape(-1)
-            digest.update(flat[:: max(1, len(flat) // 256)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            step = 1 if samples is None else max(1, len(flat) // samples)
+            digest.update(flat[::step].cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -150,7 +150,7 @@ def test_card_text():
     config = SemCoTConfig(num_implicit_tokens=3, host_name_or_path="lab/host", host_revision="abc123")
     weights = {"alpha": 0.25, "step_weight": 1.0, "kl_weight": 0.0, "hidden_weight": 0.0}
     text = model_card(config, model_id="lab/semcot", training={"learning_rate": 1e-3, **weights}).text
-    assert "brings `lab/host` at commit `abc123`" in text
+    assert "also loads `lab/host` at commit `abc123`" in text
     assert "| `learning_rate` | 0.001 |" in text
     assert "the generator, the projection to the host's hidden size and the embedding of `<thought>`" in text
     assert "on the host's loss on the answer, the meaning of the reasoning and a" in text
@@ -173,4 +173,4 @@ def test_a_card_without_hub_parents(tmp_path):
     head = card.data.to_dict()
     assert not {"base_model", "base_model_relation", "model-index", "license"} & head.keys()
     assert "are trained.\n" in card.text and "set `license` at the head" in card.text
-    assert "carries its host" in card.text
+    assert "includes the host" in card.text

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from semcot_hf.alignment.encoder import encode_hidden_states, frozen_states
-from semcot_hf.distillation.objectives import semantic_alignment_loss
+from semcot_hf.distillation.objectives import embed_tokens, semantic_alignment_loss
 
 
 def seconds_a_sample(step, count, now, device):
@@ -52,7 +52,8 @@ class PlainDistillation:
 
     def loss(self, batch):
         outputs = self.model(**{key: value for key, value in batch.items() if key != "reasoning_embedding"})
-        aligned = semantic_alignment_loss(self.trainer._embed(outputs), batch["reasoning_embedding"])
+        embedded = embed_tokens(outputs, self.trainer.alignment_encoder, self.trainer.args.alignment_view)
+        aligned = semantic_alignment_loss(embedded, batch["reasoning_embedding"])
         return self.trainer.args.alpha * aligned + (1 - self.trainer.args.alpha) * outputs.loss
 
     def step(self, index):

@@ -1,10 +1,10 @@
 """Arguments of stage 1, the training of the alignment encoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from ..training.device_defaults import set_device_defaults
+from ..training.options import check_range, option, set_device_defaults
 from .encoder import POOLINGS
 
 
@@ -18,114 +18,83 @@ class SemCoTAlignmentConfig(SentenceTransformerTrainingArguments):
 
     _VALID_DICT_FIELDS = [*SentenceTransformerTrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
-    first_layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "First layer of the encoder, from zero; below it the host is frozen. None: 16 of 32, scaled."
-        },
+    first_layer: int | None = option(
+        None, "First layer of the encoder, from zero; the host is frozen below it. None: 16 of 32, scaled."
     )
-    last_layer: int | None = field(
-        default=None, metadata={"help": "Last layer of the encoder, included. None: 20 of 32, scaled."}
+    last_layer: int | None = option(None, "Last layer of the encoder, included. None: 20 of 32, scaled.")
+    pooling: str = option("mean", f"How the tokens are pooled to one vector: {', '.join(POOLINGS)}.")
+    embedding_dim: int = option(768, "Size of the encoder's output.")
+    temperature: float = option(
+        0.05, "Temperature of InfoNCE. The paper gives no value; this is the default of sentence-transformers."
     )
-    pooling: str = field(default="mean", metadata={"help": f"How tokens become one vector: {', '.join(POOLINGS)}."})
-    embedding_dim: int = field(default=768, metadata={"help": "Size of the encoder's output."})
-    temperature: float = field(
-        default=0.05, metadata={"help": "tau of InfoNCE. The paper names no value; this is sentence-transformers'."}
+    symmetric: bool = option(
+        False,
+        "Average InfoNCE over both directions; else from reasoning to condensed reasoning only, as in the paper.",
     )
-    symmetric: bool = field(
-        default=False,
-        metadata={
-            "help": "Average InfoNCE over both directions; else reasoning to condensed only, as the paper does."
-        },
+    head_warmup: float = option(
+        0.5, "Share of all steps that train only the linear layer (0: no such phase, 1: all steps)."
     )
-    head_warmup: float = field(
-        default=0.5,
-        metadata={"help": "Share of all steps that train the linear layer only (0 skips the phase, 1 is all of it)."},
+    head_learning_rate: float = option(1e-3, "The initial learning rate of the linear layer, in both phases.")
+    cache_head_features: bool = option(
+        True,
+        "Encode each training text once for the phase of the linear layer, in which its input does not change, and "
+        "keep the pooled vectors (host size times 4 bytes a text; one process only).",
     )
-    head_learning_rate: float = field(
-        default=1e-3, metadata={"help": "The initial learning rate of the linear layer, in both phases."}
+    state_cache_gb: float = option(
+        4.0,
+        "GiB of memory and disk for the training texts' hidden states at first_layer, which are computed once for all "
+        "runs if all of them fit (0: compute them at each step; one process only).",
     )
-    cache_head_features: bool = field(
-        default=True,
-        metadata={
-            "help": "Encode each training text once for the linear layer's phase, in which nothing before it changes, "
-            "and keep the pooled vectors (host size times 4 bytes a text; one process only)."
-        },
+    head_weight_decay: float | None = option(
+        None, "Weight decay of the linear layer, in both phases. None: weight_decay."
     )
-    state_cache_gb: float = field(
-        default=4.0,
-        metadata={
-            "help": "GiB of memory and disk for the training texts' hidden states at first_layer, which are computed "
-            "once for all runs where all fit (0: at each step; one process only)."
-        },
+    validation_fraction: float = option(
+        0.1, "Share of train_dataset held out for validation if no eval_dataset is given."
     )
-    head_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the linear layer, in both phases. None: weight_decay."}
+    mini_batch_size: int | None = option(
+        None,
+        "Texts encoded at a time by the cached loss (GradCache), whose memory does not grow with the batch size. "
+        "None: the plain loss.",
     )
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of train_dataset held out for validation where no eval_dataset is given."},
+    model_init_kwargs: dict | str | None = option(
+        None, "Arguments of the host's from_pretrained, for a model given by id or path."
     )
-    mini_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Texts encoded at a time by the cached loss, which keeps memory constant in the batch size."
-        },
+    learning_rate: float = option(
+        1e-5, "The initial learning rate of the layers, or of their adapters (common for adapters: 1e-4)."
     )
-    model_init_kwargs: dict | str | None = field(
-        default=None,
-        metadata={"help": "Arguments for the host's from_pretrained, where the model is given by id or path."},
+    num_train_epochs: float = option(8.0, "Epochs of both phases together (the paper: 7 + 1).")
+    per_device_train_batch_size: int = option(64, "Pairs per training batch, on each device.")
+    per_device_eval_batch_size: int = option(64, "Pairs per evaluation batch, on each device.")
+    batch_sampler: str = option(
+        "no_duplicates", "'no_duplicates' keeps equal texts out of one batch, where they would be negatives."
     )
-    learning_rate: float = field(
-        default=1e-5,
-        metadata={"help": "The initial learning rate of the layers, or of their adapters (usual for those: 1e-4)."},
+    logging_steps: float = option(10, "Log every N steps, or every share of all steps for a number below 1.")
+    eval_strategy: str = option("epoch", "When to validate: 'no', 'steps' or 'epoch'.")
+    save_strategy: str = option("epoch", "When to save: 'no', 'steps', 'epoch' or 'best'.")
+    save_total_limit: int | None = option(1, "Number of checkpoints to keep, in addition to the best one.")
+    load_best_model_at_end: bool = option(
+        True, "Load the best validated weights at the end (not with eval_strategy='no')."
     )
-    num_train_epochs: float = field(
-        default=8.0, metadata={"help": "Epochs of both phases together (the paper: 7 + 1)."}
-    )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs a batch, on each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs an evaluation batch."})
-    batch_sampler: str = field(
-        default="no_duplicates", metadata={"help": "'no_duplicates' keeps equal texts out of each other's negatives."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: 'no', 'steps' or 'epoch'."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: 'no', 'steps', 'epoch' or 'best'."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept, the best one besides."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "End on the best validated weights (not with eval_strategy='no')."}
-    )
-    metric_for_best_model: str | None = field(
-        default="eval_mrr", metadata={"help": "What the best checkpoint is best in."}
-    )
-    report_to: str = field(
-        default="none", metadata={"help": "'tensorboard', 'trackio', 'wandb' and the like, 'all' or 'none'."}
-    )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "Autocast to bfloat16. None: where an accelerator supports it."}
+    metric_for_best_model: str | None = option("eval_mrr", "Metric that decides which checkpoint is the best.")
+    bf16: bool | None = option(  # type: ignore[assignment]  # None until `__post_init__`
+        None, "Autocast to bfloat16. None: if an accelerator supports it."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_device_defaults(self)
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0 (common: 0.05).")
-        if not 0 <= self.head_warmup <= 1:
-            raise ValueError(f"head_warmup={self.head_warmup} must lie within 0 and 1.")
-        if self.head_learning_rate <= 0:
-            raise ValueError(f"head_learning_rate={self.head_learning_rate} must be above 0.")
-        if self.state_cache_gb < 0:
-            raise ValueError(f"state_cache_gb={self.state_cache_gb} must be 0 or more (in GiB).")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction} must be at least 0 and less than 1.")
+        check_range(self, "(0, inf)", "temperature", "head_learning_rate")
+        check_range(self, "[0, 1]", "head_warmup")
+        check_range(self, "[0, inf)", "state_cache_gb")
+        check_range(self, "[0, 1)", "validation_fraction")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size={self.mini_batch_size} must be 1 or more, or None.")
+            raise ValueError(f"mini_batch_size={self.mini_batch_size} must be at least 1, or None.")
         if self.per_device_train_batch_size < 2:
             raise ValueError(
                 f"per_device_train_batch_size={self.per_device_train_batch_size}: InfoNCE needs at least 2 pairs a "
-                "batch, since the others are a pair's negatives."
+                "batch, since the other pairs are the negatives."
             )
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")

@@ -1,30 +1,33 @@
-"""The alignment encoder f: a SentenceTransformer cut out of the host, for texts and for implicit tokens (SemCoT)."""
+"""The alignment encoder f (SemCoT): a SentenceTransformer cut out of the host, for texts and for implicit tokens."""
 
-import contextlib
 import copy
 import os
 import tempfile
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..modeling.parts_semcot import check_word_size
+from ..training.trainer import no_loading_bars
 from .decoder_layers import backbone_of, layer_list, layers_view, only_layers, run_from, states_before
 
 logger = logging.get_logger(__name__)
 
 POOLINGS = ("mean", "max", "lasttoken", "weightedmean")
 
-# Field of the backbone's config that keeps what the encoder's folder must tell: it travels in config.json.
+# Field of the backbone's config with the encoder's own settings, so that config.json carries them.
 _FIELD = "semcot_alignment"
 
 
 def default_layers(num_layers: int) -> tuple[int, int]:
-    """Return the paper's layers 16 to 20 of 32, scaled down to a host of `num_layers`: (first, last), from zero.
+    """Return (first, last) of the paper's layers 16 to 20 of 32, scaled to a host of `num_layers`, from zero.
 
     >>> default_layers(32), default_layers(12), default_layers(3), default_layers(1)
     ((16, 20), (6, 7), (1, 1), (0, 0))
@@ -33,8 +36,8 @@ def default_layers(num_layers: int) -> tuple[int, int]:
 
 
 def build_alignment_encoder(
-    host,
-    tokenizer,
+    host: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     first_layer: int | None = None,
     last_layer: int | None = None,
@@ -43,31 +46,31 @@ def build_alignment_encoder(
 ) -> SentenceTransformer:
     """Cut the alignment encoder out of `host` (SemCoT, section on the contrastively trained sentence transformer).
 
-    f = host layers 0 to `last_layer`, the host's final norm, pooling over the tokens, a fresh Linear(d_host,
-    embedding_dim), unit length. What lies below `first_layer` is the host's own computation of its hidden states
-    h_first(text) and stays frozen; f proper begins at `first_layer`. Only the linear layer and the layers
-    `first_layer` to `last_layer` have `requires_grad`. The host is copied, not changed.
+    The encoder is: host layers 0 to `last_layer`, the host's final norm, pooling over the tokens, a new Linear(d_host,
+    embedding_dim), and normalization to unit length. The layers below `first_layer` compute the host's hidden states
+    h(text) and are frozen; the function f begins at `first_layer`. Only the layers `first_layer` to `last_layer` and
+    the linear layer have `requires_grad`. The host is copied, not changed.
 
-    `encoder.encode(texts)` is f(h_first(text)). Embeddings Z in the host's input space go in as
+    `encoder.encode(texts)` is f(h(text)). Embeddings Z in the host's input space are encoded by
     `encoder({"inputs_embeds": Z, "attention_mask": mask})["sentence_embedding"]`, hidden states of layer
     `first_layer` by `encode_hidden_states`; both are differentiable in their input.
 
     Args:
         host: causal LM or backbone of transformers.
-        tokenizer: the host's. Its copy in the encoder has no chat template, in which plain texts would be wrapped.
-        first_layer, last_layer: range of f's layers, counted from zero, both inside; `default_layers` when `None`.
+        tokenizer: the host's. The encoder has a copy without chat template, so that texts are encoded as they are.
+        first_layer, last_layer: f's first and last layer, counted from zero; `default_layers` when `None`.
         pooling: one of `POOLINGS`.
         embedding_dim: size of f's output.
 
     Raises:
-        ValueError: for a layer range that the host does not have, an unknown pooling, a size below one, a tokenizer
-            that has neither a padding nor an end token, or a host whose layers cannot be found or whose word
-            embeddings are of another size than its layers.
+        ValueError: for layers that the host does not have, an unknown pooling, a size below one, a tokenizer without
+            padding and end token, or a host whose layers cannot be found or whose word embeddings are of another size
+            than its layers.
     """
     backbone = backbone_of(host)
     _, layers = layer_list(backbone)
     check_word_size(backbone)
-    first_layer, last_layer = _check_range(first_layer, last_layer, len(layers))
+    first_layer, last_layer = _layer_range(first_layer, last_layer, len(layers))
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")
     if embedding_dim < 1:
@@ -77,7 +80,7 @@ def build_alignment_encoder(
         view = layers_view(backbone, 0, last_layer + 1)
         view.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        # Weights by hand: of several processes, save_pretrained writes them on the first one only.
+        # save_pretrained writes the weights on the first process only, but every process reads its own folder.
         weights = {name: value.cpu().contiguous() for name, value in view.state_dict().items()}
         save_file(weights, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         transformer = Transformer(folder, model_kwargs={"dtype": backbone.dtype})
@@ -102,13 +105,13 @@ def build_alignment_encoder(
     return encoder.eval()
 
 
-def load_alignment_encoder(encoder) -> SentenceTransformer:
-    """Return the alignment encoder saved at a path or Hub id; one that is already loaded is checked and returned.
+def load_alignment_encoder(encoder: SentenceTransformer | str | os.PathLike) -> SentenceTransformer:
+    """Return the alignment encoder saved at a path or Hub id; an encoder that is already loaded is only checked.
 
-    Only what training may change has `requires_grad`: the linear layer and the layers from `first_layer` on.
+    Only the linear layer and the layers from `first_layer` on have `requires_grad`.
 
     Raises:
-        ValueError: for a sentence transformer that `build_alignment_encoder` has not made.
+        ValueError: for another sentence transformer.
     """
     if not isinstance(encoder, SentenceTransformer):
         encoder = SentenceTransformer(os.fspath(encoder))
@@ -117,12 +120,12 @@ def load_alignment_encoder(encoder) -> SentenceTransformer:
     return encoder.eval()
 
 
-def warn_of_truncation(encoder, columns, name, rows):
-    """Warn of rows with a text longer than the encoder reads, with their number.
+def warn_of_truncation(encoder: SentenceTransformer, columns: Sequence[Sequence[str]], name: str, rows: str) -> None:
+    """Warn of the number of rows with a text longer than the encoder's maximum.
 
     Args:
-        columns: lists of texts, one of each for a row.
-        name, rows: what the warning calls the data set and its rows.
+        columns: lists of texts, each with one text for a row.
+        name, rows: the words for the dataset and its rows in the warning.
     """
     limit, count = encoder.max_seq_length, len(columns[0])
     too_long = 0
@@ -133,46 +136,50 @@ def warn_of_truncation(encoder, columns, name, rows):
         ]
         too_long += sum(max(row) > limit for row in zip(*lengths, strict=True))
     if too_long:
-        logger.warning(f"{name}: {too_long} of {count} {rows} are longer than {limit} tokens and are cut there.")
+        logger.warning(f"{name}: {too_long} of {count} {rows} are longer than {limit} tokens and are truncated.")
+
+
+def backbone_in(encoder: SentenceTransformer) -> PreTrainedModel:
+    """Return the transformers model in an encoder: the layers of the host that it consists of."""
+    return cast(PreTrainedModel, encoder[0].model)
 
 
 def alignment_layers(encoder: SentenceTransformer) -> tuple[int, int]:
     """Return (first_layer, last_layer) of an alignment encoder.
 
-    `hidden_states[first_layer]` of the host is what f reads: the output of the embedding and `first_layer` layers.
+    f reads the host's `hidden_states[first_layer]`: the output of the embedding and `first_layer` layers.
 
     Raises:
-        ValueError: for a sentence transformer that `build_alignment_encoder` has not made.
+        ValueError: for another sentence transformer.
     """
-    backbone = getattr(encoder[0], "model", None)
-    field = getattr(getattr(backbone, "config", None), _FIELD, None)
+    field = getattr(getattr(getattr(encoder[0], "model", None), "config", None), _FIELD, None)
     if field is None:
         raise ValueError(
             "encoder is a sentence transformer that was not cut out of a host: pass one made by "
             "build_alignment_encoder or saved by SemCoTAlignmentTrainer."
         )
-    return field["first_layer"], len(layer_list(backbone)[1]) - 1
+    return field["first_layer"], len(layer_list(backbone_in(encoder))[1]) - 1
 
 
 def encode_hidden_states(
     encoder: SentenceTransformer, states: torch.Tensor, attention_mask: torch.Tensor, first_layer: int | None = None
 ) -> torch.Tensor:
-    """Encode hidden states of the host instead of text: f's layers first to last, norm, pooling, linear, unit length.
+    """Encode hidden states of the host instead of text.
 
-    With states = the host's `hidden_states[first_layer]` of a text, this is `encoder.encode` of that text.
+    For the host's `hidden_states[first_layer]` of a text, the result equals `encoder.encode` of that text.
 
     Args:
         encoder: an alignment encoder.
         states: (batch, tokens, d_host), the input of layer `first_layer`.
         attention_mask: (batch, tokens), 1 where there is a token; padding to the right.
-        first_layer: the layer the states were taken before; the encoder's own when `None`.
+        first_layer: the layer whose input the states are, to be checked; not checked when `None`.
 
     Returns:
         (batch, embedding_dim) of unit length, differentiable in `states`.
 
     Raises:
-        ValueError: when `first_layer` is not the layer at which this encoder begins, shapes do not fit, or the host's
-            layers read more than hidden states.
+        ValueError: for another `first_layer` than the encoder's, shapes that do not fit, or a host whose layers read
+            more than hidden states.
     """
     begins_at, _ = alignment_layers(encoder)
     if first_layer is not None and first_layer != begins_at:
@@ -180,7 +187,7 @@ def encode_hidden_states(
             f"first_layer={first_layer}, but this encoder reads the host's hidden_states[{begins_at}]: pass those, "
             "or build the encoder with that first_layer."
         )
-    backbone = encoder[0].model
+    backbone = backbone_in(encoder)
     if states.dim() != 3 or states.shape[:2] != attention_mask.shape:
         raise ValueError(
             f"states {tuple(states.shape)} and attention_mask {tuple(attention_mask.shape)} do not fit: need "
@@ -197,42 +204,30 @@ def encode_hidden_states(
     return features["sentence_embedding"]
 
 
-def token_states(encoder, states, attention_mask):
-    """What pooling reads: (batch, tokens, d_host), from `states` at the encoder's first layer."""
-    return run_from(encoder[0].model, alignment_layers(encoder)[0], states, attention_mask)
+def token_states(encoder: SentenceTransformer, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the input of the pooling, (batch, tokens, d_host), from `states` at the encoder's first layer."""
+    return run_from(backbone_in(encoder), alignment_layers(encoder)[0], states, attention_mask)
 
 
-def takes_hidden_states(encoder):
-    """Whether `encode_hidden_states` works: the layers of some architectures read more than hidden states."""
+def takes_hidden_states(encoder: SentenceTransformer) -> bool:
+    """Return whether `encode_hidden_states` works; the layers of some architectures read more than hidden states."""
     alignment_layers(encoder)
-    return getattr(encoder[0].model.config, _FIELD)["takes_hidden_states"]
+    return getattr(backbone_in(encoder).config, _FIELD)["takes_hidden_states"]
 
 
-def frozen_part(encoder):
-    """The host's embedding and layers below the encoder's first, which share their parameters with the encoder."""
-    return layers_view(encoder[0].model, 0, alignment_layers(encoder)[0])
+def frozen_part(encoder: SentenceTransformer) -> PreTrainedModel:
+    """Return the host's embedding and the layers below the encoder's first, on the encoder's own parameters."""
+    return layers_view(backbone_in(encoder), 0, alignment_layers(encoder)[0])
 
 
-def frozen_states(encoder, input_ids, attention_mask):
-    """The host's `hidden_states[first_layer]` of tokenized texts, (batch, tokens, d_host); no later layer is run."""
-    return states_before(encoder[0].model, alignment_layers(encoder)[0], input_ids, attention_mask)
-
-
-@contextlib.contextmanager
-def no_loading_bars():
-    """Keep transformers from drawing a progress bar for each of the small files that are written and read here."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def frozen_states(encoder: SentenceTransformer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the host's `hidden_states[first_layer]` of tokenized texts, (batch, tokens, d_host)."""
+    return states_before(backbone_in(encoder), alignment_layers(encoder)[0], input_ids, attention_mask)
 
 
 @torch.no_grad()
-def _takes_hidden_states(backbone, first_layer):
-    """Whether the layers from `first_layer` on, given their hidden states alone, end where the whole stack does."""
+def _takes_hidden_states(backbone: PreTrainedModel, first_layer: int) -> bool:
+    """Return whether the layers from `first_layer` on give the same output from hidden states alone."""
     ids = (torch.arange(6, device=backbone.device) % backbone.config.vocab_size).unsqueeze(0)
     whole = backbone.eval()(input_ids=ids, output_hidden_states=True, use_cache=False)
     entered = run_from(backbone, first_layer, whole.hidden_states[first_layer], torch.ones_like(ids))
@@ -240,7 +235,7 @@ def _takes_hidden_states(backbone, first_layer):
     return bool(difference <= 1e-2 * whole.last_hidden_state.abs().max())
 
 
-def _check_range(first, last, count):
+def _layer_range(first: int | None, last: int | None, count: int) -> tuple[int, int]:
     default_first, default_last = default_layers(count)
     if last is None:
         last = default_last if first is None else max(default_last, first)
@@ -254,7 +249,7 @@ def _check_range(first, last, count):
     return first, last
 
 
-def _plain_tokenizer(tokenizer):
+def _plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = None
     tokenizer.padding_side = "right"
@@ -265,19 +260,17 @@ def _plain_tokenizer(tokenizer):
     return tokenizer
 
 
-def _set_trainable(encoder):
-    first_layer, _ = alignment_layers(encoder)
+def _set_trainable(encoder: SentenceTransformer) -> None:
     encoder.requires_grad_(False)
     encoder[2].requires_grad_(True)
-    for layer in trained_layers(encoder):
-        layer.requires_grad_(True)
+    trained_layers(encoder).requires_grad_(True)
 
 
 def trained_layers(encoder: SentenceTransformer) -> nn.ModuleList:
-    """The layers first to last of an alignment encoder, which training may change."""
-    return layer_list(encoder[0].model)[1][alignment_layers(encoder)[0] :]
+    """Return the layers of an alignment encoder that training may change."""
+    return layer_list(backbone_in(encoder))[1][alignment_layers(encoder)[0] :]
 
 
-def trained_part(encoder: SentenceTransformer):
-    """The backbone with its layers first to last alone, under their own numbers: what adapters may be put into."""
-    return only_layers(encoder[0].model, alignment_layers(encoder)[0])
+def trained_part(encoder: SentenceTransformer) -> PreTrainedModel:
+    """Return the backbone with only the layers that training may change, for `add_adapters`."""
+    return only_layers(backbone_in(encoder), alignment_layers(encoder)[0])

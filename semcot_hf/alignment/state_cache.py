@@ -1,27 +1,32 @@
-"""What the encoder's frozen part makes of the training texts, computed once: states, and vectors for the head."""
+"""Outputs of the encoder's frozen layers for the training texts, computed once: hidden states and pooled vectors."""
 
-import hashlib
+from collections.abc import Iterable, Iterator
 
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import nn
 
+from ..storage import text_digest
 from ..training.tensor_store import fingerprint, stored_tensor
-from .encoder import encode_hidden_states, frozen_part, frozen_states, token_states
+from .encoder import backbone_in, encode_hidden_states, frozen_part, frozen_states, token_states
+
+Features = dict[str, torch.Tensor]
 
 
 class TrainingTexts:
-    """All texts of the training pairs as token ids, in batches of similar length that depend on nothing but the texts.
+    """All texts of the training pairs as token ids, in batches of similar length.
 
-    What is computed in these batches has the same bits in every run, a resumed one included.
+    The batches depend on the texts only, so what is computed from them has the same bits in every run, a resumed run
+    included.
 
     Args:
         encoder: an alignment encoder.
-        texts: the texts; equal ones are one.
+        texts: the texts; duplicates are removed.
         batch_size: texts encoded at a time.
     """
 
-    def __init__(self, encoder, texts, batch_size):
+    def __init__(self, encoder: SentenceTransformer, texts: Iterable[str], batch_size: int):
         self.encoder = encoder
         ordered = sorted(set(texts), key=lambda text: (len(text), text))
         self.batches = [
@@ -31,76 +36,77 @@ class TrainingTexts:
         self.rows = {key: row for row, key in enumerate(keys)}
         self.lengths = [int(count) for batch in self.batches for count in batch["attention_mask"].sum(dim=1)]
 
-    def key(self, module, description):
-        """Hash of the texts and of the frozen module that reads them."""
+    def key(self, module: nn.Module, description: str) -> str:
+        """Return a hash of the texts, the frozen module that reads them, and the precision of its computation."""
         kind = self.encoder.device.type
         precision = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "full"
-        digest = hashlib.blake2b(precision.encode(), digest_size=16)
-        digest.update(fingerprint(module, self.encoder.tokenizer, description).encode())
-        digest.update(repr([batch["input_ids"].tolist() for batch in self.batches]).encode())
-        return digest.hexdigest()
+        ids = (batch["input_ids"].tolist() for batch in self.batches)
+        return text_digest([precision, fingerprint(module, self.encoder.tokenizer, description), *ids])
 
-    def on_device(self):
-        """The batches, where the encoder is."""
+    def on_device(self) -> Iterator[Features]:
+        """Yield the batches on the encoder's device."""
         return (batch_to_device(batch, self.encoder.device) for batch in self.batches)
+
+    def rows_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
+        """Return the numbers of tokenized texts among all texts."""
+        return [self.rows[key] for key in token_keys(input_ids, attention_mask)]
 
 
 class LayerStates:
     """Hidden states of all training texts at the encoder's first layer, below which the host is frozen.
 
-    Args:
-        texts: `TrainingTexts`.
-        budget: bytes that they may take in memory.
+    `fits` is False, and nothing is computed, if they take more than `budget`.
 
-    `fits` is False, and nothing computed, where they would take more.
+    Args:
+        texts: the texts.
+        budget: maximum bytes of memory.
     """
 
-    def __init__(self, texts, budget):
+    def __init__(self, texts: TrainingTexts, budget: float):
         self.texts, encoder = texts, texts.encoder
-        backbone = encoder[0].model
+        backbone = backbone_in(encoder)
         self.starts = [0, *torch.tensor(texts.lengths).cumsum(0).tolist()]
-        size = backbone.get_input_embeddings().weight.element_size() * backbone.config.get_text_config().hidden_size
+        size = backbone.dtype.itemsize * backbone.config.get_text_config().hidden_size
         self.fits = self.starts[-1] * size <= budget
         if self.fits:
             part = frozen_part(encoder)
             self.states = stored_tensor("states", texts.key(part, part.config.to_json_string()), self._compute)
 
     @torch.no_grad()
-    def _compute(self):
+    def _compute(self) -> torch.Tensor:
         pieces = []
         for batch in self.texts.on_device():
             states = frozen_states(self.texts.encoder, batch["input_ids"], batch["attention_mask"])
             pieces.append(states[batch["attention_mask"].bool()].cpu())
         return torch.cat(pieces)
 
-    def __call__(self, input_ids, attention_mask):
-        """States (batch, tokens, hidden size) of tokenized texts, padded with zeros like the ids."""
-        rows = [self.texts.rows[key] for key in token_keys(input_ids, attention_mask)]
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the states (batch, tokens, hidden size) of tokenized texts, zero at the padding."""
         states = self.states.new_zeros(*input_ids.shape, self.states.shape[-1])
-        for place, row in enumerate(rows):
+        for place, row in enumerate(self.texts.rows_of(input_ids, attention_mask)):
             states[place, : self.texts.lengths[row]] = self.states[self.starts[row] : self.starts[row + 1]]
         return states.to(input_ids.device)
 
 
 class HeadFeatures:
-    """Pooled vectors of all training texts: the head's phase changes nothing before them (no dropout).
+    """Pooled vectors of all training texts, which do not change while only the head is trained (without dropout).
 
     Args:
-        texts: `TrainingTexts`.
-        layer_states: `LayerStates` to start from; `None` starts from the texts.
+        texts: the texts.
+        layer_states: states to start from; `None` starts from the texts.
     """
 
-    def __init__(self, texts, layer_states=None):
+    def __init__(self, texts: TrainingTexts, layer_states: LayerStates | None = None):
         self.texts, self.layer_states = texts, layer_states
         encoder = texts.encoder
         was_training = encoder.training
         encoder.eval()
-        description = encoder[0].model.config.to_json_string() + repr(encoder[1])
-        self.vectors = stored_tensor("pooled", texts.key(encoder[0].model, description), self._compute)
+        description = backbone_in(encoder).config.to_json_string() + repr(encoder[1])
+        self.vectors = stored_tensor("pooled", texts.key(backbone_in(encoder), description), self._compute)
         encoder.train(was_training)
 
     @torch.no_grad()
-    def _compute(self):
+    def _compute(self) -> torch.Tensor:
         encoder, vectors = self.texts.encoder, []
         for batch in self.texts.on_device():
             if self.layer_states is None:
@@ -112,26 +118,25 @@ class HeadFeatures:
             vectors.append(encoder[1](features)["sentence_embedding"].float().cpu())
         return torch.cat(vectors)
 
-    def __call__(self, input_ids, attention_mask):
-        """Return (batch, d_host) of the tokenized texts."""
-        rows = [self.texts.rows[key] for key in token_keys(input_ids, attention_mask)]
-        return self.vectors[rows].to(input_ids.device)
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the vectors (batch, d_host) of tokenized texts."""
+        return self.vectors[self.texts.rows_of(input_ids, attention_mask)].to(input_ids.device)
 
 
 class FromStates(nn.Module):
-    """The encoder as a loss calls it, for features that hold `states` of its first layer instead of ids."""
+    """The encoder in the form that a loss calls, for features with `states` of its first layer instead of ids."""
 
-    def __init__(self, encoder):
+    def __init__(self, encoder: SentenceTransformer):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, features):
+    def forward(self, features: Features) -> Features:
         embedding = encode_hidden_states(self.encoder, features["states"], features["attention_mask"])
         return {"sentence_embedding": embedding}
 
 
-def token_keys(input_ids, attention_mask):
-    """The real ids of each row as bytes, by which its text is known.
+def token_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:
+    """Return the ids of each row without padding, as bytes that identify its text.
 
     >>> token_keys(torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])) == [torch.tensor([5, 6]).numpy().tobytes()]
     True

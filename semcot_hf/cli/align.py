@@ -1,14 +1,15 @@
-"""`semcot align`: stage 1, the alignment encoder."""
+"""`semcot align`: stage 1, the training of the alignment encoder."""
 
 import shlex
+from collections.abc import Sequence
 
 from ..alignment.config import SemCoTAlignmentConfig
 from ..alignment.trainer import SemCoTAlignmentTrainer
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
-def run(argv):
-    """Train the encoder on the dataset's (reasoning, condensed reasoning) pairs and save it in `--output_dir`."""
+def run(argv: Sequence[str]) -> None:
+    """Train the encoder on the (reasoning, condensed reasoning) pairs of a dataset and save it in `--output_dir`."""
     data, models, peft, args = parse(
         "semcot align", (DataArguments, ModelArguments, PeftArguments, SemCoTAlignmentConfig), argv
     )

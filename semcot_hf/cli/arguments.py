@@ -1,34 +1,39 @@
-"""Flags that several sub-commands share, and how they become datasets and models."""
+"""Flags that several commands share, and the datasets and models that they select."""
 
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data import load_reasoning_dataset
 from ..data.loading import pick_split
 from ..demo import GENERATOR_PATH, HOST_PATH
+from ..training.options import option
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 @dataclass
 class DataArguments:
-    """Which questions."""
+    """The dataset, and how many of its rows are used."""
 
-    dataset: str = field(
-        default="coin_flip",
-        metadata={"help": "A task (coin_flip, arithmetic, multiplication, graph), a Hub id, a file or a folder."},
+    dataset: str = option(
+        "coin_flip", "A task (coin_flip, arithmetic, multiplication, graph), a Hub id, a file or a folder."
     )
-    columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Columns by other names than the schema's, of a file or Hub set: query=question answer=a."},
+    columns: list[str] | None = option(
+        None, "Column names of a file or Hub set that differ from the schema: query=question answer=a."
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training rows."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many evaluation rows."})
+    max_train_samples: int | None = option(None, "Use only the first N training rows.")
+    max_eval_samples: int | None = option(None, "Use only the first N evaluation rows.")
 
-    def flags(self):
-        """The flags that name these questions once more.
+    def flags(self) -> str:
+        """Return the flags that select this dataset.
 
         >>> DataArguments("mine.jsonl", columns=["query=q"]).flags()
         '--dataset mine.jsonl --columns query=q'
@@ -39,28 +44,28 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Which models; the embedded ones by default."""
+    """Host and generator; the embedded demo models by default."""
 
-    host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host causal LM (frozen)."})
-    generator: str = field(default=str(GENERATOR_PATH), metadata={"help": "Id or path of the generator."})
+    host: str = option(str(HOST_PATH), "Id or path of the host causal LM (frozen).")
+    generator: str = option(str(GENERATOR_PATH), "Id or path of the generator.")
 
 
 @dataclass
 class PeftArguments:
     """Adapters instead of whole layers, with TRL's flags."""
 
-    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters, merged into what is saved."})
-    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that get adapters, or all-linear; PEFT's choice when left out."}
+    use_peft: bool = option(False, "Train LoRA adapters, merged into what is saved.")
+    lora_r: int = option(16, "LoRA rank.")
+    lora_alpha: int = option(32, "LoRA alpha.")
+    lora_dropout: float = option(0.05, "LoRA dropout.")
+    lora_target_modules: list[str] | None = option(
+        None, "Names of the modules that get adapters, or all-linear. None: PEFT's default for the architecture."
     )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r)."})
-    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed adapters."})
+    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "Weight-decomposed adapters.")
 
     @property
-    def peft_config(self):
+    def peft_config(self) -> "PeftConfig | None":
         """The `LoraConfig`, or `None` without `use_peft`.
 
         >>> PeftArguments().peft_config is None, PeftArguments(use_peft=True, lora_r=4).peft_config.r
@@ -69,19 +74,22 @@ class PeftArguments:
         return get_peft_config(ModelConfig(**vars(self)))
 
 
-def parse(prog, dataclasses, argv):
-    """Parse TRL-style flags and `--config file.yaml` into the dataclasses."""
-    epilog = "--config FILE.yaml sets any of these flags by their names; flags given beside it win."
+def parse(prog: str, dataclasses: Iterable[Any], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Parse flags and `--config FILE.yaml` into instances of the dataclasses."""
+    epilog = "--config FILE.yaml sets any of these flags by name; flags on the command line take precedence."
     return TrlParser(dataclasses, prog=prog, epilog=epilog).parse_args_and_config(args=argv)
 
 
-def load_splits(arguments, *needed):
-    """Train, validation and test rows of the dataset, as far as it has them, cut to the sample limits.
+def load_splits(arguments: DataArguments, *needed: str) -> dict[str, Dataset]:
+    """Return the train, validation and test rows that the dataset has, limited to the maximum numbers of samples.
+
+    Args:
+        needed: the splits that the command cannot do without.
 
     Raises:
-        ValueError: for columns that are no `name=column`, or where one of the `needed` splits is missing.
+        ValueError: for columns that are not of the form `name=column`, or a missing split of `needed`.
     """
-    options = {}
+    options: dict[str, Any] = {}
     if arguments.columns:
         options["columns"] = {}
         for pair in arguments.columns:
@@ -104,16 +112,21 @@ def load_splits(arguments, *needed):
     }
 
 
-def load_model(arguments):
-    """The model and the tokenizer of a command's `--model`, in its `--dtype`, on the GPU where there is one."""
+def load_model(arguments: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model of `--model` in its `--dtype`, on a GPU if there is one, and its tokenizer.
+
+    Args:
+        arguments: with the fields `model`, `dtype` and `trust_remote_code`.
+    """
     options = {"trust_remote_code": arguments.trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype, **options)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, **options)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    model.to(cast(Any, "cuda" if torch.cuda.is_available() else "cpu"))
+    return model, tokenizer
 
 
-def resume_point(value):
-    """`--resume_from_checkpoint`: a checkpoint's folder, or "true" for the last one in the output folder.
+def resume_point(value: str | bool | None) -> str | bool | None:
+    """Return the value of `--resume_from_checkpoint`: a folder, or True ("true") for the last complete checkpoint.
 
     >>> resume_point("true"), resume_point("runs/model/checkpoint-10"), resume_point(None)
     (True, 'runs/model/checkpoint-10', None)

@@ -1,46 +1,43 @@
-"""`semcot distill`: stage 2, the implicit-token generator."""
+"""`semcot distill`: stage 2, the training of the implicit-token generator."""
 
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
 from ..inference.prompting import shares_tokenizer
 from ..modeling import SemCoTForCausalLM
+from ..training.options import option
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
 @dataclass
 class GeneratorArguments:
-    """What the generator makes."""
+    """The generator's implicit tokens."""
 
-    num_implicit_tokens: int = field(default=5, metadata={"help": "k, the number of implicit tokens."})
-    generator_mode: str = field(
-        default="parallel", metadata={"help": "'parallel' (one pass, the paper) or 'sequential' (one after another)."}
+    num_implicit_tokens: int = option(5, "k, the number of implicit tokens.")
+    generator_mode: str = option("parallel", "'parallel' (one pass, the paper) or 'sequential' (one after another).")
+    projection: str = option(
+        "linear",
+        "'linear' (the paper), 'identity' (generator and host of equal hidden size) or 'vocabulary' (mixtures of the "
+        "host's word embeddings, for a generator that reasons in one word per step).",
     )
-    projection: str = field(
-        default="linear",
-        metadata={
-            "help": "'linear' (the paper), 'identity' (generator and host of one width) or 'vocabulary' (mixtures of "
-            "the host's word embeddings, for a generator that reasons in one word a step)."
-        },
+    thought: str | None = option(
+        None, "Initial embedding of <thought>: a word of one token, such as the first word of the reasoning."
     )
-    thought: str | None = field(
-        default=None,
-        metadata={"help": "What <thought> starts as: a word that is one token, such as the reasoning's first one."},
-    )
-    alignment_encoder: str | None = field(
-        default=None, metadata={"help": "Folder or id of the encoder that stage 1 saved; needed while alpha > 0."}
+    alignment_encoder: str | None = option(
+        None, "Folder or id of the encoder that stage 1 saved; required if alpha > 0."
     )
 
 
-def thought_token_id(thought, generator):
-    """The id of the one token that `thought` is to the tokenizer of `generator` (id or path), `None` without one.
+def thought_token_id(thought: str | None, generator: str) -> int | None:
+    """Return the token id of the word `thought` for the tokenizer of `generator` (id or path); `None` without a word.
 
     Raises:
-        ValueError: when it is more or less than one token.
+        ValueError: for a word that is not exactly one token.
     """
     if thought is None:
         return None
@@ -49,26 +46,26 @@ def thought_token_id(thought, generator):
     if len(ids) != 1:
         raise ValueError(
             f"thought={thought!r} is {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(ids)}) of the generator's "
-            "tokenizer: choose a word that is one."
+            "tokenizer: choose a word that is one token."
         )
     return ids[0]
 
 
-def own_tokenizers(host, generator):
-    """`host_tokenizer` and `generator_tokenizer` where the generator does not have the host's words as its ids."""
-    own = AutoTokenizer.from_pretrained(host)
+def own_tokenizers(host: str, generator: str) -> dict[str, PreTrainedTokenizerBase]:
+    """Return `host_tokenizer` and `generator_tokenizer` if the generator reads other ids than the host's."""
+    host_tokenizer = AutoTokenizer.from_pretrained(host)
     try:
-        others = AutoTokenizer.from_pretrained(generator)
+        generator_tokenizer = AutoTokenizer.from_pretrained(generator)
     except OSError:
-        # Without a tokenizer of its own it must have been made for the host's.
+        # A generator without a tokenizer was made for the host's.
         return {}
-    if shares_tokenizer(own, others):
+    if shares_tokenizer(host_tokenizer, generator_tokenizer):
         return {}
     print("Host and generator do not share a tokenizer: questions are re-tokenized for the generator.")
-    return {"host_tokenizer": own, "generator_tokenizer": others}
+    return {"host_tokenizer": host_tokenizer, "generator_tokenizer": generator_tokenizer}
 
 
-def run(argv):
+def run(argv: Sequence[str]) -> None:
     """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
     data, models, generator, peft, args = parse(
         "semcot distill",

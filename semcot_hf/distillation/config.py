@@ -1,11 +1,13 @@
 """Arguments of stage 2, the distillation of reasoning into implicit tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.base_config import _BaseConfig
 
 from ..inference.prompting import ANSWER_PROMPT
-from ..training.device_defaults import set_device_defaults
+from ..training.options import check_range, option, set_device_defaults
 
 ALIGNMENT_VIEWS = ("embedding", "hidden_state", "mean_pooled")
 
@@ -20,133 +22,94 @@ class SemCoTDistillationConfig(_BaseConfig):
 
     _VALID_DICT_FIELDS = [*_BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs"]
 
-    alpha: float = field(
-        default=0.25, metadata={"help": "Weight of the semantic alignment; the answer's cross-entropy has 1 - alpha."}
+    alpha: float = option(0.25, "Weight of the semantic alignment; the answer's cross-entropy has weight 1 - alpha.")
+    step_weight: float = option(0.0, "Weight of SIM-CoT's step decoder, which decodes the steps of each token.")
+    kl_weight: float = option(0.0, "Weight of the KL to the host's answer distribution after its explicit CoT.")
+    hidden_weight: float = option(0.0, "Weight of CODI's hidden-state loss at the token before the answer.")
+    alignment_view: str = option(
+        "embedding",
+        "What is compared with the reasoning's embedding: 'embedding' (the implicit tokens, as input of the alignment "
+        "encoder), 'hidden_state' (the host's hidden states at their positions, as input of the encoder's first "
+        "layer) or 'mean_pooled' (without an encoder: the mean of the tokens, with the mean of the host's hidden "
+        "states of the reasoning; an ablation of the paper).",
     )
-    step_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of SIM-CoT's step decoder, which must tell each token's step."},
+    steps_per_token: int = option(1, "Reasoning steps per implicit token; surplus steps join the last token.")
+    curriculum: float = option(
+        0.0,
+        "Share of all steps in which words of the reasoning follow the implicit tokens, as in Coconut and ICoT. At "
+        "first the steps of all tokens but the first are given as words, with labels, before the answer prompt; then "
+        "those of all but the first two tokens, and so on (0: no words).",
     )
-    kl_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the KL to the host's answer distribution after its explicit CoT."}
+    step_decoder: str = option(
+        "generator", "Initial step decoder: 'generator' (a copy of the generator's LM), an id or a path."
     )
-    hidden_weight: float = field(
-        default=0.0, metadata={"help": "Weight of CODI's hidden-state loss at the token before the answer."}
+    keep_step_decoder: bool = option(True, "Save the step decoder with the model; generation does not use it.")
+    projection_warmup: float = option(
+        0.1, "Share of all steps that train the projection and <thought> only (0: no such phase)."
     )
-    alignment_view: str = field(
-        default="embedding",
-        metadata={
-            "help": "How implicit tokens are compared with the reasoning: 'embedding' (they enter the alignment "
-            "encoder themselves), 'hidden_state' (the host's states at their positions do, of the layer the text's "
-            "states are taken from) or 'mean_pooled' (no encoder: their mean against the mean of the host's states of "
-            "the reasoning, the paper's ablation)."
-        },
+    projection_learning_rate: float | None = option(
+        None, "Initial learning rate of projection and <thought>. None: learning_rate."
     )
-    steps_per_token: int = field(
-        default=1, metadata={"help": "Reasoning steps told by one implicit token; surplus steps join the last token."}
+    projection_weight_decay: float | None = option(
+        None, "Weight decay of projection and <thought>. None: weight_decay."
     )
-    curriculum: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of all steps over which the reasoning moves from words into the tokens, as in Coconut and "
-            "ICoT: at first the words of all but the first token's steps stand, as labels, between the tokens and "
-            "the answer prompt, then those of all but the first two tokens', and so on (0: never any words)."
-        },
+    answer_prompt: str | None = option(
+        None,
+        "Text between the implicit tokens and the answer. None: the one of the model's earlier training, or "
+        f"{ANSWER_PROMPT!r} for a new model.",
     )
-    step_decoder: str = field(
-        default="generator",
-        metadata={"help": "Step decoder to start from: 'generator' (a copy of the generator's LM), an id or a path."},
+    max_length: int | None = option(
+        None,
+        "Maximum tokens of prompt, implicit tokens and answer together; longer rows are an error. None: the host's "
+        "context.",
     )
-    keep_step_decoder: bool = field(
-        default=True, metadata={"help": "Save the step decoder as the reader of the tokens; generation never runs it."}
+    use_question_cache: bool = option(
+        True,
+        "Run the frozen host over the questions without gradient and back-propagate only through what follows: the "
+        "same loss and gradients in less time and memory.",
     )
-    projection_warmup: float = field(
-        default=0.1,
-        metadata={"help": "Share of all steps that train the projection and <thought> only (0 skips the phase)."},
+    question_cache_gb: float = option(
+        4.0,
+        "GiB on each device for the frozen models' keys and values of the training questions, computed once with "
+        "use_question_cache if those of all questions fit (0: compute them at each step).",
     )
-    projection_learning_rate: float | None = field(
-        default=None, metadata={"help": "Initial learning rate of projection and <thought>. None: learning_rate."}
+    model_init_kwargs: dict | str | None = option(
+        None,
+        "Arguments of from_pretrained for a model given by id or path; `semcot distill` passes them to host and "
+        "generator.",
     )
-    projection_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of projection and <thought>. None: weight_decay."}
-    )
-    answer_prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "Text between the implicit tokens and the answer. None: the one that the model was trained with "
-            f"before, or else {ANSWER_PROMPT!r}."
-        },
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most tokens of prompt, implicit tokens and answer together; longer rows are an error. None: the "
-            "host's context."
-        },
-    )
-    use_question_cache: bool = field(
-        default=True,
-        metadata={
-            "help": "Run the frozen host over the questions without gradient, and back-propagate through what follows "
-            "only: the same loss and gradients in less time and memory."
-        },
-    )
-    question_cache_gb: float = field(
-        default=4.0,
-        metadata={
-            "help": "GiB on each device for the frozen models' keys and values of the training questions, kept from "
-            "epoch to epoch with use_question_cache, where those of all questions fit (0: computed at each step)."
-        },
-    )
-    model_init_kwargs: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments for from_pretrained, where the model is given by id or path; `semcot distill` has them "
-            "for host and generator."
-        },
-    )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the dataset."})
-    eval_generations: int = field(
-        default=0, metadata={"help": "Evaluation questions answered by generation at each evaluation (0: none)."}
-    )
-    generation_max_new_tokens: int = field(default=32, metadata={"help": "Longest generated answer in tokens."})
-    include_host: bool | None = field(
-        default=None, metadata={"help": "Save the host with the model; None includes one that has no id or path."}
-    )
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every step uses all trained parameters, so DDP need not look for others."}
+    dataset_num_proc: int | None = option(None, "Processes that tokenize the dataset.")
+    eval_generations: int = option(0, "Evaluation questions answered by generation at each evaluation (0: none).")
+    generation_max_new_tokens: int = option(32, "Maximum tokens of a generated answer.")
+    include_host: bool | None = option(None, "Save the host with the model. None: only if it has no id or path.")
+    learning_rate: float = option(1e-4, "The initial learning rate.")
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Whether DDP looks for unused parameters; every step uses all trained ones."
     )
     # TRL sets this by default, which transformers deprecates in favour of activation_checkpointing.
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Use activation_checkpointing."})
+    gradient_checkpointing: bool | None = option(  # type: ignore[assignment]  # TRL leaves out transformers' None
+        None, "Deprecated by transformers: use activation_checkpointing."
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_device_defaults(self)
         super().__post_init__()
         for name in ("label_smoothing_factor", "neftune_noise_alpha"):
             if getattr(self, name):
                 raise ValueError(
-                    f"{name}={getattr(self, name)}: the losses of stage 2 are computed without it. Leave it out."
+                    f"{name}={getattr(self, name)}: the losses of stage 2 do not support it. Leave it out."
                 )
-        if self.accelerator_config.dispatch_batches is None:
-            # Else one process reads streams for all, and cannot join batches that are padded to their own lengths.
-            self.accelerator_config.dispatch_batches = False
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}: must lie within 0 and 1.")
-        for name in ("step_weight", "kl_weight", "hidden_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
-        if not 0 <= self.projection_warmup < 1:
-            raise ValueError(f"projection_warmup={self.projection_warmup}: must be at least 0 and less than 1.")
-        if not 0 <= self.curriculum < 1:
-            raise ValueError(f"curriculum={self.curriculum}: must be at least 0 and less than 1.")
-        if self.question_cache_gb < 0:
-            raise ValueError(f"question_cache_gb={self.question_cache_gb}: must be 0 or more (in GiB).")
-        if self.steps_per_token < 1:
-            raise ValueError(f"steps_per_token={self.steps_per_token}: must be 1 or more.")
+        accelerator_config = self.accelerator_config
+        if isinstance(accelerator_config, AcceleratorConfig) and accelerator_config.dispatch_batches is None:
+            # With True, one process reads streams for all, and cannot join batches that are padded to other lengths.
+            accelerator_config.dispatch_batches = False
+        check_range(self, "[0, 1]", "alpha")
+        check_range(self, "[0, inf)", "step_weight", "kl_weight", "hidden_weight", "question_cache_gb")
+        check_range(self, "[0, 1)", "projection_warmup", "curriculum")
+        check_range(self, "[1, inf)", "steps_per_token")
         if self.alignment_view not in ALIGNMENT_VIEWS:
             raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
 
-    def to_dict(self):
-        # TrainingArguments takes whatever ends on "_token" for a secret.
+    def to_dict(self) -> dict[str, Any]:
+        # TrainingArguments.to_dict masks every field whose name ends with "_token" as a secret.
         return {**super().to_dict(), "steps_per_token": self.steps_per_token}

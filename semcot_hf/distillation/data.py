@@ -1,37 +1,44 @@
-"""Rows and batches of stage 2: prompts on the left, answers on the right, each token's reasoning steps beside them."""
+"""Rows of stage 2: tokenized prompts, answers and reasoning steps, and the lengths that the models allow."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
-import numpy as np
-import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.schema import to_row
 from ..data.splits import normalise_question
 from ..inference.prompting import encode_prompt, prompt_text
+from ..modeling.configuration_semcot import text_config
 from ..modeling.implicit_tokens_semcot import generator_text
+from ..modeling.modeling_semcot import SemCoTForCausalLM
 from ..modeling.splicing_semcot import context_of
+from ..training import dataset_checks
+from .config import SemCoTDistillationConfig
 
 logger = logging.get_logger(__name__)
 
 COLUMNS = ("query", "reasoning", "answer", "steps", "prompt", "completion")
 
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What decides a row's token ids, and which rows are too long.
+    """What the token ids of a row, and the limits of its length, depend on.
 
     Args:
         answer_prompt_size: tokens of the answer prompt.
-        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token must tell.
-        max_length: most tokens of prompt, implicit tokens and answer; `None` for no limit.
+        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token encodes.
+        max_length: maximum tokens of prompt, implicit tokens and answer; `None` for no limit.
         needs_reasoning: the objectives (names of config fields) that need a row's reasoning.
         teacher: whether the explicit chain of thought must fit too.
-        words: whether rows carry the reasoning's words for each stage of the curriculum.
-        generator_context: most tokens of query and implicit tokens in the generator; `None` for no limit.
-        tokenizers: of host and generator, where the generator reads queries in its own ids.
-        step_context: most tokens of an implicit token and its steps in the step decoder; `None` for no limit.
+        words: whether rows carry the words of the reasoning for each stage of the curriculum.
+        generator_context: maximum tokens of query and implicit tokens in the generator; `None` for no limit.
+        tokenizers: of host and generator, when the generator reads queries in its own ids.
+        step_context: maximum tokens of an implicit token and its steps in the step decoder; `None` for no limit.
     """
 
     answer_prompt_size: int
@@ -42,14 +49,15 @@ class RowSettings:
     teacher: bool = False
     words: bool = False
     generator_context: int | None = None
-    tokenizers: tuple | None = None
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
     step_context: int | None = None
 
 
-def row_settings(model, args):
-    """The `RowSettings` of a SemCoT model, prepared for training, and its `SemCoTDistillationConfig`."""
+def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> RowSettings:
+    """Return the settings for a model that is prepared for training."""
     config = model.config
     limits = (args.max_length, context_of(config.get_text_config()))
+    tokenizers = (model.host_tokenizer, model.generator_tokenizer)
     objectives = ("alpha", "step_weight", "kl_weight", "hidden_weight", "curriculum")
     if args.curriculum > 0 and config.num_implicit_tokens < 2:
         raise ValueError(
@@ -57,21 +65,24 @@ def row_settings(model, args):
             f"num_implicit_tokens is {config.num_implicit_tokens}. Set curriculum=0."
         )
     return RowSettings(
-        answer_prompt_size=len(config.answer_prompt_ids),
+        answer_prompt_size=len(config.answer_prompt_ids or ()),
         num_implicit_tokens=config.num_implicit_tokens,
         steps_per_token=args.steps_per_token,
         max_length=min((limit for limit in limits if limit is not None), default=None),
         needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
         teacher=args.kl_weight > 0 or args.hidden_weight > 0,
         words=args.curriculum > 0,
-        generator_context=context_of(config.generator_config.get_text_config()),
-        tokenizers=(model.host_tokenizer, model.generator_tokenizer) if config.separate_generator_tokenizer else None,
-        step_context=context_of(config.step_decoder_config.get_text_config()) if args.step_weight > 0 else None,
+        generator_context=context_of(text_config(config.generator_config)),
+        tokenizers=cast(Any, tokenizers) if config.separate_generator_tokenizer else None,
+        step_context=context_of(text_config(config.step_decoder_config)) if args.step_weight > 0 else None,
     )
 
 
-def schema_row(example, name):
-    """The row in the dataset schema, from the paper's columns or TRL's prompt and completion.
+def schema_row(example: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a row in the dataset schema, from the paper's columns or TRL's prompt and completion.
+
+    Args:
+        name: the dataset's name in errors and warnings.
 
     Raises:
         ValueError: for missing columns.
@@ -91,56 +102,57 @@ def schema_row(example, name):
     return to_row(example, columns)
 
 
-def tokenize_dataset(dataset, name, tokenizer, settings, num_proc=None):
-    """The dataset as token ids (`tokenize_row`), with each row's `length` and `reasoning`.
+def tokenize_dataset(
+    dataset: AnyDataset | None,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RowSettings,
+    num_proc: int | None = None,
+) -> AnyDataset:
+    """Return the dataset as token ids (`tokenize_row`), with the `length` and `reasoning` of each row.
 
     Args:
-        dataset: `Dataset`, or `IterableDataset`, which is tokenized as it is read.
-        name: what errors call it.
-        tokenizer: its chat template ends a prompt on the answer prompt.
+        dataset: an `IterableDataset` is tokenized while it is read.
+        name: the dataset's name in errors.
+        tokenizer: its chat template ends a prompt with the answer prompt.
+        num_proc: processes that tokenize.
 
     Raises:
         ValueError: for missing or empty datasets and columns, rows without what the objectives need, or rows beyond
-            the limit: nothing is ever cut.
+            a length limit: no row is truncated.
     """
     if dataset is None:
         raise ValueError(f"{name} is required: pass a Dataset of query, reasoning and answer.")
-    if isinstance(dataset, dict):
-        raise ValueError(f"{name} holds the splits {', '.join(dataset)}: pass one of them, such as dataset['train'].")
-    streaming = isinstance(dataset, IterableDataset)
-    columns = column_names(dataset)
-    if not columns or not streaming and len(dataset) == 0:
+    dataset_checks.check_single_split(dataset, name)
+    columns = dataset_checks.column_names(dataset)
+    if not columns or isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"{name} is empty: pass at least one row.")
-    options = {} if streaming else {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
+    arguments = {"name": name, "tokenizer": tokenizer, "settings": settings}
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_checked_row, fn_kwargs=arguments, remove_columns=columns)
     return dataset.map(
-        _checked_row,
-        fn_kwargs={"name": name, "tokenizer": tokenizer, "settings": settings},
-        remove_columns=columns,
-        **options,
+        _checked_row, fn_kwargs=arguments, remove_columns=columns, num_proc=num_proc, desc=f"Tokenizing {name}"
     )
 
 
-def column_names(dataset):
-    """The columns of a dataset; where a stream does not tell them, those of its first row, if it has one."""
-    return dataset.column_names or list(next(iter(dataset), {}))
+def in_one_shard(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Return a stream of several shards as one of a single shard; any other dataset unchanged.
 
-
-def in_one_shard(dataset):
-    """A stream of several shards as one of one shard; any other dataset as it is.
-
-    Of several shards, processes read some each, and those with fewer batches leave the others waiting in evaluation;
-    of one, all of them read equally many.
+    Processes divide several shards among themselves, and in evaluation one with fewer batches blocks the others. Of
+    one shard, all processes read equally many rows.
     """
     if isinstance(dataset, IterableDataset) and dataset.num_shards > 1:
         return IterableDataset.from_generator(_rows, gen_kwargs={"dataset": dataset})
     return dataset
 
 
-def _rows(dataset):
+def _rows(dataset: IterableDataset) -> Iterator[dict[str, Any]]:
     yield from dataset
 
 
-def _checked_row(example, name, tokenizer, settings):
+def _checked_row(
+    example: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase, settings: RowSettings
+) -> dict[str, Any]:
     row = schema_row(example, name)
     if not row["query"] or not row["answer"]:
         raise ValueError(f"{name} has a row without query or answer: {str(example)[:120]}. Drop or complete it.")
@@ -155,140 +167,68 @@ def _checked_row(example, name, tokenizer, settings):
     return {**ids, "length": length, "reasoning": row["reasoning"]}
 
 
-def warn_of_overlap(train_dataset, eval_dataset, name):
-    """Warn of evaluation questions that stand in the training set, with their number; streams are not read for it."""
-    if isinstance(train_dataset, IterableDataset) or isinstance(eval_dataset, IterableDataset):
-        return
-    known = {normalise_question(schema_row(row, "train_dataset")["query"]) for row in train_dataset}
-    shared = sum(normalise_question(schema_row(row, name)["query"]) in known for row in eval_dataset)
-    if shared:
-        logger.warning(
-            f"{name}: {shared} of {len(eval_dataset)} questions stand in train_dataset too: its metrics are too high."
+def warn_of_overlap(train_dataset: Dataset, eval_dataset: Dataset, name: str) -> None:
+    """Warn when evaluation questions are also in the training set; streams are not read for this."""
+    if not (isinstance(train_dataset, IterableDataset) or isinstance(eval_dataset, IterableDataset)):
+        train, evaluation = (
+            [normalise_question(schema_row(row, label)["query"]) for row in dataset]
+            for label, dataset in (("train_dataset", train_dataset), (name, eval_dataset))
         )
+        dataset_checks.warn_of_overlap(train, evaluation, name, "questions")
 
 
-def tokenize_row(row, tokenizer, settings):
-    """Token ids of one row in the dataset schema.
+def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, settings: RowSettings) -> dict[str, Any]:
+    """Return the token ids of a row.
 
     Args:
-        row: query, answer, reasoning, steps.
-        tokenizer: its chat template ends a prompt on the answer prompt (`prompts.with_answer_prompt`).
+        row: query, answer, reasoning and steps.
+        tokenizer: its chat template ends a prompt with the answer prompt (`prompting.with_answer_prompt`).
 
     Returns:
         dict of `prompt_ids`; `completion_ids`, the answer with end of sequence; `step_ids`, a list of ids for each
-        implicit token; `word_ids`, the words that are left when the first 1, 2, ... k - 1 tokens have taken theirs, if
-        the curriculum wants them; `teacher_ids`, the explicit chain of thought in place of the implicit tokens.
+        implicit token; `word_ids`, for each stage 1 to k - 1 of the curriculum the words that remain; `teacher_ids`,
+        the prompt with the explicit reasoning before its answer prompt.
     """
+
+    def plain(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     text = prompt_text(tokenizer, row["query"])
-    prompt = encode_prompt(tokenizer, text)
+    prompt, answer = encode_prompt(tokenizer, text), " " + row["answer"]
+    joint = encode_prompt(tokenizer, text + answer)
+    # The answer is tokenized together with the prompt if that leaves the prompt's ids unchanged.
+    completion = joint[len(prompt) :] if joint[: len(prompt)] == prompt else plain(answer)
     cut = len(prompt) - settings.answer_prompt_size
     end = [tokenizer.eos_token_id]
     groups = group_steps(row["steps"], settings.num_implicit_tokens, settings.steps_per_token)
     left = [" ".join(filter(None, groups[stage:])) for stage in range(1, len(groups))] if settings.words else []
     return {
         "prompt_ids": prompt,
-        "completion_ids": _continuation(tokenizer, text, prompt, " " + row["answer"]) + end,
-        "step_ids": [tokenizer(step, add_special_tokens=False)["input_ids"] + end if step else [] for step in groups],
-        "word_ids": [tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in left],
-        "teacher_ids": prompt[:cut]
-        + tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]
-        + prompt[cut:],
+        "completion_ids": completion + end,
+        "step_ids": [plain(step) + end if step else [] for step in groups],
+        "word_ids": [plain(words) if words else [] for words in left],
+        "teacher_ids": prompt[:cut] + plain(row["reasoning"]) + prompt[cut:],
     }
 
 
-def group_steps(steps, num_implicit_tokens, steps_per_token=1):
-    """The text that each implicit token must tell; surplus steps join the last token (SIM-CoT, section 3).
+def group_steps(steps: Sequence[str], num_implicit_tokens: int, steps_per_token: int = 1) -> list[str]:
+    """Return the text that each implicit token encodes; surplus steps join the last token (SIM-CoT, section 3).
 
     >>> group_steps(["a", "b", "c"], 2)
     ['a', 'b c']
     >>> group_steps(["a", "b", "c"], 4, steps_per_token=2)
     ['a b', 'c', '', '']
     """
-    texts = []
-    for index in range(num_implicit_tokens):
-        start = index * steps_per_token
-        last = index == num_implicit_tokens - 1
-        texts.append(" ".join(steps[start:] if last else steps[start : start + steps_per_token]))
-    return texts
+    starts = [index * steps_per_token for index in range(num_implicit_tokens)]
+    return [" ".join(steps[start:end]) for start, end in zip(starts, [*starts[1:], None], strict=False)]
 
 
-def _continuation(tokenizer, text, prompt, addition):
-    """Ids of `addition` behind the prompt, tokenized together with it where that leaves the prompt's ids alone."""
-    joint = encode_prompt(tokenizer, text + addition)
-    if joint[: len(prompt)] == prompt:
-        return joint[len(prompt) :]
-    return tokenizer(addition, add_special_tokens=False)["input_ids"]
-
-
-@dataclass
-class DistillationCollator:
-    """Pads rows of `tokenize_row` to a batch.
-
-    `input_ids` (batch, prompt + answer) is padded on the left before the prompts and on the right behind the answers,
-    so that all answers start in one column; `teacher_ids` likewise. `step_input_ids` is (batch, k, longest step),
-    `word_input_ids` (batch, k - 1, most words).
+def check_lengths(ids: Mapping[str, Any], settings: RowSettings, name: str, query: str) -> None:
+    """Check that each model can read its part of a row without truncation.
 
     Args:
-        pad_token_id: the filler.
-        with_steps, with_teacher, with_words: whether to make those tensors.
-    """
-
-    pad_token_id: int
-    with_steps: bool = False
-    with_teacher: bool = False
-    with_words: bool = False
-
-    def __call__(self, rows):
-        completions = [row["completion_ids"] for row in rows]
-        batch = self._sequences([row["prompt_ids"] for row in rows], completions)
-        batch["labels"] = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        if self.with_teacher:
-            teacher = self._sequences([row["teacher_ids"] for row in rows], completions)
-            batch["teacher_input_ids"] = teacher["input_ids"]
-            batch["teacher_attention_mask"] = teacher["attention_mask"]
-        for name, wanted in (("step", self.with_steps), ("word", self.with_words)):
-            if wanted:
-                batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"] = self._parts(
-                    [row[f"{name}_ids"] for row in rows]
-                )
-        if "reasoning_embedding" in rows[0]:
-            batch["reasoning_embedding"] = torch.tensor(
-                np.asarray([row["reasoning_embedding"] for row in rows]), dtype=torch.float32
-            )
-        return batch
-
-    def _parts(self, rows):
-        """Ids and mask (batch, parts, longest part), padded on the right, of rows with equally many parts."""
-        width = max(1, max(len(part) for parts in rows for part in parts))
-        ids = [[_right(part, width, self.pad_token_id) for part in parts] for parts in rows]
-        mask = [[_right([1] * len(part), width, 0) for part in parts] for parts in rows]
-        return torch.tensor(ids), torch.tensor(mask)
-
-    def _sequences(self, prompts, completions):
-        left, right = max(map(len, prompts)), max(map(len, completions))
-        ids, mask, completion = [], [], []
-        for prompt, answer in zip(prompts, completions, strict=True):
-            gap = left - len(prompt)
-            ids.append([self.pad_token_id] * gap + prompt + _right(answer, right, self.pad_token_id))
-            mask.append([0] * gap + [1] * len(prompt) + _right([1] * len(answer), right, 0))
-            completion.append([0] * left + _right([1] * len(answer), right, 0))
-        return {
-            "input_ids": torch.tensor(ids),
-            "attention_mask": torch.tensor(mask),
-            "completion_mask": torch.tensor(completion),
-        }
-
-
-def _right(values, width, filler):
-    return values + [filler] * (width - len(values))
-
-
-def check_lengths(ids, settings, name, query):
-    """Check that each model can read its part of a row whole: nothing is ever cut.
-
-    Args:
-        ids: what `tokenize_row` makes; settings: `RowSettings`.
-        name: what the error calls the data set; query: by which it tells the row.
+        ids: a result of `tokenize_row`.
+        name, query: the dataset's name and the row's query in the error.
 
     Raises:
         ValueError: for a part that is longer than its limit.
@@ -304,23 +244,23 @@ def check_lengths(ids, settings, name, query):
         checks.append((parts, prompt + count + words + answer, *host))
     if settings.generator_context is not None:
         size = _query_size(ids["prompt_ids"], settings) + count
-        limit = (settings.generator_context, "the generator's context of {}", "take another generator")
+        limit = (settings.generator_context, "the generator's context of {}", "use another generator")
         checks.append((f"query and {count} implicit tokens", size, *limit))
     if settings.step_context is not None:
-        # One position is the implicit token's, and the last token is told, not read.
+        # The implicit token takes one position; the last token of the steps is predicted, not read.
         size = max(map(len, ids["step_ids"]), default=0)
-        limit = (settings.step_context, "the step decoder's context of {}", "take another step_decoder")
-        checks.append(("an implicit token and the steps that it must tell", size, *limit))
-    for parts, length, limit, limit_name, remedy in checks:
-        if limit is not None and length > limit:
+        limit = (settings.step_context, "the step decoder's context of {}", "use another step_decoder")
+        checks.append(("an implicit token and its steps", size, *limit))
+    for parts, length, most, limit_name, remedy in checks:
+        if most is not None and length > most:
             raise ValueError(
-                f"{name} has a row of {length} tokens ({parts}), beyond {limit_name.format(limit)}, where it would be "
-                f"cut: drop long rows or {remedy}. Its query starts {query[:80]!r}."
+                f"{name} has a row of {length} tokens ({parts}), beyond {limit_name.format(most)}: drop long rows or "
+                f"{remedy}. Its query starts {query[:80]!r}."
             )
 
 
-def _query_size(prompt, settings):
-    """Tokens that the generator reads of a prompt, in its own ids."""
+def _query_size(prompt: list[int], settings: RowSettings) -> int:
+    """Return how many tokens of a prompt the generator reads, in its own ids."""
     query = prompt[: len(prompt) - settings.answer_prompt_size]
     if settings.tokenizers is None:
         return len(query)

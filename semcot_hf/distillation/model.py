@@ -1,20 +1,58 @@
-"""The SemCoT model as stage 2 trains it: what moves, in which precision and at which rate; and what of it is saved."""
+"""The SemCoT model in stage 2: which parameters are trained, their precision and learning rate, and what is saved."""
 
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
+from ..modeling.configuration_semcot import SemCoTConfig
 from ..modeling.loading_semcot import TOKENIZERS
+from ..modeling.modeling_semcot import SemCoTForCausalLM
 from ..training.adapters import HALF, add_adapters
+from ..training.trainer import load_tokenizer
+from .config import SemCoTDistillationConfig
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 STEPS_NAME = "step_decoder.safetensors"
 
 
-def prepare_model(model, args, peft_config):
-    """Attach the step decoder and the adapters, and set what is trained, in float32."""
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, config: SemCoTConfig, answer_prompt: str | None
+) -> tuple[PreTrainedTokenizerBase, str]:
+    """Return the tokenizer whose prompts end with the answer prompt, and that text; set `config.answer_prompt_ids`.
+
+    Args:
+        tokenizer: the host's; loaded from where the model comes from when `None`.
+        answer_prompt: `SemCoTDistillationConfig.answer_prompt`.
+
+    Raises:
+        ValueError: for a tokenizer without end token, and for an answer prompt that does not fit it.
+    """
+    if tokenizer is None:
+        tokenizer = load_tokenizer(config)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "processing_class has no eos_token, which ends each answer: set the host's end token, "
+            "processing_class.eos_token = ..."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    answer_prompt = choose_answer_prompt(tokenizer, answer_prompt, config.answer_prompt_ids or ())
+    config.answer_prompt_ids = answer_prompt_ids(tokenizer, answer_prompt)
+    return with_answer_prompt(tokenizer, answer_prompt), answer_prompt
+
+
+def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft_config: "PeftConfig | None") -> None:
+    """Add the step decoder and the adapters, and set which parameters are trained, in float32."""
+    if args.include_host is not None:
+        model.config.includes_host = args.include_host
     if args.step_weight > 0 and model.step_decoder is None:
         source = model.config.generator_name_or_path if args.step_decoder == "generator" else args.step_decoder
         if args.step_decoder == "generator" and model.config.separate_generator_tokenizer:
@@ -31,26 +69,26 @@ def prepare_model(model, args, peft_config):
     model.requires_grad_(False)
     if peft_config is None:
         model.generator.requires_grad_(True)
-        # Of the generator's embedding rows only <thought>, a parameter of its own, is trained (SemCoT, section 3.2).
+        # Of the generator's embeddings only <thought>, a separate parameter, is trained (SemCoT, section 3.2).
         model.generator.get_input_embeddings().requires_grad_(False)
     else:
-        add_adapters(model.generator, peft_config, "what is no generator (projection, <thought>, step decoder)")
+        add_adapters(model.generator, peft_config, "the other modules (projection, <thought>, step decoder)")
     for module in (model.projection, model.step_decoder, model.step_projection):
         if module is not None:
             module.requires_grad_(True)
-    # With an offset of -1 the last <thought> is read by nobody, so a single one has no gradient.
+    # With an offset of -1 no state after the last <thought> is used, so a single <thought> has no gradient.
     model.thought_embedding.requires_grad_(model.config.num_implicit_tokens + model.config.state_offset > 0)
-    if args.step_weight == 0 and model.step_decoder is not None:
-        model.step_decoder.requires_grad_(False)
-        model.step_projection.requires_grad_(False)
+    for module in (model.step_decoder, model.step_projection):
+        if args.step_weight == 0 and module is not None:
+            module.requires_grad_(False)
     _full_precision(model, adapted=peft_config is not None)
 
 
-def _full_precision(model, adapted):
-    """Turn what is trained to float32: steps of 1e-5 are lost in 16-bit weights, and `bf16` autocasts the computation.
+def _full_precision(model: SemCoTForCausalLM, adapted: bool) -> None:
+    """Convert trained weights to float32: 16-bit weights lose updates of 1e-5; `bf16` autocasts the computation.
 
     Args:
-        adapted: whether the generator is trained through adapters only, which `add_adapters` makes in float32.
+        adapted: whether the generator has adapters, which `add_adapters` makes in float32; its weights are frozen.
     """
     for module in (model.projection, model.step_decoder, model.step_projection, None if adapted else model.generator):
         if module is not None and any(weight.dtype in HALF for weight in module.parameters()):
@@ -59,8 +97,8 @@ def _full_precision(model, adapted):
         model.thought_embedding.data = model.thought_embedding.data.float()
 
 
-def group_projection(optimizer, model, args):
-    """Give projection and <thought> parameter groups of their own where they have their own rate or decay."""
+def group_projection(optimizer: torch.optim.Optimizer, model: torch.nn.Module, args: SemCoTDistillationConfig) -> None:
+    """Move projection and <thought> to separate parameter groups if they have their own learning rate or decay."""
     rate, decay = args.projection_learning_rate, args.projection_weight_decay
     if rate is None and decay is None:
         return
@@ -69,7 +107,7 @@ def group_projection(optimizer, model, args):
         for name, parameter in model.named_parameters()
         if "projection" in name.split(".") or "thought_embedding" in name.split(".")
     }
-    # Trainer makes two groups: the first one decays, the second (biases, norms) does not.
+    # Trainer makes two groups: weights with decay, then biases and norms without.
     for index, group in enumerate(list(optimizer.param_groups)):
         taken = [parameter for parameter in group["params"] if id(parameter) in own]
         if not taken:
@@ -84,8 +122,8 @@ def group_projection(optimizer, model, args):
 
 
 @contextlib.contextmanager
-def without_step_decoder(config):
-    """While it lasts, the configuration tells of no step decoder."""
+def without_step_decoder(config: SemCoTConfig) -> Iterator[None]:
+    """Remove the step decoder from the configuration inside the block."""
     kept, config.step_decoder_config = config.step_decoder_config, None
     try:
         yield
@@ -93,27 +131,16 @@ def without_step_decoder(config):
         config.step_decoder_config = kept
 
 
-def split_step_decoder(state_dict):
-    """(the step decoder's weights, all others) of a state dict."""
+def split_step_decoder(
+    state_dict: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return (the step decoder's weights, all other weights) of a state dict."""
     own = {key: value for key, value in state_dict.items() if key.startswith("step_")}
     return own, {key: value for key, value in state_dict.items() if key not in own}
 
 
-def save_step_decoder(weights, folder):
-    """Write a step decoder that is not to be kept beside a checkpoint's weights, to go on from."""
-    # Copies, since tied weights are one tensor, which safetensors refuses.
-    save_file({key: value.clone().contiguous() for key, value in weights.items()}, os.path.join(folder, STEPS_NAME))
-
-
-def load_step_decoder(model, folder):
-    """Read back what `save_step_decoder` wrote."""
-    path = os.path.join(folder, STEPS_NAME)
-    if os.path.isfile(path):
-        model.load_state_dict(load_file(path), strict=False)
-
-
-def copy_code_and_tokenizers(checkpoint, folder):
-    """Copy of a checkpoint what `Trainer` leaves behind where it pushes one: the model's code and its tokenizers."""
+def copy_code_and_tokenizers(checkpoint: str, folder: str) -> None:
+    """Copy the model's code and its tokenizers, which `Trainer` omits when it pushes a checkpoint."""
     for name in os.listdir(checkpoint):
         source, target = os.path.join(checkpoint, name), os.path.join(folder, name)
         if name.endswith(".py"):

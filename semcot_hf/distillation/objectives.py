@@ -1,15 +1,21 @@
-"""The training objectives as pure functions of tensors."""
+"""The objectives of stage 2: losses as pure functions of tensors, their inputs, and their logged means."""
 
 from collections import defaultdict
+from os import PathLike
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
+from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-from ..alignment.encoder import alignment_layers, encode_hidden_states, load_alignment_encoder
+from ..alignment.encoder import alignment_layers, backbone_in, encode_hidden_states, load_alignment_encoder
+from .config import SemCoTDistillationConfig
 
 
-def semantic_alignment_loss(implicit, reasoning):
-    """L_reason = mean_i (1 - cos(f(Z_i), f(R_i))) (SemCoT, section 3.2, stage 2).
+def semantic_alignment_loss(implicit: torch.Tensor, reasoning: torch.Tensor) -> torch.Tensor:
+    """Compute L_reason = mean_i (1 - cos(f(Z_i), f(R_i))) (SemCoT, section 3.2, stage 2).
 
     Args:
         implicit: (batch, dim), f of the implicit tokens.
@@ -18,29 +24,32 @@ def semantic_alignment_loss(implicit, reasoning):
     Returns:
         Scalar between 0 and 2.
 
-    >>> import torch
     >>> semantic_alignment_loss(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])).item()
     0.5
     """
     return (1 - F.cosine_similarity(implicit.float(), reasoning.float(), dim=-1)).mean()
 
 
-def distribution_loss(student_logits, teacher_logits, labels, temperature=1.0):
-    """T^2 * mean over labelled tokens of KL(teacher || student): the host's own explicit CoT as teacher.
+def distribution_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Compute T^2 * mean over labelled tokens of KL(teacher || student), with the host's explicit CoT as teacher.
 
     Position i of the logits predicts token i + 1 of `labels`.
 
     Args:
         student_logits, teacher_logits: (batch, length, vocabulary), aligned at the answer's tokens.
-        labels: (batch, length), -100 where no loss is wanted.
-        temperature: softens both distributions.
+        labels: (batch, length), -100 where a token has no loss.
+        temperature: T, which softens both distributions.
 
     Returns:
-        Scalar, 0 where both agree.
+        Scalar, 0 for equal distributions.
 
-    >>> import torch
-    >>> logits = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
-    >>> distribution_loss(logits, logits, torch.tensor([[-100, 1]])).item()
+    >>> student, teacher = torch.zeros(1, 2, 2), torch.tensor([[[0.2, 0.8], [0.5, 0.5]]]).log()
+    >>> labels = torch.tensor([[-100, 1]])
+    >>> round(distribution_loss(student, teacher, labels).item(), 4)  # 0.2 ln(0.2 / 0.5) + 0.8 ln(0.8 / 0.5)
+    0.1927
+    >>> distribution_loss(teacher, teacher, labels).item()
     0.0
     """
     wanted = labels[:, 1:] != -100
@@ -49,8 +58,8 @@ def distribution_loss(student_logits, teacher_logits, labels, temperature=1.0):
     return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2
 
 
-def hidden_state_loss(student_states, teacher_states):
-    """CODI's L = mean over layers of SmoothL1(h_student, stopgrad h_teacher) / std(h_teacher), at one token a row.
+def hidden_state_loss(student_states: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
+    """Compute L = mean over layers of SmoothL1(h_student, stopgrad h_teacher) / std(h_teacher) (CODI, 2502.21074).
 
     Args:
         student_states, teacher_states: (layers, batch, hidden), the states at the token before the answer.
@@ -58,7 +67,6 @@ def hidden_state_loss(student_states, teacher_states):
     Returns:
         Scalar.
 
-    >>> import torch
     >>> states = torch.tensor([[[0.0, 2.0]]])
     >>> hidden_state_loss(states, states).item()
     0.0
@@ -70,14 +78,17 @@ def hidden_state_loss(student_states, teacher_states):
     return (distance / teacher.flatten(1).std(dim=1).clamp(min=1e-6)).mean()
 
 
-def frozen_encoder(encoder, args, hidden_size):
-    """The alignment encoder (SentenceTransformer, id or path) that `args` ask for, frozen; `None` where they do not.
+def frozen_encoder(
+    encoder: SentenceTransformer | str | PathLike | None, args: SemCoTDistillationConfig, hidden_size: int
+) -> SentenceTransformer | None:
+    """Return the alignment encoder, loaded and frozen; `None` when `args` need none.
 
     Args:
-        hidden_size: the host's, of which the encoder was cut out.
+        encoder: a SentenceTransformer, its id or its path.
+        hidden_size: the host's; the encoder must have been cut out of this host.
 
     Raises:
-        ValueError: where one is needed and not given, given and not needed, or of another host's width.
+        ValueError: for an encoder that is missing, unused, or of another width than the host.
     """
     if args.alpha == 0:
         return None
@@ -90,25 +101,25 @@ def frozen_encoder(encoder, args, hidden_size):
         return None
     if encoder is None:
         raise ValueError(
-            f"alpha={args.alpha} needs alignment_encoder, which stage 1 makes: pass it, set alpha=0 for no alignment, "
-            "or alignment_view='mean_pooled' for one without an encoder."
+            f"alpha={args.alpha} needs alignment_encoder, which stage 1 trains: pass it, set alpha=0 for no "
+            "alignment, or alignment_view='mean_pooled' for an alignment without an encoder."
         )
     encoder = load_alignment_encoder(encoder)
-    width = encoder[0].model.config.get_text_config().hidden_size
+    width = backbone_in(encoder).config.get_text_config().hidden_size
     if width != hidden_size:
         raise ValueError(
             f"alignment_encoder reads states of size {width}, and the host has hidden_size={hidden_size}: pass the "
-            "encoder that stage 1 has cut out of this host."
+            "encoder that stage 1 trained for this host."
         )
     return encoder.requires_grad_(False).eval()
 
 
-def embed_tokens(outputs, encoder, view):
-    """f of the implicit tokens, through the encoder's input or at the layer its text states are taken from.
+def embed_tokens(outputs: Any, encoder: SentenceTransformer | None, view: str) -> torch.Tensor:
+    """Compute f of the implicit tokens.
 
     Args:
-        outputs: `SemCoTCausalLMOutput`, with the host's hidden states for the view "hidden_state".
-        encoder: f; `None` takes the tokens' mean.
+        outputs: the `SemCoTCausalLMOutput`, with the host's hidden states for the view "hidden_state".
+        encoder: f; without it, the result is the mean of the tokens.
         view: `SemCoTDistillationConfig.alignment_view`.
 
     Returns:
@@ -129,50 +140,74 @@ def embed_tokens(outputs, encoder, view):
     return encode_hidden_states(encoder, states.to(dtype), mask)
 
 
-@torch.no_grad()
-def explicit_reasoning(host, input_ids, attention_mask, width, with_states):
-    """The frozen host behind its explicit chain of thought, at the same answer tokens.
+def teacher_losses(
+    host: PreTrainedModel,
+    teacher_ids: torch.Tensor,
+    teacher_mask: torch.Tensor,
+    outputs: Any,
+    labels: torch.Tensor,
+    width: int,
+    args: SemCoTDistillationConfig,
+) -> dict[str, tuple[float, torch.Tensor]]:
+    """Return the (weight, loss) pairs of the objectives that compare the model with the host's explicit reasoning.
 
     Args:
-        input_ids, attention_mask: (batch, length), question, reasoning and answer, padded on the left.
-        width: answer tokens; the logits are those from one position before them on.
-        with_states: whether the output holds hidden states.
+        host: frozen; it reads question, explicit reasoning and answer.
+        teacher_ids, teacher_mask: (batch, teacher length), padded on the left before the question.
+        outputs: the `SemCoTCausalLMOutput` for the same answers.
+        labels: (batch, length) of the SemCoT model's input.
+        width: answer columns.
     """
-    positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
-    return host(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions,
-        logits_to_keep=width + 1,
-        output_hidden_states=with_states,
-        use_cache=False,
-    )
+    with torch.no_grad():
+        teacher = host(
+            input_ids=teacher_ids,
+            attention_mask=teacher_mask,
+            position_ids=(teacher_mask.cumsum(dim=-1) - 1).clamp(min=0),
+            logits_to_keep=width + 1,
+            output_hidden_states=args.hidden_weight > 0,
+            use_cache=False,
+        )
+    before = -width - 1
+    losses = {}
+    if args.kl_weight > 0:
+        loss = distribution_loss(outputs.logits[:, before:], teacher.logits, labels[:, before:])
+        losses["kl_loss"] = (args.kl_weight, loss)
+    if args.hidden_weight > 0:
+        student_states, teacher_states = (
+            torch.stack([layer[:, before] for layer in states[1:]])
+            for states in (outputs.hidden_states, teacher.hidden_states)
+        )
+        losses["hidden_loss"] = (args.hidden_weight, hidden_state_loss(student_states, teacher_states))
+    return losses
 
 
 class LossParts:
-    """Means of named values over steps and processes.
+    """Means of named loss parts over steps and processes.
 
     Args:
         accelerator: of the trainer.
     """
 
-    def __init__(self, accelerator):
+    def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
-        self._kept = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._kept: dict[str, defaultdict[str, list[torch.Tensor]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
 
-    def add(self, name, value, eval_batch_size=None):
-        """Keep a value (scalar); in evaluation once for each row of each process, as Trainer keeps the loss.
+    def add(self, name: str, value: torch.Tensor, eval_batch_size: int | None = None) -> None:
+        """Keep a scalar; in evaluation once for each row of each process, as `Trainer` does with the loss.
 
         Args:
-            eval_batch_size: rows of a batch, in evaluation; `None` in training.
+            eval_batch_size: rows of a batch in evaluation; `None` in training.
         """
         if eval_batch_size is None:
             self._kept["train"][name].append(value)
         else:
             self._kept["eval"][name].append(self._accelerator.gather_for_metrics(value.repeat(eval_batch_size)))
 
-    def means(self, mode):
-        """Mean of each part of "train" or "eval" since the last call, over all processes."""
+    def means(self, mode: Literal["train", "eval"]) -> dict[str, float]:
+        """Return the mean of each part since the last call, over all processes."""
         means = {}
         for name, values in self._kept[mode].items():
             mean = torch.cat(values).mean() if mode == "eval" else torch.stack(values).mean()
@@ -180,7 +215,7 @@ class LossParts:
         self.clear(mode)
         return means
 
-    def clear(self, *modes):
-        """Forget what was kept."""
+    def clear(self, *modes: Literal["train", "eval"]) -> None:
+        """Drop the values of these modes."""
         for mode in modes:
             self._kept[mode].clear()

@@ -1,39 +1,57 @@
-"""Embeddings of the true reasoning, the targets of the semantic alignment: computed once, reused by every run."""
+"""Embeddings of the true reasoning, the targets of the semantic alignment: computed once and reused by every run."""
 
-import hashlib
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
-from datasets import IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..alignment.decoder_layers import backbone_of
-from ..alignment.encoder import default_layers, warn_of_truncation
+from ..alignment.encoder import backbone_in, default_layers, warn_of_truncation
 from ..modeling.splicing_semcot import context_of
+from ..storage import text_digest
 from ..training.tensor_store import fingerprint, store_folder
+from .batches import pad
 
 COLUMN = "reasoning_embedding"
 
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+
+
+class Embedder(Protocol):
+    """What turns reasoning texts into vectors."""
+
+    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+        """Return a float32 array (texts, dim)."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that the vectors depend on."""
+
 
 class MeanStates:
-    """The paper's ablation without a sentence transformer: a text is the mean of the host's hidden states of it.
+    """Embed a text as the mean of the host's hidden states, without a sentence transformer (an ablation of the paper).
 
-    They are those after the layer from which the alignment encoder would read (16 of 32, scaled to the host's depth).
+    The states are those of the layer at which the alignment encoder would start (16 of 32, scaled to the host's
+    depth).
 
     Args:
         host: the frozen causal LM.
         tokenizer: its tokenizer.
     """
 
-    def __init__(self, host, tokenizer):
+    def __init__(self, host: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.backbone = backbone_of(host)
         self.tokenizer = tokenizer
         self.layer, _ = default_layers(self.backbone.config.num_hidden_layers)
 
     @torch.no_grad()
-    def encode(self, texts, batch_size=64):
-        """Float32 array (texts, host hidden size).
+    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+        """Return a float32 array (texts, host hidden size).
 
         Raises:
-            ValueError: for a text longer than the host reads.
+            ValueError: for a text longer than the host's context.
         """
         context = context_of(self.backbone.config.get_text_config())
         vectors = []
@@ -45,8 +63,7 @@ class MeanStates:
                     f"alignment_view='mean_pooled' reads a reasoning of {width} tokens, beyond the host's context of "
                     f"{context}: drop long rows, or choose another alignment_view. It starts {longest[:80]!r}."
                 )
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-            padded = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in ids])
+            padded, mask = pad(ids, self.tokenizer.pad_token_id, "right")
             states = self.backbone(
                 input_ids=padded.to(self.backbone.device),
                 attention_mask=mask.to(self.backbone.device),
@@ -57,51 +74,43 @@ class MeanStates:
             vectors.append(((states.float() * mask).sum(dim=1) / mask.sum(dim=1)).cpu())
         return torch.cat(vectors).numpy()
 
-    def fingerprint(self):
-        """Hash of what the vectors depend on."""
+    def fingerprint(self) -> str:
         description = f"mean of states {self.layer} {self.backbone.config.to_json_string()}"
         return fingerprint(self.backbone, self.tokenizer, description)
 
 
 class EncoderEmbeddings:
-    """f of the true reasoning, by an alignment encoder.
+    """Embed a text by the alignment encoder f."""
 
-    Args:
-        encoder: the SentenceTransformer.
-    """
-
-    def __init__(self, encoder):
+    def __init__(self, encoder: SentenceTransformer):
         self.encoder = encoder
 
-    def encode(self, texts, batch_size=64):
-        """Float32 array (texts, dim)."""
+    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
         return self.encoder.encode(texts, batch_size=batch_size, show_progress_bar=False).astype("float32")
 
-    def fingerprint(self):
-        """Hash of what the vectors depend on."""
+    def fingerprint(self) -> str:
         encoder = self.encoder
-        description = f"{encoder!r} up to {encoder.max_seq_length} {encoder[0].model.config.to_json_string()}"
+        description = f"{encoder!r} up to {encoder.max_seq_length} {backbone_in(encoder).config.to_json_string()}"
         return fingerprint(encoder, encoder.tokenizer, description)
 
 
-def add_reasoning_embeddings(dataset, name, embedder):
-    """The dataset with a column of its reasoning's embeddings.
+def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: Embedder) -> AnyDataset:
+    """Return the dataset with a column of embeddings of its reasoning.
 
-    They are stored in the folder of the datasets cache (`HF_DATASETS_CACHE`) by a hash of the texts and of all that
-    computes them, and read from there by every later run. A stream is embedded as it is read.
+    They are stored in the folder of the datasets cache (`HF_DATASETS_CACHE`) under a hash of the texts and of
+    everything that computes them; later runs read them from there. A stream is embedded while it is read.
 
     Args:
-        dataset: with a column `reasoning`; name: what the progress bar calls it.
+        dataset: with a column `reasoning`.
+        name: the dataset's name in the progress bar.
         embedder: `EncoderEmbeddings` or `MeanStates`.
     """
     if isinstance(dataset, IterableDataset):
         return dataset.map(_embed, batched=True, batch_size=64, fn_kwargs={"embedder": embedder})
+    texts: list[str] = list(dataset["reasoning"])
     if isinstance(embedder, EncoderEmbeddings):
-        warn_of_truncation(embedder.encoder, [list(dataset["reasoning"])], name, "reasonings")
-    digest = hashlib.blake2b(embedder.fingerprint().encode(), digest_size=16)
-    for text in dataset["reasoning"]:
-        digest.update(f"{len(text)}:{text}".encode())
-    key = digest.hexdigest()
+        warn_of_truncation(embedder.encoder, [texts], name, "reasonings")
+    key = text_digest([embedder.fingerprint(), *texts])
     vectors = dataset.select_columns(["reasoning"]).map(
         _embed,
         batched=True,
@@ -115,5 +124,5 @@ def add_reasoning_embeddings(dataset, name, embedder):
     return concatenate_datasets([dataset, vectors], axis=1)
 
 
-def _embed(batch, embedder):
+def _embed(batch: dict[str, Any], embedder: Embedder) -> dict[str, np.ndarray]:
     return {COLUMN: embedder.encode(batch["reasoning"])}

@@ -1,159 +1,131 @@
-"""Stage 2: train the generator and its projection so that the frozen host answers as after its reasoning."""
+"""SemCoTDistillationTrainer: stage 2, the training of the implicit-token generator against the frozen host."""
 
 import contextlib
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import PartialState
-from datasets import IterableDataset
-from transformers import AutoTokenizer, set_seed
+from datasets import Dataset, IterableDataset
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import DynamicCache, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..alignment.encoder import no_loading_bars
 from ..answers import check_answer, infer_answer_type
-from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
+from ..inference.answering import answer_questions
 from ..modeling import SemCoTForCausalLM
 from ..modeling.loading_semcot import adapted_layers
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
-from ..training.adapters import load_adapters, save_adapters, unexplained_keys
-from ..training.checkpoints import last_complete_checkpoint
+from ..training.adapters import ADAPTERS_NAME, load_apart, save_adapters, save_apart, unexplained_keys
+from ..training.dataset_checks import column_names
 from ..training.model_card import model_card
-from .batches import curriculum_stage, with_words
+from ..training.trainer import SemCoTTrainer, no_loading_bars
+from .batches import Batch, DistillationCollator, completion_width, curriculum_stage, with_words
 from .config import SemCoTDistillationConfig
-from .data import (
-    DistillationCollator,
-    column_names,
-    in_one_shard,
-    row_settings,
-    schema_row,
-    tokenize_dataset,
-    warn_of_overlap,
-)
+from .data import AnyDataset, in_one_shard, row_settings, schema_row, tokenize_dataset, warn_of_overlap
 from .model import (
+    STEPS_NAME,
     copy_code_and_tokenizers,
     group_projection,
-    load_step_decoder,
     prepare_model,
-    save_step_decoder,
+    prepare_tokenizer,
     split_step_decoder,
     without_step_decoder,
 )
-from .objectives import (
-    LossParts,
-    distribution_loss,
-    embed_tokens,
-    explicit_reasoning,
-    frozen_encoder,
-    hidden_state_loss,
-    semantic_alignment_loss,
-)
+from .objectives import LossParts, embed_tokens, frozen_encoder, semantic_alignment_loss, teacher_losses
 from .question_cache import QuestionCache, question_ids
-from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .targets import COLUMN, Embedder, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
-class SemCoTDistillationTrainer(_BaseTrainer):
-    """Trainer of SemCoT's stage 2 (arXiv 2510.24940, section 3.2), with SIM-CoT's and CODI's objectives beside it.
+class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
+    """Trainer of SemCoT's stage 2 (arXiv 2510.24940, section 3.2), with optional objectives of SIM-CoT and CODI.
 
-    The host is frozen, and so are the generator's embedding rows; the projection, the <thought> embedding, the
-    generator's layers and the step decoder are trained. For the first `args.projection_warmup` of all steps only the
-    projection and <thought> (and the step decoder) are.
+    The host and the generator's embeddings are frozen; the projection, the <thought> embedding, the generator's
+    layers and the step decoder are trained. In the first `args.projection_warmup` of all steps the generator's layers
+    are frozen too.
 
     Args:
-        model: `SemCoTForCausalLM`, id or path.
-        args: `SemCoTDistillationConfig`.
+        model: `SemCoTForCausalLM`, its id or its path.
+        args: the configuration.
         train_dataset, eval_dataset: rows in the paper's schema (query, reasoning, answer, optionally steps) or TRL's
-            prompt/completion, conversational too, of which the last user's message is the query; streams too.
+            prompt/completion; of a conversation, the last user's message is the query. Streams are allowed.
             `eval_dataset` may be a dict of several.
-        processing_class: the host's tokenizer.
-        alignment_encoder: what stage 1 saved, as a SentenceTransformer or path; needed while `args.alpha` > 0.
+        processing_class: the host's tokenizer; loaded from where the model or its host comes from when `None`.
+        alignment_encoder: the encoder of stage 1, as a SentenceTransformer or path; required if `args.alpha` > 0.
+        data_collator, callbacks, optimizers, kwargs: as in `Trainer`.
         peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
 
     Raises:
-        ValueError: for missing columns, empty datasets, rows beyond the context, or objectives without what they need.
+        ValueError: for missing columns, empty datasets, rows beyond the context, or missing inputs of objectives.
     """
 
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga = False  # type: ignore[assignment]  # TRL declares None
     _tag_names = ["semcot", "implicit-chain-of-thought"]
-    _name = "SemCoT distillation"
+    args: SemCoTDistillationConfig
+    model: SemCoTForCausalLM
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        model,
-        args=None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        alignment_encoder=None,
-        callbacks=None,
-        optimizers=(None, None),
-        peft_config=None,
-        **kwargs,
+        model: SemCoTForCausalLM | str | os.PathLike,
+        args: SemCoTDistillationConfig | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        alignment_encoder: SentenceTransformer | str | os.PathLike | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: "PeftConfig | None" = None,
+        **kwargs: Any,
     ):
         args = SemCoTDistillationConfig("semcot-distillation") if args is None else args
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
-                "compute_loss_func: the losses of stage 2 are computed without it. Leave it out, and weigh them by "
-                "alpha, step_weight, kl_weight and hidden_weight."
+                "compute_loss_func: stage 2 has its own losses. Leave it out, and weight them by alpha, step_weight, "
+                "kl_weight and hidden_weight."
             )
         set_seed(args.seed)
         if isinstance(model, str | os.PathLike):
-            model = SemCoTForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
-        if processing_class is None:
-            name = model.config.name_or_path or model.config.host_name_or_path
-            if not name:
-                raise ValueError(
-                    "processing_class is None, and the model has no name_or_path to take it from: pass the host's "
-                    "tokenizer."
-                )
-            processing_class = AutoTokenizer.from_pretrained(name)
-        if processing_class.eos_token_id is None:
-            raise ValueError(
-                "processing_class has no eos_token, which ends each answer: set the token that the host ends on, "
-                "processing_class.eos_token = ..."
-            )
-        if processing_class.pad_token is None:
-            processing_class.pad_token = processing_class.eos_token
-        known = model.config.answer_prompt_ids
-        self._answer_prompt = choose_answer_prompt(processing_class, args.answer_prompt, known)
-        model.config.answer_prompt_ids = answer_prompt_ids(processing_class, self._answer_prompt)
-        processing_class = with_answer_prompt(processing_class, self._answer_prompt)
-        if args.include_host is not None:
-            model.config.includes_host = args.include_host
+            options = cast(dict, args.model_init_kwargs or {})
+            model = SemCoTForCausalLM.from_pretrained(model, **options)
+        processing_class, self._answer_prompt = prepare_tokenizer(processing_class, model.config, args.answer_prompt)
         prepare_model(model, args, peft_config)
         self._settings = row_settings(model, args)
-        self.alignment_encoder = frozen_encoder(alignment_encoder, args, model.config.hidden_size)
-        self._embedder = None
+        self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
+        self._embedder: Embedder | None = None
         if args.alpha > 0:
             self._embedder = (
-                MeanStates(model.host.to(args.device), processing_class)
+                MeanStates(cast(Any, model.host).to(args.device), processing_class)
                 if self.alignment_encoder is None
                 else EncoderEmbeddings(self.alignment_encoder.to(args.device))
             )
-        # What _tokenize and _questions_of need before Trainer sets the same.
+        # Trainer sets these too, but the datasets are tokenized before.
         self.args, self.processing_class = args, processing_class
-        self._questions = {}
-        self._in_checkpoint = False
-        self._question_cache = None
-        raw_train_dataset, train_dataset = train_dataset, self._tokenize(train_dataset, "train_dataset")
+        self._questions: dict[str, list[dict]] = {}
+        self._question_cache: QuestionCache | None = None
+        rows = train_dataset
+        train_dataset = self._tokenize(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
-            for name, dataset in eval_dataset.items():
-                warn_of_overlap(raw_train_dataset, dataset, f"eval_dataset[{name!r}]")
-                self._questions[f"eval_{name}"] = self._questions_of(dataset)
             eval_dataset = {
-                name: self._tokenize(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
+                name: self._prepare_eval(dataset, rows, f"eval_dataset[{name!r}]", f"eval_{name}")
+                for name, dataset in eval_dataset.items()
             }
         elif eval_dataset is not None:
-            warn_of_overlap(raw_train_dataset, eval_dataset, "eval_dataset")
-            self._questions["eval"] = self._questions_of(eval_dataset)
-            eval_dataset = self._tokenize(eval_dataset, "eval_dataset")
+            eval_dataset = self._prepare_eval(eval_dataset, rows, "eval_dataset", "eval")
         if data_collator is None:
             data_collator = DistillationCollator(
                 processing_class.pad_token_id,
                 with_steps=args.step_weight > 0,
-                with_teacher=args.kl_weight > 0 or args.hidden_weight > 0,
-                with_words=args.curriculum > 0,
+                with_teacher=self._settings.teacher,
+                with_words=self._settings.words,
             )
         super().__init__(
             model=model,
@@ -169,127 +141,123 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         self._parts = LossParts(self.accelerator)
         if self.is_deepspeed_enabled and args.projection_warmup > 0:
             raise ValueError(
-                f"projection_warmup={args.projection_warmup}: DeepSpeed keeps gradients where the phase cannot hold "
-                "them back. Set projection_warmup=0."
+                f"projection_warmup={args.projection_warmup}: with DeepSpeed the generator's gradients cannot be "
+                "dropped in this phase. Set projection_warmup=0."
             )
         # With labels in a batch, Trainer computes evaluation losses through compute_loss.
         self.label_names = ["labels"]
         self.model.add_model_tags(self._tag_names)
 
-    def _set_signature_columns_if_needed(self):
+    def _set_signature_columns_if_needed(self) -> None:
         own = ("prompt_ids", "completion_ids", "step_ids", "word_ids", "teacher_ids")
-        self._signature_columns = [*own, "length", COLUMN]
+        self._signature_columns = [*own, "length", COLUMN]  # type: ignore[assignment]  # transformers declares None
 
-    def _tokenize(self, dataset, name):
-        """The dataset as token ids, with the reasoning's embeddings; one process does the work, the others read it."""
-        if name != "train_dataset":
+    def _tokenize(self, dataset: AnyDataset | None, name: str) -> AnyDataset:
+        """Return the dataset as token ids, with embeddings of the reasoning; one process computes, the others read."""
+        if dataset is not None and name != "train_dataset":
             dataset = in_one_shard(dataset)
         with PartialState().main_process_first():
-            dataset = tokenize_dataset(
+            tokenized = tokenize_dataset(
                 dataset, name, self.processing_class, self._settings, self.args.dataset_num_proc
             )
-            return dataset if self._embedder is None else add_reasoning_embeddings(dataset, name, self._embedder)
+            return tokenized if self._embedder is None else add_reasoning_embeddings(tokenized, name, self._embedder)
 
-    def _questions_of(self, dataset):
-        """The first `args.eval_generations` rows of an evaluation set, to be answered by generation."""
+    def _prepare_eval(self, dataset: AnyDataset, train_rows: Any, name: str, prefix: str) -> AnyDataset:
+        warn_of_overlap(train_rows, dataset, name)
+        self._questions[prefix] = self._questions_of(dataset)
+        return self._tokenize(dataset, name)
+
+    def _questions_of(self, dataset: Dataset | IterableDataset) -> list[dict]:
+        """Return the first `args.eval_generations` rows of an evaluation set, to be answered by generation."""
         limited = zip(range(self.args.eval_generations), dataset, strict=False)
         return [schema_row(example, "eval_dataset") for _, example in limited]
 
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            super().create_optimizer(model)
-            group_projection(self.optimizer, self.model if model is None else model, self.args)
-        return self.optimizer
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        group_projection(optimizer, self.model if model is None else model, self.args)
+        return optimizer
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """As in `Trainer`; `True` goes on from the last checkpoint that was written completely."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+    def _reset_run(self) -> None:
         self._question_cache = None
         self._parts.clear("train", "eval")
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Weighted sum of the objectives; each part is logged. All trained parameters are used in `model.forward`."""
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the weighted sum of the objectives, and log each of them.
+
+        Every trained parameter is used in `model.forward`, as DDP requires.
+        """
         args = self.args
-        teacher_ids = inputs.pop("teacher_input_ids", None)
-        teacher_mask = inputs.pop("teacher_attention_mask", None)
+        teacher_ids, teacher_mask, words, words_mask = (
+            inputs.pop(f"{part}_{name}", None)
+            for part in ("teacher", "word")
+            for name in ("input_ids", "attention_mask")
+        )
         target = inputs.pop(COLUMN, None)
-        width = answer = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
-        by_state = target is not None and args.alignment_view == "hidden_state"
+        answer_width = completion_width(inputs)
         question_cache = tokens = None
-        words, words_mask = inputs.pop("word_input_ids", None), inputs.pop("word_attention_mask", None)
         stage = self._curriculum_stage()
         if stage < self._settings.num_implicit_tokens:
             words, words_mask = words[:, stage - 1], words_mask[:, stage - 1]
             inputs.update(with_words(inputs, words, words_mask, self._settings.answer_prompt_size))
-            width = int((inputs["completion_mask"].sum(dim=0) > 0).sum())
         else:
             question_cache, tokens = self._from_question_cache(inputs)
+        by_state = target is not None and args.alignment_view == "hidden_state"
         outputs = model(
             **inputs,
             implicit_embeddings=tokens,
-            logits_to_keep=width + 1,
+            logits_to_keep=completion_width(inputs) + 1,
             use_cache=False,
             output_hidden_states=by_state or args.hidden_weight > 0,
             use_question_cache=args.use_question_cache,
             question_cache=question_cache,
         )
-        # DataParallel gives one loss for each of its devices.
+        # DataParallel returns one loss for each device.
         parts = {"answer_loss": (1 - args.alpha, outputs.loss.mean())}
         if target is not None:
-            parts["alignment_loss"] = (args.alpha, semantic_alignment_loss(self._embed(outputs), target))
+            embedded = embed_tokens(outputs, self.alignment_encoder, args.alignment_view)
+            parts["alignment_loss"] = (args.alpha, semantic_alignment_loss(embedded, target))
         if outputs.step_loss is not None:
             parts["step_loss"] = (args.step_weight, outputs.step_loss.mean())
         if teacher_ids is not None:
             host = self.accelerator.unwrap_model(self.model).host
-            teacher = explicit_reasoning(host, teacher_ids, teacher_mask, answer, args.hidden_weight > 0)
-            before = -answer - 1
-            if args.kl_weight > 0:
-                labels = inputs["labels"][:, before:]
-                logits = outputs.logits[:, before:]
-                parts["kl_loss"] = (args.kl_weight, distribution_loss(logits, teacher.logits, labels))
-            if args.hidden_weight > 0:
-                student = torch.stack([layer[:, before] for layer in outputs.hidden_states[1:]])
-                states = torch.stack([layer[:, before] for layer in teacher.hidden_states[1:]])
-                parts["hidden_loss"] = (args.hidden_weight, hidden_state_loss(student, states))
+            labels = inputs["labels"]
+            parts.update(teacher_losses(host, teacher_ids, teacher_mask, outputs, labels, answer_width, args))
         loss = sum(weight * value for weight, value in parts.values())
         for name, (_, value) in parts.items():
-            self._parts.add(name, value.detach(), None if self.model.training else self.args.eval_batch_size)
+            self._parts.add(name, value.detach(), None if self.model.training else args.eval_batch_size)
         if self.model.training and not torch.isfinite(loss):
+            values = ", ".join(f"{name} {value.item():.4g}" for name, (_, value) in parts.items())
             raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step} "
-                f"({', '.join(f'{name} {value.item():.4g}' for name, (_, value) in parts.items())}): lower "
-                f"learning_rate ({args.learning_rate}) or max_grad_norm ({args.max_grad_norm}), or go on from an "
-                "earlier checkpoint."
+                f"The loss is {loss.item()} at step {self.state.global_step} ({values}): lower learning_rate "
+                f"({args.learning_rate}) or max_grad_norm ({args.max_grad_norm}), or resume from an older checkpoint."
             )
         return (loss, outputs) if return_outputs else loss
 
-    def _from_question_cache(self, inputs):
+    def _from_question_cache(self, inputs: Mapping[str, torch.Tensor]) -> tuple[DynamicCache | None, Any]:
         """Return a training batch's question cache in the host and its implicit tokens; `None` for what is not cached.
 
         The tokens come from the question cache of the generator, which exists while the generator is frozen.
         """
-        args = self.args
-        samples = self.state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        args, train_dataset = self.args, self.train_dataset
         model = self.accelerator.unwrap_model(self.model)
-        if not (
-            self.model.training
-            and args.use_question_cache
-            and args.question_cache_gb > 0
-            and not model._is_stateful
-            and not (sharded or isinstance(self.train_dataset, IterableDataset))
-            and not any(parameter.requires_grad for parameter in model.host.parameters())
-            # Every process reads all questions, so each must meet them twice for that to pay.
-            and samples >= 2 * len(self.train_dataset)
+        if (
+            not (self.model.training and args.use_question_cache and args.question_cache_gb > 0)
+            or not isinstance(train_dataset, Dataset)
+            or (self.is_deepspeed_enabled or self.is_fsdp_enabled or model._is_stateful)
+            or any(parameter.requires_grad for parameter in model.host.parameters())
+            # Every process caches all questions, which pays off if each meets them twice.
+            or self._rows_in(self.state.max_steps) < 2 * len(train_dataset)
         ):
             return None, None
         with self.accelerator.autocast():
             if self._question_cache is None:
                 self._question_cache = QuestionCache(
                     model,
-                    self.train_dataset["prompt_ids"],
+                    train_dataset["prompt_ids"],
                     batch_size=args.eval_batch_size,
                     budget=args.question_cache_gb * 2**30,
                     # DDP waits for gradients of the generator, which are those of its whole pass.
@@ -300,35 +268,34 @@ class SemCoTDistillationTrainer(_BaseTrainer):
             prompts = question_ids(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
             return self._question_cache.host_cache(prompts), self._question_cache.implicit_embeddings(prompts)
 
-    def _curriculum_stage(self):
-        """Implicit tokens whose words are left out in this step; all of them in evaluation."""
+    def _curriculum_stage(self) -> int:
+        """Return how many implicit tokens replace their words in this step; all of them in evaluation."""
         args, count = self.args, self._settings.num_implicit_tokens
         if args.curriculum == 0 or not self.model.training:
             return count
         return curriculum_stage(self.state.global_step / self.state.max_steps, args.curriculum, count)
 
-    def _in_warmup(self):
-        """Whether this step trains the projection and <thought> (and the step decoder) only."""
+    def _in_warmup(self) -> bool:
+        """Return whether the generator's layers are frozen in this step."""
         return self.state.global_step < self.args.projection_warmup * self.state.max_steps
 
-    def _embed(self, outputs):
-        return embed_tokens(outputs, self.alignment_encoder, self.args.alignment_view)
-
-    def training_step(self, *args, **kwargs):
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if self._in_warmup():
-            # AdamW passes over parameters without a gradient, so neither its step nor its decay moves the generator.
+            # AdamW skips parameters without a gradient: neither its step nor its decay changes the generator.
             for parameter in self.accelerator.unwrap_model(self.model).generator.parameters():
                 parameter.grad = None
         return loss
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._parts.means("train"))
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Losses on the evaluation set, and `eval_accuracy` of generated answers to `args.eval_generations` of it.
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the losses, and `eval_accuracy` of the answers generated to `args.eval_generations` questions.
 
         `eval_dataset` may be another dataset, in the same forms as at construction.
         """
@@ -341,37 +308,35 @@ class SemCoTDistillationTrainer(_BaseTrainer):
         finally:
             self._questions = known
 
-    def predict(self, test_dataset, *args, **kwargs):
-        """As in `Trainer`, for a dataset in the same forms as at construction."""
+    def predict(self, test_dataset: Dataset | IterableDataset, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as `Trainer.predict`, for a dataset in the same forms as at construction."""
         if "prompt_ids" not in column_names(test_dataset):
             test_dataset = self._tokenize(test_dataset, "test_dataset")
         return super().predict(test_dataset, *args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As in `Trainer`, with the logits as only predictions, and the labels of the same positions.
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return loss, logits and the labels of the same positions, as `Trainer.prediction_step`.
 
-        Both begin at the token before the answers; as for any causal LM, position i predicts label i + 1.
+        Logits and labels begin at the token before the answers; position i predicts label i + 1.
         """
         ignore_keys = ignore_keys or [part.name for part in fields(SemCoTCausalLMOutput) if part.name != "logits"]
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        return loss, logits, None if labels is None else labels[:, -logits.shape[1] :]
+        return loss, logits, None if logits is None or labels is None else labels[:, -logits.shape[1] :]
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._parts.clear("eval")
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(
-            {f"{metric_key_prefix}_{name}": mean for name, mean in self._parts.means("eval").items()}
-        )
-        if self._questions.get(metric_key_prefix):
-            output.metrics[f"{metric_key_prefix}_accuracy"] = self._accuracy(self._questions[metric_key_prefix])
-        return output
+        output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
+        metrics = {f"{prefix}_{name}": mean for name, mean in self._parts.means("eval").items()}
+        if self._questions.get(prefix):
+            metrics[f"{prefix}_accuracy"] = self._accuracy(self._questions[prefix])
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
 
-    def _accuracy(self, questions):
-        """Share of the questions that generation answers rightly; the processes share them."""
-        from ..evaluation import answer_questions
-
-        task = infer_answer_type([row["answer"] for row in questions])
-        mine, right = questions[self.args.process_index :: self.args.world_size], 0
+    def _accuracy(self, questions: list[dict]) -> float:
+        """Return the share of questions answered correctly by generation; the processes divide them."""
+        answer_type = infer_answer_type([row["answer"] for row in questions])
+        mine, correct = questions[self.args.process_index :: self.args.world_size], 0
         if mine:
             model = self.accelerator.unwrap_model(self.model)
             was_training = model.training
@@ -385,69 +350,64 @@ class SemCoTDistillationTrainer(_BaseTrainer):
                 answer_prompt=self._answer_prompt,
             )
             model.train(was_training)
-            right = sum(check_answer(a.output, row["answer"], task) for a, row in zip(answers, mine, strict=True))
-        right = torch.tensor(float(right), device=self.args.device)
-        return self.accelerator.reduce(right, "sum").item() / len(questions)
+            pairs = zip(answers, mine, strict=True)
+            correct = sum(check_answer(answer.output, row["answer"], answer_type) for answer, row in pairs)
+        total = self.accelerator.reduce(torch.tensor(float(correct), device=self.args.device), "sum")
+        return total.item() / len(questions)
 
-    def _save_checkpoint(self, *args, **kwargs):
-        self._in_checkpoint = True
-        if self.args.push_to_hub:
-            self.create_model_card()
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        finally:
-            self._in_checkpoint = False
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
+        self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None
+    ) -> None:
+        """Write the model card to README.md in `args.output_dir`, as a push to the Hub does.
 
-    def _save_rng_state(self, output_dir):
-        super()._save_rng_state(output_dir)
-        # The trainer's state, which is written next, tells that a checkpoint is complete: on all processes.
-        self.accelerator.wait_for_everyone()
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Write the checkpoint's card to README.md of `args.output_dir`, as pushing to the Hub does."""
+        Args:
+            model_name: name for the card when there is no Hub id.
+            dataset_name, tags: Hub ids of the training data and further tags, each a string or a list.
+        """
         if not self.is_world_process_zero():
             return
         names = ("alpha", "step_weight", "kl_weight", "hidden_weight", "projection_warmup", "learning_rate", "seed")
         card = model_card(
             self.model.config,
-            model_id=self.hub_model_id or model_name or self.args.output_dir,
+            model_id=self.hub_model_id or model_name or self._output_dir,
             datasets=[dataset_name] if isinstance(dataset_name, str) else dataset_name or (),
             training={"steps": self.state.global_step, **{name: getattr(self.args, name) for name in names}},
             adapters=bool(adapted_layers(self.model.generator)),
+            tags=[tags] if isinstance(tags, str) else tags or (),
         )
-        card.data.tags = list(dict.fromkeys([*card.data.tags, *([tags] if isinstance(tags, str) else tags or ())]))
-        card.save(os.path.join(self.args.output_dir, "README.md"))
+        card.save(os.path.join(self._output_dir, "README.md"))
 
-    def _save(self, output_dir=None, state_dict=None):
-        """Save a whole model; of a step decoder that is not to be kept only a checkpoint has the weights, apart."""
-        steps = None
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.push_to_hub:
+            self.create_model_card()
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save a whole model; a step decoder that is not kept is saved only in checkpoints, in a file of its own."""
+        output_dir = output_dir or self._output_dir
+        steps: dict[str, torch.Tensor] = {}
         if not self.args.keep_step_decoder:
             steps, state_dict = split_step_decoder(self.model.state_dict() if state_dict is None else state_dict)
         with no_loading_bars(), without_step_decoder(self.model.config) if steps else contextlib.nullcontext():
             super()._save(output_dir, state_dict)
         if self._in_checkpoint and self.args.should_save:
             save_adapters(self.model, output_dir)
-            if steps:
-                save_step_decoder(steps, output_dir)
+            save_apart(steps, output_dir, STEPS_NAME)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if self.is_world_process_zero() and (self.args.hub_always_push or not pushing):
-            copy_code_and_tokenizers(checkpoint_folder, self.args.output_dir)
+            copy_code_and_tokenizers(checkpoint_folder, self._output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_parts(resume_from_checkpoint)
+        load_apart(self.model, resume_from_checkpoint, ADAPTERS_NAME, STEPS_NAME)
 
-    def _load_best_model(self):
+    def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_parts(self.state.best_model_checkpoint)
+        load_apart(self.model, cast(str, self.state.best_model_checkpoint), ADAPTERS_NAME, STEPS_NAME)
 
-    def _load_parts(self, checkpoint):
-        load_adapters(self.model, checkpoint)
-        load_step_decoder(self.model, checkpoint)
-
-    def _issue_warnings_after_load(self, load_result):
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
         apart = ("host.",) if self.args.keep_step_decoder else ("host.", "step_")
         super()._issue_warnings_after_load(unexplained_keys(self.model, load_result, apart))

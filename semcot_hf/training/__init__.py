@@ -1,1 +1,1 @@
-"""What both training stages share: adapters, checkpoints, device defaults, stored tensors, model cards."""
+"""Code shared by both training stages: options, the base trainer, adapters, checkpoints, stored tensors, cards."""

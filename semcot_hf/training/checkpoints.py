@@ -1,4 +1,4 @@
-"""The last complete checkpoint of a run: one that was cut off while it was written is passed over."""
+"""Find the checkpoint to resume from: the newest one that was written completely."""
 
 import json
 import os
@@ -10,13 +10,10 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-def last_complete_checkpoint(folder):
-    """The newest checkpoint of a run whose writing was not cut off.
+def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
+    """Return the path of the newest complete checkpoint of a run; `None`, with a warning, if all are incomplete.
 
-    The trainer's state is written behind all else of all processes: a checkpoint that has it whole is complete.
-
-    Returns:
-        Its path; `None` where there are only unfinished ones, which is said.
+    `Trainer` writes its state last, so a checkpoint with a readable state is complete.
 
     Raises:
         ValueError: when `folder` has no checkpoint at all.
@@ -25,17 +22,18 @@ def last_complete_checkpoint(folder):
     steps = [int(name[11:]) for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     if not steps:
         raise ValueError(
-            f"resume_from_checkpoint=True, but output_dir={folder!r} has no checkpoint: leave it out to start anew."
+            f"resume_from_checkpoint=True, but output_dir={str(folder)!r} has no checkpoint: leave it out to start "
+            "a new run."
         )
     for step in sorted(steps, reverse=True):
         path = os.path.join(folder, f"checkpoint-{step}")
         if _is_complete(path):
             return path
-        logger.warning(f"{path} was cut off while it was written, and is passed over.")
+        logger.warning(f"{path} is incomplete (its writing was interrupted): skipped.")
     return None
 
 
-def _is_complete(path):
+def _is_complete(path: str) -> bool:
     try:
         with open(os.path.join(path, TRAINER_STATE_NAME)) as file:
             json.load(file)

@@ -1,10 +1,14 @@
-"""Model cards of SemCoT checkpoints: metadata the Hub reads, what was trained on what, and a snippet."""
+"""Model cards of SemCoT checkpoints: metadata for the Hub, how the model was trained, and a code snippet."""
 
 import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-# What a field of `SemCoTDistillationConfig` adds to the loss where it is above 0.
+from ..modeling.configuration_semcot import SemCoTConfig
+
+# What the loss compares while a field of `SemCoTDistillationConfig` is above 0.
 OBJECTIVES = {
     "alpha": "the meaning of the reasoning",
     "step_weight": "a step decoder's loss on the reasoning's steps",
@@ -18,21 +22,27 @@ PROJECTIONS = {
 }
 
 
-def model_card(model_config, *, model_id, datasets=(), training=None, adapters=False):
-    """Make the card of a SemCoT checkpoint.
+def model_card(
+    model_config: SemCoTConfig,
+    *,
+    model_id: str,
+    datasets: Collection[str] = (),
+    training: Mapping[str, Any] | None = None,
+    adapters: bool = False,
+    tags: Collection[str] = (),
+) -> ModelCard:
+    """Return the card of a SemCoT checkpoint.
 
     Args:
-        model_config: `SemCoTConfig` of the checkpoint.
+        model_config: the checkpoint's configuration.
         model_id: Hub id or folder that the snippet loads.
         datasets: Hub ids of the training data.
-        training: dict of what was set for training, shown as a table, the weights of `OBJECTIVES` among it.
+        training: training settings, shown as a table; they include the weights named in `OBJECTIVES`.
         adapters: whether adapters were trained instead of the generator's layers.
-
-    Returns:
-        `huggingface_hub.ModelCard`.
+        tags: further tags for the Hub.
     """
     sources = {"host": model_config.host_name_or_path, "generator": model_config.generator_name_or_path}
-    base_models = [name for name in sources.values() if _is_hub_id(name)]
+    base_models = [source for source in sources.values() if source and _is_hub_id(source)]
     name = model_id.rstrip("/").rpartition("/")[2]
     data = ModelCardData(
         base_model=base_models or None,
@@ -40,7 +50,7 @@ def model_card(model_config, *, model_id, datasets=(), training=None, adapters=F
         datasets=list(datasets) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["semcot", "implicit-chain-of-thought", "latent-reasoning"],
+        tags=list(dict.fromkeys(["semcot", "implicit-chain-of-thought", "latent-reasoning", *tags])),
         model_name=name,
     )
     sections = [
@@ -53,8 +63,8 @@ def model_card(model_config, *, model_id, datasets=(), training=None, adapters=F
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def snippet(model_id):
-    """Python that loads the model and asks it a question; it runs as it stands.
+def snippet(model_id: str) -> str:
+    """Return complete Python code that loads the model and asks it a question.
 
     >>> compile(snippet("lab/semcot"), "snippet", "exec") is not None
     True
@@ -67,45 +77,44 @@ def snippet(model_id):
     )
 
 
-def _is_hub_id(name):
-    return bool(name) and name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not os.path.exists(name)
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not os.path.exists(name)
 
 
-def _description(config, sources):
+def _description(config: SemCoTConfig, sources: Mapping[str, str | None]) -> str:
     if config.includes_host:
-        layout = "This checkpoint carries its host."
+        layout = "This checkpoint includes the host."
     else:
         revision = f" at commit `{config.host_revision}`" if config.host_revision else ""
-        layout = f"This checkpoint holds the generator alone; loading it brings `{sources['host']}`{revision}."
+        layout = f"This checkpoint holds the generator only; loading it also loads `{sources['host']}`{revision}."
     return (
-        f"A frozen host LLM (`{sources['host'] or 'included'}`) that answers at once, with "
-        f"{config.num_implicit_tokens} implicit tokens of reasoning put before its answer by a small generator "
-        f"(`{sources['generator'] or 'included'}`, {config.generator_mode}), after "
-        "[SemCoT](https://arxiv.org/abs/2510.24940). " + layout
+        f"A frozen host LLM (`{sources['host'] or 'included'}`) that answers directly. Before the answer, a small "
+        f"generator (`{sources['generator'] or 'included'}`, {config.generator_mode}) inserts "
+        f"{config.num_implicit_tokens} implicit tokens of reasoning "
+        f"([SemCoT](https://arxiv.org/abs/2510.24940)). {layout}"
     )
 
 
-def _training(config, training, datasets, adapters):
+def _training(
+    config: SemCoTConfig, training: Mapping[str, Any] | None, datasets: Collection[str], adapters: bool
+) -> str:
     generator = "adapters merged into the generator" if adapters else "the generator"
     trained = [generator, *PROJECTIONS[config.projection], "the embedding of `<thought>`"]
-    text = f"## Training\n\nThe host stays frozen; {_listed(trained)} are trained"
+    text = f"## Training\n\nThe host is frozen; {_listed(trained)} are trained"
     if training:
         answer = ["the host's loss on the answer"] if training["alpha"] < 1 else []
-        text += " on " + _listed([*answer, *(what for name, what in OBJECTIVES.items() if training[name] > 0)])
+        text += " on " + _listed([*answer, *(words for name, words in OBJECTIVES.items() if training[name] > 0)])
     text += "."
     if config.state_offset:
         text += f" The tokens are the generator's states {config.state_offset} position from the `<thought>` tokens."
     if datasets:
         text += " Data: " + ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets) + "."
     if training:
-        text += "\n\n" + _table(["setting", "value"], [[f"`{key}`", value] for key, value in training.items()])
+        values = {name: str(value).replace("|", "\\|") for name, value in training.items()}
+        rows = ("| setting | value |", "| --- | --- |", *(f"| `{name}` | {value} |" for name, value in values.items()))
+        text += "\n\n" + "\n".join(rows)
     return text
 
 
-def _listed(parts):
+def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-
-
-def _table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,46 +1,39 @@
-"""What is computed once for all runs: tensors in the folder of the datasets cache, by a hash of all they depend on."""
+"""Tensors and arrays that are computed once and reused by later runs, stored in the folder of the datasets cache."""
 
-import hashlib
-import json
-import os
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from ..storage import atomic_path, text_digest, weights_digest
 
 
-def store_folder():
-    """The folder, inside `HF_DATASETS_CACHE`."""
+def store_folder() -> Path:
+    """Return the store's folder, inside `HF_DATASETS_CACHE`."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "semcot_hf"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def fingerprint(module, tokenizer, description):
-    """Hash of a module's weights, of its tokenizer's vocabulary and of a description of what it computes."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([description, sorted(tokenizer.get_vocab().items())]).encode())
-    for key, value in module.state_dict().items():
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def fingerprint(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, description: str) -> str:
+    """Return a hash of all weights of a module, its tokenizer's vocabulary and a description of its computation."""
+    return text_digest([description, sorted(tokenizer.get_vocab().items()), weights_digest(module, samples=None)])
 
 
-def stored_tensor(name, key, compute):
-    """The tensor of `compute()`, from the store where an earlier run has left it there.
+def stored_tensor(name: str, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the stored result of `compute()`, or compute and store it.
 
     Args:
-        name: what it is, in the file's name; key: hash of all that it depends on.
-        compute: function without arguments.
+        name: what the tensor holds, for the file's name.
+        key: hash of everything that the tensor depends on.
     """
     path = store_folder() / f"{name}-{key}.safetensors"
     if path.is_file():
         return load_file(path)[name]
     tensor = compute().cpu().contiguous()
-    # Renamed when whole: another run never reads a half of it.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        save_file({name: tensor}, os.path.join(folder, path.name))
-        os.replace(os.path.join(folder, path.name), path)
+    with atomic_path(path) as temporary:
+        save_file({name: tensor}, temporary)
     return tensor

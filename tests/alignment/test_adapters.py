@@ -131,9 +131,9 @@ def test_any_adapter_goes_into_the_encoders_layers_only(tiny_lm, tokenizer, fami
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"target_modules": ["qproj"]}, r"target_modules=\{'qproj'\} cannot be put into LlamaModel: .*'all-linear'"),
-        ({"layers_to_transform": [0]}, r"cannot be put into LlamaModel: .*layers_to_transform': \[0\]"),
-        ({"modules_to_save": ["norm"]}, r"modules_to_save=\['norm'\]: leave it out. Beside the adapters the linear"),
+        ({"target_modules": ["qproj"]}, r"target_modules=\{'qproj'\} does not fit LlamaModel: .*'all-linear'"),
+        ({"layers_to_transform": [0]}, r"does not fit LlamaModel: .*layers_to_transform': \[0\]"),
+        ({"modules_to_save": ["norm"]}, r"modules_to_save=\['norm'\]: leave it out. Only the adapters and the linear"),
         ({"bias": "all"}, "bias='all': leave it out"),
     ],
 )
@@ -143,7 +143,7 @@ def test_adapters_that_cannot_be_are_refused(tokenizer, rows, tmp_path, lora, me
 
 
 def test_adapters_upon_adapters_are_refused(run, tokenizer, rows, tmp_path):
-    with pytest.raises(ValueError, match="the model has adapters already. Leave peft_config out"):
+    with pytest.raises(ValueError, match="the model already has adapters. Leave peft_config out"):
         SemCoTAlignmentTrainer(run[0].model, config(tmp_path), train_dataset=rows, peft_config=LoraConfig(**LORA))
 
 

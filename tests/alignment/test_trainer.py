@@ -386,7 +386,7 @@ def test_hosts_and_encoders_are_taken_by_path(dataset, host, tokenizer, tmp_path
         train_dataset=dataset,
     )
     assert alignment_layers(shallow.model) == (1, 1)
-    with pytest.raises(ValueError, match="processing_class is None and the host has no id or path"):
+    with pytest.raises(ValueError, match="processing_class is None and the model has no id or path"):
         SemCoTAlignmentTrainer(host, args, train_dataset=dataset)
 
 
@@ -445,8 +445,6 @@ def warnings_of(caplog):
 @pytest.fixture
 def heard(caplog, monkeypatch):
     """The package's warnings; transformers' loggers do not propagate on their own."""
-    for name in ("alignment_data", "encoder"):
-        monkeypatch.setattr(logging.getLogger(f"semcot_hf.{name}"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("semcot_hf"), "propagate", True)
     return caplog
 
@@ -465,8 +463,8 @@ def test_overlap_and_truncation_are_counted(host, dataset, tokenizer, tmp_path, 
         host, config(tmp_path), train_dataset=dataset, eval_dataset=mixed, processing_class=tokenizer
     )
     assert warnings_of(heard) == [
-        "eval_dataset: 2 of 6 pairs stand in train_dataset too: its metrics are too high.",
-        "eval_dataset: 4 of 6 pairs are longer than 64 tokens and are cut there.",
+        "eval_dataset: 2 of 6 pairs are in train_dataset too, so its metrics are too high.",
+        "eval_dataset: 4 of 6 pairs are longer than 64 tokens and are truncated.",
     ]
 
 
@@ -498,12 +496,14 @@ def test_unusable_data_is_refused(host, dataset, tokenizer, tmp_path, train, mes
 )
 def test_pairs_without_negatives_are_refused(host, tokenizer, tmp_path, pairs, column):
     args = config(tmp_path, eval_strategy="no", save_strategy="no")
-    with pytest.raises(ValueError, match=f"all of its {len(pairs)} pairs to train on have the same {column}, so none"):
+    with pytest.raises(
+        ValueError, match=f"all of its {len(pairs)} pairs to train on have the same {column}, so InfoNCE has no"
+    ):
         SemCoTAlignmentTrainer(host, args, train_dataset=pairs, processing_class=tokenizer)
 
 
 def test_validating_on_the_training_pairs_is_refused(host, dataset, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="eval_dataset: all of its 300 pairs stand in train_dataset too"):
+    with pytest.raises(ValueError, match="eval_dataset: all of its 300 pairs are in train_dataset too"):
         SemCoTAlignmentTrainer(
             host, config(tmp_path), train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer
         )
@@ -520,12 +520,12 @@ def test_a_loss_that_is_no_number_stops_the_run(host, dataset, tokenizer, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"head_warmup": 1.5}, "head_warmup=1.5 must lie within 0 and 1"),
-        ({"head_learning_rate": 0.0}, "head_learning_rate=0.0 must be above 0"),
-        ({"state_cache_gb": -1.0}, "state_cache_gb=-1.0 must be 0 or more"),
-        ({"validation_fraction": 1.0}, "validation_fraction=1.0 must be at least 0 and less than 1"),
-        ({"mini_batch_size": 0}, "mini_batch_size=0 must be 1 or more, or None"),
+        ({"temperature": 0.0}, "temperature=0.0 must lie in \\(0, inf\\)"),
+        ({"head_warmup": 1.5}, "head_warmup=1.5 must lie in \\[0, 1\\]"),
+        ({"head_learning_rate": 0.0}, "head_learning_rate=0.0 must lie in \\(0, inf\\)"),
+        ({"state_cache_gb": -1.0}, "state_cache_gb=-1.0 must lie in \\[0, inf\\)"),
+        ({"validation_fraction": 1.0}, "validation_fraction=1.0 must lie in \\[0, 1\\)"),
+        ({"mini_batch_size": 0}, "mini_batch_size=0 must be at least 1, or None"),
         ({"per_device_train_batch_size": 1}, "per_device_train_batch_size=1: InfoNCE needs at least 2 pairs"),
         ({"pooling": "median"}, "pooling='median' is unknown"),
     ],

@@ -40,7 +40,7 @@ def test_unknown_command_is_named(capsys):
 
 def test_bad_values_end_in_one_line(capsys, tmp_path):
     assert main(["distill", "--dataset", "coin_flip", "--alpha", "2", "--output_dir", str(tmp_path), "--use_cpu"]) == 1
-    assert capsys.readouterr().err.strip() == "semcot: alpha=2.0: must lie within 0 and 1."
+    assert capsys.readouterr().err.strip() == "semcot: alpha=2.0 must lie in [0, 1]."
     assert main(["evaluate", "--model", "nowhere/x", "--dataset", "no_such_task", "--output_dir", str(tmp_path)]) == 1
     assert "no_such_task" in capsys.readouterr().err
 

@@ -87,4 +87,4 @@ def test_reasoning_beyond_the_encoder_is_counted(prepare, parts, tiny_tokenizer,
     encoder = build_alignment_encoder(parts().host, tiny_tokenizer, embedding_dim=8)
     encoder.max_seq_length = 20
     prepare([ROW, {**ROW, "reasoning": "yes"}], encoder=encoder, alpha=0.5)
-    assert "train_dataset: 1 of 2 reasonings are longer than 20 tokens and are cut there." in caplog.text
+    assert "train_dataset: 1 of 2 reasonings are longer than 20 tokens and are truncated." in caplog.text

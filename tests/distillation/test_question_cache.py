@@ -140,5 +140,5 @@ def test_one_epoch_stores_nothing(parts, tiny_tokenizer, rows, tmp_path):
 
 
 def test_a_negative_budget_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="question_cache_gb=-1: must be 0 or more"):
+    with pytest.raises(ValueError, match="question_cache_gb=-1 must lie in \\[0, inf\\)"):
         config(tmp_path, question_cache_gb=-1)

@@ -9,7 +9,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from distillation_models import config, moved, snapshot
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
-from semcot_hf.distillation.data import DistillationCollator, RowSettings, tokenize_row
+from semcot_hf.distillation.batches import DistillationCollator
+from semcot_hf.distillation.data import RowSettings, tokenize_row
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 
 pytest_plugins = ["distillation_fixtures"]
@@ -210,7 +211,7 @@ def test_a_tokenizer_is_needed_and_has_to_end_answers(parts, tiny_tokenizer, row
     trainer = SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows)
     assert trainer.processing_class.get_vocab() == tiny_tokenizer.get_vocab()
     model.config.host_name_or_path = None
-    with pytest.raises(ValueError, match="processing_class is None, and the model has no name_or_path"):
+    with pytest.raises(ValueError, match="processing_class is None and the model has no id or path"):
         SemCoTDistillationTrainer(model=model, args=config(tmp_path), train_dataset=rows)
 
 
@@ -301,14 +302,14 @@ def test_parts_of_the_evaluation_loss_weigh_rows_as_it_does(parts, tiny_tokenize
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 1.5}, "alpha=1.5: must lie within 0 and 1"),
-        ({"step_weight": -1.0}, "step_weight=-1.0: must be 0 or more"),
+        ({"alpha": 1.5}, "alpha=1.5 must lie in \\[0, 1\\]"),
+        ({"step_weight": -1.0}, "step_weight=-1.0 must lie in \\[0, inf\\)"),
         ({"projection_warmup": 1.0}, "projection_warmup=1.0"),
-        ({"curriculum": 1.0}, "curriculum=1.0: must be at least 0 and less than 1"),
+        ({"curriculum": 1.0}, "curriculum=1.0 must lie in \\[0, 1\\)"),
         ({"steps_per_token": 0}, "steps_per_token=0"),
         ({"alignment_view": "both"}, "alignment_view='both'"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: the losses of stage 2 are computed without it"),
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0: the losses of stage 2 are computed without it"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: the losses of stage 2 do not support it"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0: the losses of stage 2 do not support it"),
     ],
 )
 def test_config_refuses_values_out_of_range(tmp_path, options, message):
@@ -350,7 +351,7 @@ def test_what_of_a_conversation_is_left_out_is_said(parts, tiny_tokenizer, tmp_p
 
 
 def test_a_loss_function_of_the_users_own_is_refused(parts, tiny_tokenizer, rows, tmp_path):
-    with pytest.raises(ValueError, match="compute_loss_func: the losses of stage 2 are computed without it"):
+    with pytest.raises(ValueError, match="compute_loss_func: stage 2 has its own losses. Leave it out"):
         SemCoTDistillationTrainer(
             model=parts(),
             args=config(tmp_path),

@@ -159,7 +159,7 @@ def test_overlap_is_counted(parts, tiny_tokenizer, rows, tmp_path, caplog):
         eval_dataset={"mixed": rows.select(range(13, 20))},
         processing_class=tiny_tokenizer,
     )
-    assert "eval_dataset['mixed']: 3 of 7 questions stand in train_dataset too" in caplog.text
+    assert "eval_dataset['mixed']: 3 of 7 questions are in train_dataset too" in caplog.text
 
 
 def test_batches_of_similar_lengths(parts, tiny_tokenizer, tmp_path):

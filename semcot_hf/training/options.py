@@ -1,0 +1,46 @@
+"""Options of configurations: fields with help texts, range checks, and defaults that depend on the device."""
+
+from dataclasses import field
+from typing import TypeVar
+
+import torch
+from transformers import TrainingArguments
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str) -> T:
+    """Return a dataclass field with a default and a help text, in the form that `HfArgumentParser` reads.
+
+    Like `dataclasses.field`, it is typed as the default that it stands for.
+    """
+    return field(default=default, metadata={"help": help})
+
+
+def check_range(args: object, interval: str, *names: str) -> None:
+    """Raise a ValueError for the first field of `args` that is outside an interval such as "[0, 1)".
+
+    >>> check_range(1.5, "[0, 1)", "real")
+    Traceback (most recent call last):
+    ...
+    ValueError: real=1.5 must lie in [0, 1).
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    for name in names:
+        value = getattr(args, name)
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"{name}={value} must lie in {interval}.")
+
+
+def set_device_defaults(args: TrainingArguments) -> None:
+    """Set `bf16` where it is `None`, and switch `dataloader_pin_memory` off where no accelerator is used.
+
+    Args:
+        args: training arguments, before their own `__post_init__`.
+    """
+    accelerator = torch.accelerator.is_available() and not args.use_cpu
+    if args.bf16 is None:
+        args.bf16 = accelerator and not args.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    args.dataloader_pin_memory = args.dataloader_pin_memory and accelerator
