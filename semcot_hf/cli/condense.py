@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..condense.config import CondenseConfig
 from ..condense.dataset import FAILURES_FILE, CondenseReport, condense_dataset, tokens_text
 from ..condense.endpoint import EndpointSource
 from ..condense.local import LocalSource
-from ..condense.requests import STAGES, Source
+from ..condense.requests import Source
 from ..condense.rules import EquationSource, SurprisalSource
 from ..tables import print_table
 from .arguments import DataArguments, load_model, load_splits, parse
@@ -14,13 +15,10 @@ from .arguments import DataArguments, load_model, load_splits, parse
 _SOURCES = ("endpoint", "local", "equations", "surprisal")
 
 
-@dataclass
-class CondenseArguments:
+@dataclass(kw_only=True)
+class CondenseArguments(CondenseConfig):
     """The texts to make, and their source."""
 
-    output_dir: str = field(
-        metadata={"help": "Folder of the journal and of the completed dataset; a rerun continues there."}
-    )
     source: str = field(
         metadata={
             "help": "'endpoint' (OpenAI-compatible or Hub; address and key from SEMCOT_BASE_URL and SEMCOT_API_KEY "
@@ -31,23 +29,6 @@ class CondenseArguments:
     model: str | None = field(
         default=None, metadata={"help": "Name at the endpoint, or id or folder; not needed by 'equations'."}
     )
-    make: list[str] = field(
-        default_factory=lambda: list(STAGES),
-        metadata={"help": "Texts to make where they are missing: reasoning, condensed_reasoning."},
-    )
-    replace: bool = field(default=False, metadata={"help": "Also replace texts that the dataset has."})
-    splits: list[str] = field(
-        default_factory=lambda: ["train", "validation"],
-        metadata={"help": "Splits to complete; others are copied unchanged."},
-    )
-    answer_type: str | None = field(
-        default=None,
-        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; inferred when left out."},
-    )
-    max_words: int = field(
-        default=10, metadata={"help": "Maximum words of a condensed reasoning of 'endpoint' and 'local'."}
-    )
-    max_attempts: int = field(default=3, metadata={"help": "Replies to request before a row is rejected."})
     max_new_tokens: int = field(default=512, metadata={"help": "Maximum tokens of a reply of 'endpoint' and 'local'."})
     temperature: float = field(
         default=0.7, metadata={"help": "Temperature of second and later replies; the first is greedy."}
@@ -55,8 +36,6 @@ class CondenseArguments:
     concurrency: int = field(default=8, metadata={"help": "Simultaneous requests to the endpoint."})
     timeout: float = field(default=60.0, metadata={"help": "Seconds to wait for the endpoint before a retry."})
     max_tries: int = field(default=6, metadata={"help": "HTTP requests for one reply before it counts as failed."})
-    price_input: float | None = field(default=None, metadata={"help": "Price of a million input tokens."})
-    price_output: float | None = field(default=None, metadata={"help": "Price of a million output tokens."})
     batch_size: int = field(default=16, metadata={"help": "Texts per batch of 'local' and 'surprisal'."})
     max_loss: float = field(
         default=0.1,
@@ -69,14 +48,7 @@ class CondenseArguments:
 def run(argv: list[str]) -> int:
     """Condense and print the report; return 1 when questions got no reply."""
     data, args = parse("semcot condense", (DataArguments, CondenseArguments), argv)
-    if (args.price_input is None) != (args.price_output is None):
-        raise ValueError("price_input and price_output go together: pass both, or none.")
-    completed, report = condense_dataset(
-        load_splits(data),
-        _source(args),
-        prices=None if args.price_input is None else (args.price_input, args.price_output),
-        **_options(args, "output_dir", "splits", "make", "replace", "answer_type", "max_words", "max_attempts"),
-    )
+    completed, report = condense_dataset(load_splits(data), _source(args), args)
     _print(report)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in completed.items())
     print(f"The dataset is in {args.output_dir} ({sizes} rows).")

@@ -1,9 +1,8 @@
 """`condense_dataset`: make reasoning and condensed reasoning for a dataset that lacks them, resumable at any point."""
 
-import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from ..data.schema import COLUMNS, FEATURES
 from ..data.splits import SPLITS
 from ..progress import progress_bar
 from ..storage import write_json, write_json_lines
+from .config import CondenseConfig
 from .journal import Reply, ReplyJournal
-from .requests import STAGES, Outcome, Plan, Request, Source, fault_of, finished_row, follow
+from .requests import Outcome, Plan, Request, Source, fault_of, finished_row, follow
 
 JOURNAL_FILE = "journal.jsonl"
 FAILURES_FILE = "failures.jsonl"
@@ -56,20 +56,9 @@ class CondenseReport:
 
 
 def condense_dataset(
-    dataset: DatasetDict | Mapping[str, Dataset],
-    source: Source,
-    *,
-    output_dir: str | os.PathLike,
-    splits: Sequence[str] = ("train", "validation"),
-    make: Sequence[str] = STAGES,
-    replace: bool = False,
-    answer_type: str | None = None,
-    max_words: int = 10,
-    max_attempts: int = 3,
-    prices: tuple[float, float] | None = None,
-    progress: bool = True,
+    dataset: DatasetDict | Mapping[str, Dataset], source: Source, config: CondenseConfig, *, progress: bool = True
 ) -> tuple[DatasetDict, CondenseReport]:
-    """Make the reasoning and condensed reasoning that the rows of `splits` lack.
+    """Make the reasoning and condensed reasoning that the rows of `config.splits` lack.
 
     Every reply is written to `output_dir/journal.jsonl` when it arrives. Called again after a kill, with the same
     source and data, the function continues from there: no reply is bought or computed twice (only requests that were
@@ -84,25 +73,19 @@ def condense_dataset(
     Args:
         dataset: splits by name, in the schema.
         source: makes the texts.
-        output_dir: created when missing.
-        splits: the splits to complete; those that the dataset lacks are skipped.
-        make: "reasoning", "condensed_reasoning" or both.
-        replace: make them also for rows that have them.
-        answer_type: "numeric", "choice", "yes_no" or "sequence"; inferred from the answers by default.
-        max_words: maximum words of a condensed reasoning by a language model.
-        max_attempts: replies to request before a row is rejected.
-        prices: per million of input and of output tokens, for the cost.
+        config: see `CondenseConfig`.
         progress: whether to show a progress bar, on a terminal.
 
     Returns:
         The completed dataset and the report.
 
     Raises:
-        ValueError: for arguments out of range, missing columns, a folder that another run is writing or that holds
-            data of another origin, an endpoint that refuses or is down, or a split of which no row is complete.
+        ValueError: for options that do not fit the source or the data, missing columns, a folder that another run is
+            writing or that holds data of another origin, an endpoint that refuses or is down, or a split of which no
+            row is complete.
     """
-    _check_arguments(dataset, source, splits, make, max_words, max_attempts)
-    folder = Path(output_dir)
+    _check_fit(dataset, source, config)
+    folder = Path(config.output_dir)
     own = [folder / f"{name}.jsonl" for name in SPLITS] if (folder / JOURNAL_FILE).exists() else []
     foreign = [file for file in split_files(folder) if file not in own]
     if foreign:
@@ -112,22 +95,21 @@ def condense_dataset(
         )
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[_PlacedRow] = [
-        (split, i, row) for split in splits if split in dataset for i, row in enumerate(dataset[split])
+        (split, i, row) for split in config.splits if split in dataset for i, row in enumerate(dataset[split])
     ]
-    if answer_type is None:
-        answer_type = infer_answer_type(row["answer"] for _, _, row in rows if row["answer"].strip())
     plan = Plan(
-        make=("condensed_reasoning",) if source.is_rule else tuple(make),
-        replace=replace,
-        answer_type=answer_type,
-        max_words=None if source.is_rule else max_words,
-        max_attempts=1 if source.is_rule else max_attempts,
+        make=("condensed_reasoning",) if source.is_rule else tuple(config.make),
+        replace=config.replace,
+        answer_type=config.answer_type
+        or infer_answer_type(row["answer"] for *_, row in rows if row["answer"].strip()),
+        max_words=None if source.is_rule else config.max_words,
+        max_attempts=1 if source.is_rule else config.max_attempts,
         source=source.fingerprint,
     )
     with ReplyJournal(folder / JOURNAL_FILE) as journal:
-        outcomes = _complete([row for _, _, row in rows], plan, source, journal, prices, progress)
+        outcomes = _complete([row for _, _, row in rows], plan, source, journal, config, progress)
         left_out = _left_out(rows, outcomes, journal)
-    report = _report(rows, outcomes, left_out, prices)
+    report = _report(rows, outcomes, left_out, config)
     write_json_lines(folder / FAILURES_FILE, left_out)
     write_json(folder / REPORT_FILE, asdict(report))
     bad = {(failure["split"], failure["row"]) for failure in left_out}
@@ -150,24 +132,16 @@ def condense_dataset(
     return DatasetDict(completed), report
 
 
-def _check_arguments(
-    dataset: Mapping[str, Dataset],
-    source: Source,
-    splits: Sequence[str],
-    make: Sequence[str],
-    max_words: int,
-    max_attempts: int,
-) -> None:
-    for name, value in (("max_words", max_words), ("max_attempts", max_attempts)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-    if not make or set(make) - set(STAGES):
-        raise ValueError(f"make={list(make)} must be one or both of {', '.join(STAGES)}.")
-    if source.is_rule and "condensed_reasoning" not in make:
-        raise ValueError(f"make={list(make)}: a rule makes no reasoning. Add 'condensed_reasoning' or use a model.")
-    present = [split for split in splits if split in dataset and len(dataset[split])]
+def _check_fit(dataset: Mapping[str, Dataset], source: Source, config: CondenseConfig) -> None:
+    if source.is_rule and "condensed_reasoning" not in config.make:
+        raise ValueError(
+            f"make={list(config.make)}: a rule makes no reasoning. Add 'condensed_reasoning' or use a model."
+        )
+    present = [split for split in config.splits if split in dataset and len(dataset[split])]
     if not present:
-        raise ValueError(f"splits={list(splits)}: the dataset has rows in none of them, but {', '.join(dataset)}.")
+        raise ValueError(
+            f"splits={list(config.splits)}: the dataset has rows in none of them, but {', '.join(dataset)}."
+        )
     for split in present:
         missing = [column for column in COLUMNS if column not in dataset[split].column_names]
         if missing:
@@ -179,7 +153,7 @@ def _complete(
     plan: Plan,
     source: Source,
     journal: ReplyJournal,
-    prices: tuple[float, float] | None,
+    config: CondenseConfig,
     progress: bool,
 ) -> list[Outcome]:
     """Send requests round by round until every row is finished, rejected or failed."""
@@ -192,7 +166,7 @@ def _complete(
 
         def show(done: int) -> None:
             nonlocal shown
-            tokens = tokens_text(tokens_read, tokens_written, cost_of(tokens_read, tokens_written, prices))
+            tokens = tokens_text(tokens_read, tokens_written, config.cost(tokens_read, tokens_written))
             advance(done - shown, f"{done:,}/{total:,}, {tokens}")
             shown = done
 
@@ -249,7 +223,7 @@ def _left_out(rows: list[_PlacedRow], outcomes: list[Outcome], journal: ReplyJou
 
 
 def _report(
-    rows: list[_PlacedRow], outcomes: list[Outcome], left_out: list[dict], prices: tuple[float, float] | None
+    rows: list[_PlacedRow], outcomes: list[Outcome], left_out: list[dict], config: CondenseConfig
 ) -> CondenseReport:
     counts = Counter(split for split, _, _ in rows)
     lost = Counter(failure["split"] for failure in left_out)
@@ -272,19 +246,8 @@ def _report(
         rejected_replies=dict(Counter(f"{stage.replace('_', ' ')}: {fault}" for stage, _, fault in entries if fault)),
         input_tokens=read,
         output_tokens=written,
-        cost=cost_of(read, written, prices),
+        cost=config.cost(read, written),
     )
-
-
-def cost_of(input_tokens: int, output_tokens: int, prices: tuple[float, float] | None) -> float | None:
-    """Return the price of tokens, with `prices` per million of input and of output tokens; `None` without prices.
-
-    >>> cost_of(2_000_000, 500_000, (0.15, 0.6))
-    0.6
-    """
-    if prices is None:
-        return None
-    return round((input_tokens * prices[0] + output_tokens * prices[1]) / 1e6, 6)
 
 
 def tokens_text(input_tokens: int, output_tokens: int, cost: float | None) -> str:

@@ -1,17 +1,17 @@
 """Condensation by a local causal LM of transformers, in batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.answering import Answerer
 from ..inference.settings import AnswerSettings
 from .journal import Reply
-from .requests import Request, messages
+from .requests import Fail, Keep, Request, messages
 
 
 class LocalSource:
-    """Asks a causal LM through its tokenizer's chat template.
+    """Ask a causal LM through its tokenizer's chat template.
 
     First replies are greedy. Later ones are sampled with a seed that follows from the request, so that a run that is
     killed and resumed with the same batches gets the same replies.
@@ -20,8 +20,8 @@ class LocalSource:
         model: the model, put into evaluation mode.
         tokenizer: its tokenizer.
         name: name of the model, by which earlier replies are recognized; its path by default.
-        batch_size: questions at once.
-        max_new_tokens: most tokens of one reply.
+        batch_size: questions per batch.
+        max_new_tokens: maximum tokens of one reply.
         temperature: of second and later replies.
     """
 
@@ -46,12 +46,7 @@ class LocalSource:
             "temperature": temperature,
         }
 
-    def complete(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Request, Reply], None],
-        fail: Callable[[Request, str], None],
-    ) -> None:
+    def complete(self, requests: Sequence[Request], keep: Keep, fail: Fail) -> None:
         """Answer `requests` batch by batch, the longest prompts first."""
         answerer, prompts, fitting = self._answerer(sampled=False), {}, []
         encoded = answerer.prompts(messages(request) for request in requests)

@@ -9,9 +9,8 @@ from typing import Protocol
 from ..answers import check_answer
 from ..data.rationale import rationale_agrees
 from ..data.schema import split_steps
+from .config import STAGES
 from .journal import Reply
-
-STAGES = ("reasoning", "condensed_reasoning")
 
 _ANSWER_FORMS = {
     "numeric": "a number",

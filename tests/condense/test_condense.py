@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf.cli.main import main
+from semcot_hf.condense.config import CondenseConfig
 from semcot_hf.condense.dataset import condense_dataset
 from semcot_hf.condense.endpoint import EndpointSource
 from semcot_hf.condense.journal import Reply, ReplyJournal
@@ -47,6 +48,10 @@ def server():
     chat = ChatServer(ROWS)
     yield chat
     chat.close()
+
+
+def condense(dataset, source, **options):
+    return condense_dataset(dataset, source, CondenseConfig(**options))
 
 
 def bare(rows, **fields):
@@ -83,8 +88,8 @@ def test_an_endpoint_in_trouble_gives_every_row_and_is_paid_once(server, tmp_pat
         (CONDENSED, empty): "empty",
     }
     server.behave = lambda stage, query, number: first.get((stage, query), "ok") if number == 1 else "ok"
-    made, report = condense_dataset(
-        data(bare(ROWS)), endpoint(server, timeout=3), output_dir=tmp_path, prices=(2.0, 10.0)
+    made, report = condense(
+        data(bare(ROWS)), endpoint(server, timeout=3), output_dir=tmp_path, price_input=2.0, price_output=10.0
     )
 
     for row, true in zip(made["train"], ROWS, strict=True):
@@ -104,17 +109,17 @@ def test_an_endpoint_in_trouble_gives_every_row_and_is_paid_once(server, tmp_pat
     assert all(server.asked[about] == (2 if about in first else 1) for about in server.asked)
 
     before, written = server.asked.copy(), content(tmp_path)
-    condense_dataset(data(bare(ROWS)), endpoint(server), output_dir=tmp_path, prices=(2.0, 10.0))
+    condense(data(bare(ROWS)), endpoint(server), output_dir=tmp_path, price_input=2.0, price_output=10.0)
     assert server.asked == before and content(tmp_path) == written
     assert load_reasoning_dataset(tmp_path)["train"][0] == made["train"][0]
 
 
 def test_half_a_surrogate_pair_stops_nothing(server, tmp_path):
     server.behave = lambda stage, query, number: "half" if stage == REASONING else "ok"
-    made, report = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
+    made, report = condense(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
     assert report.made == {"train": 2} and made["train"][0]["reasoning"].endswith(f"{ROWS[0]['answer']}. \ufffd")
     before = server.asked.copy()
-    again, _ = condense_dataset(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
+    again, _ = condense(data(bare(ROWS[:2])), endpoint(server), output_dir=tmp_path / "out")
     assert again["train"][:] == made["train"][:] and server.asked == before
     with ReplyJournal(tmp_path / "journal.jsonl") as journal:
         journal.add_failure("a", "HTTP 500: \ud83d", {})
@@ -159,7 +164,7 @@ def test_killed_at_any_point_it_goes_on_and_buys_nothing_twice(server, tmp_path)
         file.write(b'{"key": "123", "stage": "reas')
     held = server.asked - server.answered
     server.behave = lambda stage, query, number: "ok"
-    made, report = condense_dataset(
+    made, report = condense(
         load_reasoning_dataset(tmp_path / "data"), endpoint(server), output_dir=folder, splits=("train", "validation")
     )
     assert report.made == {"train": 8, "validation": 1}
@@ -172,7 +177,7 @@ def test_killed_at_any_point_it_goes_on_and_buys_nothing_twice(server, tmp_path)
 def test_a_question_without_reply_is_a_failure_and_asked_again(server, tmp_path):
     bad, too_long = queries(1, 2)
     server.behave = lambda stage, query, number: {bad: (500, {}), too_long: (400, {})}.get(query, "ok")
-    made, report = condense_dataset(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path)
+    made, report = condense(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path)
     assert list(made["train"]["query"]) == queries(0, 3)
     assert all(row["reasoning"] and row["condensed_reasoning"] for row in made["train"])
     assert sum(report.failed_rows.values()) == 2 and report.made == {"train": 2}
@@ -186,7 +191,7 @@ def test_a_question_without_reply_is_a_failure_and_asked_again(server, tmp_path)
 
     server.behave = lambda stage, query, number: "ok"
     server.asked.clear()
-    made, report = condense_dataset(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path)
+    made, report = condense(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path)
     assert list(made["train"]["query"]) == queries(0, 1, 2, 3) and report.failed_rows == {}
     assert {query for _, query in server.asked} == {bad, too_long}
     assert (tmp_path / "failures.jsonl").read_text() == ""
@@ -199,7 +204,7 @@ def test_bad_replies_are_bounded_and_counted(server, tmp_path):
         (CONDENSED, long): "long",
         (REASONING, cut): "cut",
     }.get((stage, query), "ok")
-    made, report = condense_dataset(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path, max_attempts=2)
+    made, report = condense(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path, max_attempts=2)
     assert list(made["train"]["query"]) == queries(3)
     assert report.rejected_rows == {
         "reasoning: wrong answer": 1,
@@ -215,11 +220,11 @@ def test_bad_replies_are_bounded_and_counted(server, tmp_path):
     assert sorted({body["temperature"] for body in server.bodies}) == [0.0, 0.7]
 
     # More attempts go on from those that were made.
-    condense_dataset(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path, max_attempts=3)
+    condense(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path, max_attempts=3)
     assert server.asked[REASONING, wrong] == server.asked[CONDENSED, long] == 3
     # Another limit of words leaves the rationales as they are.
     before = server.asked.copy()
-    condense_dataset(data(bare(ROWS[3:4])), endpoint(server), output_dir=tmp_path, max_words=9)
+    condense(data(bare(ROWS[3:4])), endpoint(server), output_dir=tmp_path, max_words=9)
     assert server.asked - before == {(CONDENSED, queries(3)[0]): 1}
 
 
@@ -227,7 +232,7 @@ def test_a_given_rationale_with_a_wrong_answer_is_made_anew(server, tmp_path):
     rows = [dict(row) for row in ROWS[:3]]
     rows[1]["reasoning"] = f"The answer is {int(rows[1]['answer']) + 5}."
     rows[2]["condensed_reasoning"] = ""
-    made, report = condense_dataset(data(rows), endpoint(server), output_dir=tmp_path)
+    made, report = condense(data(rows), endpoint(server), output_dir=tmp_path)
     assert report.wrong_given == 1 and report.made == {"train": 3}
     assert set(server.asked) == {(REASONING, queries(1)[0]), (CONDENSED, queries(1)[0]), (CONDENSED, queries(2)[0])}
     assert made["train"][0] == rows[0] and made["train"][2] == ROWS[2]
@@ -243,12 +248,12 @@ def test_requests_run_at_once_and_a_rate_limit_stops_all(server, tmp_path):
         return "ok"
 
     server.behave = behave
-    condense_dataset(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path / "a", make=(REASONING,))
+    condense(data(bare(ROWS[:4])), endpoint(server), output_dir=tmp_path / "a", make=(REASONING,))
 
     server.arrivals.clear()
     server.behave = lambda stage, query, number: (429, {"Retry-After": "0.7"}) if len(server.arrivals) == 1 else "ok"
     source = endpoint(server, concurrency=1)
-    condense_dataset(data(bare(ROWS[4:8])), source, output_dir=tmp_path / "b", make=(REASONING,))
+    condense(data(bare(ROWS[4:8])), source, output_dir=tmp_path / "b", make=(REASONING,))
     times = [arrival for arrival, _, _ in server.arrivals]
     assert len(times) == 5 and times[1] - times[0] >= 0.65
     assert server.keys == {"Bearer none"}
@@ -257,18 +262,22 @@ def test_requests_run_at_once_and_a_rate_limit_stops_all(server, tmp_path):
 def test_an_endpoint_that_refuses_or_is_down_ends_the_run(server, tmp_path):
     server.behave = lambda stage, query, number: (401, {})
     with pytest.raises(ValueError, match="the endpoint refuses model='m' with HTTP 401.*SEMCOT_API_KEY"):
-        condense_dataset(data(bare(ROWS)), endpoint(server, concurrency=1), output_dir=tmp_path)
+        condense(data(bare(ROWS)), endpoint(server, concurrency=1), output_dir=tmp_path)
     assert sum(server.asked.values()) == 1
     server.asked.clear()
     server.behave = lambda stage, query, number: (502, {})
     with pytest.raises(ValueError, match="10 questions in a row, the last time with HTTP 502.*rerun"):
-        condense_dataset(data(bare(ROWS)), endpoint(server, concurrency=1, max_tries=1), output_dir=tmp_path)
+        condense(data(bare(ROWS)), endpoint(server, concurrency=1, max_tries=1), output_dir=tmp_path)
     assert sum(server.asked.values()) == 10
 
 
 def test_one_question_twice_is_asked_once(server, tmp_path):
-    made, report = condense_dataset(
-        data(bare([ROWS[0], ROWS[1], ROWS[0]])), endpoint(server), output_dir=tmp_path, prices=(0, 0)
+    made, report = condense(
+        data(bare([ROWS[0], ROWS[1], ROWS[0]])),
+        endpoint(server),
+        output_dir=tmp_path,
+        price_input=0.0,
+        price_output=0.0,
     )
     assert set(server.answered.values()) == {1} and report.input_tokens == 400
     assert made["train"][0] == made["train"][2]
@@ -303,7 +312,7 @@ def test_the_journal_belongs_to_one_run_and_must_be_whole(tmp_path):
 )
 def test_bad_arguments_are_told(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        condense_dataset(data(ROWS), EquationSource(), output_dir=tmp_path, **options)
+        condense(data(ROWS), EquationSource(), output_dir=tmp_path, **options)
 
 
 def test_equations_are_kept_and_rows_without_any_are_told(tmp_path):
@@ -311,7 +320,7 @@ def test_equations_are_kept_and_rows_without_any_are_told(tmp_path):
     rows[1]["reasoning"] = f"It must be {rows[1]['answer']}."
     rows[2]["reasoning"] = "<<1+1=3>> The answer is 3000."
     rows[3]["reasoning"] = ""
-    made, report = condense_dataset(data(rows), EquationSource(), output_dir=tmp_path)
+    made, report = condense(data(rows), EquationSource(), output_dir=tmp_path)
     assert list(made["train"]["condensed_reasoning"]) == [ROWS[0]["condensed_reasoning"]]
     assert report.rejected_rows == {
         "condensed reasoning: empty": 1,
@@ -319,7 +328,7 @@ def test_equations_are_kept_and_rows_without_any_are_told(tmp_path):
         "there is no reasoning to condense": 1,
     }
     with pytest.raises(ValueError, match="none of the 1 rows of train could be completed.*failures.jsonl"):
-        condense_dataset(data(rows[3:]), EquationSource(), output_dir=tmp_path / "none")
+        condense(data(rows[3:]), EquationSource(), output_dir=tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["validation.jsonl", "train_42.json", "test.csv", "data/train.parquet"])
@@ -328,7 +337,7 @@ def test_data_of_another_origin_is_neither_replaced_nor_mixed_with(name, tmp_pat
     theirs.parent.mkdir(exist_ok=True)
     theirs.write_text("theirs\n")
     with pytest.raises(ValueError, match=f"holds {name}, data which this command did not write"):
-        condense_dataset(data(ROWS[:4]), EquationSource(), output_dir=tmp_path)
+        condense(data(ROWS[:4]), EquationSource(), output_dir=tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs] and theirs.read_text() == "theirs\n"
 
 
@@ -336,7 +345,7 @@ def test_files_that_name_no_split_stay_beside_the_dataset(tmp_path):
     (tmp_path / "notes.txt").write_text("mine\n")
     rows = [{**row, "condensed_reasoning": ""} for row in ROWS[:4]]
     for _ in range(2):
-        condense_dataset(data(rows, validation=rows, test=rows), EquationSource(), output_dir=tmp_path)
+        condense(data(rows, validation=rows, test=rows), EquationSource(), output_dir=tmp_path)
     assert list(load_reasoning_dataset(tmp_path)["train"]) == ROWS[:4]
 
 
@@ -398,11 +407,11 @@ def test_a_local_model_computes_nothing_twice(tiny_lm, tiny_tokenizer, tmp_path)
 
     source._generate = interrupted
     with pytest.raises(KeyboardInterrupt):
-        condense_dataset(data(bare(ROWS[:6])), source, output_dir=tmp_path, max_attempts=1)
+        condense(data(bare(ROWS[:6])), source, output_dir=tmp_path, max_attempts=1)
     source._generate = lambda batch, prompts: batches.append([r.query for r in batch]) or generate(batch, prompts)
     # A random model solves no problem: every row is rejected, and none becomes an empty string.
     with pytest.raises(ValueError, match="none of the 6 rows"):
-        condense_dataset(data(bare(ROWS[:6])), source, output_dir=tmp_path, max_attempts=1)
+        condense(data(bare(ROWS[:6])), source, output_dir=tmp_path, max_attempts=1)
     assert sorted(query for batch in batches for query in batch) == sorted(queries(*range(6)))
     report = json.loads((tmp_path / "report.json").read_text())
     assert sum(report["rejected_rows"].values()) == 6 and report["output_tokens"] > 0
@@ -410,7 +419,7 @@ def test_a_local_model_computes_nothing_twice(tiny_lm, tiny_tokenizer, tmp_path)
     source = local(tiny_lm, tiny_tokenizer)
     source.max_new_tokens = 1000
     with pytest.raises(ValueError, match="1000 new tokens are more than the context of 1024"):
-        condense_dataset(data(bare(ROWS[:1])), source, output_dir=tmp_path / "context")
+        condense(data(bare(ROWS[:1])), source, output_dir=tmp_path / "context")
 
 
 def plain_surprisal(model, tokenizer, query, steps, answer):
