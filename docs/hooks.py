@@ -73,7 +73,9 @@ def field_table(module: str, name: str) -> str:
     for field in dataclasses.fields(config):
         if field.name in vars(config)["__annotations__"]:
             meaning = field.metadata["help"].replace("|", "\\|")
-            lines.append(f"| `{field.name}` | `{field.default!r}` | {meaning} |")
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            lines.append(f"| `{field.name}` | `{default!r}` | {meaning} |")
     return "\n".join(lines)
 
 
