@@ -22,13 +22,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: 
     | a\\|b | 3 |
     """
     lines = [header, ["---:" if name in right else "---" for name in header], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (_escaped(line) for line in lines))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def print_table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
     right: Collection[str] = (),
+    no_wrap: Collection[str] = (),
     *,
     title: str | None = None,
     styles: Mapping[str, str] | None = None,
@@ -38,17 +39,14 @@ def print_table(
 
     Args:
         header, rows, right: as in `markdown_table`.
+        no_wrap: names of the columns that are never wrapped.
         title: the line above it.
         styles: rich styles of cells, by their text.
         console: standard output by default.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in header:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in no_wrap)
     for row in rows:
         table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
     (console or Console()).print(table)
-
-
-def _escaped(cells: Sequence[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in cells]

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from ..tables import markdown_table, print_table
 from .controls import CONTROL_NAMES
 
 METHOD_NAMES = {"no_cot": "no CoT", "cot": "explicit CoT", "semcot": "SemCoT"}
@@ -122,9 +121,7 @@ def markdown_report(report: Report) -> str:
             f"per query at batch size {size}, over {report['latency']['samples']} questions; tokens are means."
         )
     for title, header, rows in report_tables(report):
-        cells = [header, ["---"] * len(header), *rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-        paragraphs += [f"## {title}", "\n".join(lines)]
+        paragraphs += [f"## {title}", markdown_table(header, rows)]
     paragraphs += [
         f"{METHOD_NAMES[row['method']]}: {row['unfinished']} of {row['n']} answers were cut off at "
         f"{report['max_new_tokens']} new tokens."
@@ -140,11 +137,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the tables and the verdict to the terminal."""
     console = console or Console()
     for title, header, rows in report_tables(report):
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        for column, name in enumerate(header):
-            table.add_column(name, justify="right" if column else "left", no_wrap=not column)
-        for row in rows:
-            table.add_row(row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:]))
-        console.print(table)
+        cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in rows]
+        print_table(header, cells, right=header[1:], no_wrap=header[:1], title=title, console=console)
     if report["verdict"]:
         console.print(report["verdict"])

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ...evaluation.report import duration
+from ...tables import markdown_table, print_table
 from .settings import FACTORS, METHOD_NAMES, SPEED_METHODS
 
 _HOW = (
@@ -70,7 +69,7 @@ def markdown_report(report: dict) -> str:
     """The whole report as markdown."""
     lines = ["# Speed", "", _HOW, ""]
     for title, header, rows in report_tables(report):
-        lines += [f"## {title}", "", _markdown(header), _markdown(["---"] * len(header)), *map(_markdown, rows), ""]
+        lines += [f"## {title}", "", markdown_table(header, rows), ""]
     lines += ["## Made with", ""]
     lines += [f"- `{command}`" for command in report["commands"]]
     for environment in report["environments"]:
@@ -83,12 +82,7 @@ def print_report(report: dict, console: Console | None = None) -> None:
     console = console or Console()
     for title, header, rows in report_tables(report):
         if title in ("Targets", "Growth of the latency", "Not run"):
-            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-            for name in header:
-                table.add_column(name, overflow="fold", no_wrap=name in ("size", "growth", "reason"))
-            for row in rows:
-                table.add_row(*row)
-            console.print(table, markup=False)
+            print_table(header, rows, no_wrap=("size", "growth", "reason"), title=title, console=console)
 
 
 def _target_cells(target):
@@ -170,7 +164,3 @@ def _title(report, row):
 def _order(row):
     setting = row["setting"]
     return SPEED_METHODS.index(setting["method"]), *(setting[name] for name in FACTORS)
-
-
-def _markdown(cells):
-    return "| " + " | ".join(cells) + " |"
