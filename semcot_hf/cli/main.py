@@ -1,25 +1,26 @@
-"""The `semcot` command: picks the sub-command and turns expected failures into one clear line."""
+"""The `semcot` command: dispatch to the subcommands, and expected failures as one line on stderr."""
 
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "demo": "go the whole way on the embedded models: align, distill, evaluate, save, reload",
+    "demo": "run the whole pipeline on the embedded models: align, distill, evaluate, reload",
     "align": "stage 1: train the alignment encoder on (reasoning, condensed reasoning) pairs",
-    "distill": "stage 2: train the generator and its projection with the host frozen",
-    "evaluate": "accuracy with intervals, latency and the controls, of a checkpoint or any causal LM",
-    "generate": "answer the questions of a JSONL file with any model; fast, resumable",
-    "condense": "make the reasoning and condensed reasoning that a dataset lacks; resumable",
-    "convert": "turn a checkpoint published by SemCoT's authors into one of this package",
-    "data": "check a dataset for faults and overlapping splits; write a cleaned copy",
-    "bench": "measure: speed against the limit, or the methods against each other",
+    "distill": "stage 2: train the generator and its projection; the host stays frozen",
+    "evaluate": "report accuracy with intervals, latency and controls of a checkpoint or any causal LM",
+    "generate": "answer the questions of a JSONL file with any model; resumable",
+    "condense": "add the reasoning and condensed reasoning that a dataset lacks; resumable",
+    "convert": "convert a checkpoint published by SemCoT's authors",
+    "data": "check a dataset for errors and overlapping splits; write a cleaned copy",
+    "bench": "benchmark speed, or the accuracy of SemCoT and other methods",
 }
 
 
-def main(argv=None):
-    """Run `semcot COMMAND [flags]`; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `semcot COMMAND [flags]` and return the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -34,10 +35,10 @@ def main(argv=None):
     try:
         return import_module(f".{command.replace('-', '_')}", __package__).run(rest) or 0
     except KeyboardInterrupt:
-        print("\nsemcot: interrupted; nothing unfinished was left in place of a result.", file=sys.stderr)
+        print("\nsemcot: interrupted; no incomplete result was written.", file=sys.stderr)
         return 130
     except Exception as error:
-        # safetensors and torch report a full disk by errors of their own.
+        # safetensors and torch report a full disk with their own exceptions.
         if "No space left on device" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
             where = getattr(error, "filename", None) or error
             print(f"semcot: the disk is full ({where}); free space and rerun.", file=sys.stderr)
@@ -48,11 +49,12 @@ def main(argv=None):
         return 1
 
 
-def _usage():
+def _usage() -> str:
+    """Return the list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     usage = "usage: semcot COMMAND [--config FILE.yaml] [flags]"
-    return "\n".join([usage, "", *lines, "", "semcot COMMAND --help explains its flags."])
+    return "\n".join([usage, "", *lines, "", "Run semcot COMMAND --help for its flags."])
 
 
 if __name__ == "__main__":
