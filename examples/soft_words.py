@@ -1,18 +1,16 @@
-r"""A generator that reasons in one word a step, and hands each word over as a mixture of the host's word embeddings.
+r"""A generator that reasons in one word a step, and passes each word on as a mixture of the host's word embeddings.
 
     python examples/soft_words.py --learning_rate 2e-3 --max_steps 900 --per_device_train_batch_size 32 \
         --activation_checkpointing false --output_dir runs/soft_words
 
-TRL's SFTTrainer teaches the generator to write each row's `words`; attached to the host with
-`projection="vocabulary"`, it need not write them any more: its distribution over the next word is the implicit token.
-The host stays as it is. What comes out is an ordinary checkpoint, which `SemCoTDistillationTrainer` can train on.
-A host reads words that look like reasoning it knows and end in the answer; others it may not understand.
+TRL's SFTTrainer teaches the generator to write each row's `words`. Attached to the host, which stays unchanged, with
+`projection="vocabulary"`, its distribution over the next word is the implicit token. The output is an ordinary
+checkpoint. Choose words that resemble reasoning known to the host and that end in the answer.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer, TrlParser
@@ -23,21 +21,29 @@ from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text
 from semcot_hf.storage import read_json_lines
+from semcot_hf.training.options import set_device_defaults
 
 MODELS = Path(__file__).parent / "bench" / "models" / "graph"
 
 
 @dataclass
 class Arguments:
-    """Which models, questions and words."""
-
     host: str = field(default=str(MODELS / "host"), metadata={"help": "Id or path of the host."})
     generator: str = field(default=str(MODELS / "generator"), metadata={"help": "Id or path of the generator."})
-    train: str | None = field(default=None, metadata={"help": "JSON lines of query, words, answer; else the graph."})
-    validation: str | None = field(default=None, metadata={"help": "The same for the questions answered at the end."})
-    answer_type: str = field(default="sequence", metadata={"help": "How answers are judged: numeric, yes_no, ..."})
-    max_train_samples: int = field(default=20_000, metadata={"help": "Use the first so many training rows."})
-    max_eval_samples: int = field(default=200, metadata={"help": "Answer the first so many validation questions."})
+    train: str | None = field(default=None, metadata={"help": "JSON lines: query, words, answer; else graph rows."})
+    validation: str | None = field(default=None, metadata={"help": "Questions to answer at the end, in that format."})
+    answer_type: str = field(default="sequence", metadata={"help": "How to check answers: numeric, yes_no, ..."})
+    max_train_samples: int = field(default=20_000, metadata={"help": "Use at most this many training rows."})
+    max_eval_samples: int = field(default=200, metadata={"help": "Answer at most this many validation questions."})
+
+
+@dataclass
+class Config(SFTConfig):
+    """TRL's settings, with bfloat16 only where the device supports it."""
+
+    def __post_init__(self):
+        set_device_defaults(self)
+        super().__post_init__()
 
 
 def rows_of(path, count, split):
@@ -46,11 +52,7 @@ def rows_of(path, count, split):
 
 
 def tokens_of(tokenizer, rows):
-    """Id of the token that all rows' words start with, and k, the number of tokens behind it.
-
-    Raises:
-        ValueError: when rows differ in either.
-    """
+    """Return the id of the token with which all rows' words start, and k, the number of tokens after it."""
     ids = [tokenizer(row["words"].rstrip("."), add_special_tokens=False)["input_ids"] for row in rows]
     kinds = {(found[0], len(found) - 1) for found in ids}
     if len(kinds) != 1:
@@ -62,9 +64,7 @@ def tokens_of(tokenizer, rows):
 
 
 def main(argv=None):
-    parser = TrlParser((Arguments, SFTConfig))
-    parser.set_defaults(bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-    arguments, args = parser.parse_args_and_config(args=argv)
+    arguments, args = TrlParser((Arguments, Config)).parse_args_and_config(args=argv)
     tokenizer = AutoTokenizer.from_pretrained(arguments.generator)
     rows = rows_of(arguments.train, arguments.max_train_samples, "train")
     thought, count = tokens_of(tokenizer, rows)
@@ -86,8 +86,7 @@ def main(argv=None):
     asked = rows_of(arguments.validation, arguments.max_eval_samples, "validation")
     queries = [row["query"] for row in asked]
     for method in ("no_cot", "semcot"):
-        with torch.no_grad():
-            answers = answer_questions(model, tokenizer, queries, method=method, max_new_tokens=16)
+        answers = answer_questions(model, tokenizer, queries, method=method, max_new_tokens=16)
         checked = zip(answers, asked, strict=True)
         right = sum(check_answer(answer.output, row["answer"], arguments.answer_type) for answer, row in checked)
         print(f"{method}: {right} of {len(asked)} right")

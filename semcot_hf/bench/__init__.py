@@ -1,1 +1,1 @@
-"""Benchmarks: how fast the methods are, and how they compare."""
+"""The benchmarks: accuracy of SemCoT and its peers, and speed of answering."""

@@ -1,32 +1,34 @@
-"""One training and evaluation of one method, and the small search that comes before it; finished ones are kept."""
+"""One training and evaluation of one method, with its learning-rate search; finished runs are kept."""
 
 import copy
 import json
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..answers import check_answer
-from ..evaluation import answer_questions, evaluate, measure_latency
+from ..evaluation import Answer, answer_questions, evaluate, measure_latency
 from ..modeling import SemCoTForCausalLM
-from ..storage import as_json, text_digest, write_json
+from ..storage import as_json, check_same_run, text_digest, write_json
 from .catalogue import BENCH_METHODS
-from .methods.training import TrainingSetup
+from .methods.training import Trained, TrainingSetup
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The rows that every method of a task gets, and how they are judged.
+    """The questions of a task, the same for every method, and how their answers are checked.
 
     Args:
         train, validation, test: rows in the dataset schema.
-        answer_type: of `check_answer`.
-        max_new_tokens: longest answer, explicit reasoning included.
+        answer_type: see `check_answer`.
+        max_new_tokens: maximum answer length, including explicit reasoning.
     """
 
     train: list[dict]
@@ -35,27 +37,27 @@ class QuestionSet:
     answer_type: str
     max_new_tokens: int
 
-    def split_digests(self) -> dict:
-        """The number of rows of each split and a digest of them, by which runs of other questions are told apart."""
+    def split_digests(self) -> dict[str, dict]:
+        """Return the number of rows and a digest of each split, which identify the questions of a run."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: {"rows": len(rows), "digest": text_digest(rows)} for name, rows in splits.items()}
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What decides a run's result; a finished run is taken over only under the same ones.
+    """Everything that determines a run's result; a finished run is only reused under the same settings.
 
     Args:
         task, method, seed: which run.
         host, generator: folders or ids.
         num_implicit_tokens, steps_per_token, soft_words: see `TrainingSetup`.
-        steps, batch_size: the budget, steps * batch_size seen questions; SemCoT's other stages see some on top, which
-            `seen_questions` of the result counts.
-        learning_rates: candidates of the search; with one there is no search.
-        search_share: share of the steps that each candidate is trained for.
-        train_questions, eval_questions, validation_questions: numbers of different questions, at most.
-        latency_samples: questions whose latency is measured.
-        device: where it runs.
+        steps, batch_size: the budget of steps * batch_size questions; SemCoT's other stages see further ones, which
+            `seen_questions` of the result includes.
+        learning_rates: candidates of the search; one candidate means no search.
+        search_share: length of each training of the search, as a share of `steps`.
+        train_questions, eval_questions, validation_questions: maximum numbers of distinct questions.
+        latency_samples: number of questions whose latency is measured.
+        device: "cpu" or "cuda".
     """
 
     task: str
@@ -77,44 +79,41 @@ class RunSettings:
     device: str
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """The run's name in reports and progress lines."""
         return f"{self.task}/{self.method}/seed{self.seed}"
 
 
-def run_method(settings: RunSettings, questions: QuestionSet, folder, compiled_latency: bool = False) -> dict:
-    """Train and evaluate, or take the finished run over from `folder`; returns its figures.
-
-    The figures are those of `evaluate`'s report with `training`: seconds, seen questions, operations, trainable
-    parameters, the generator's size in those of the host, learning rate, losses; `questions`: the number of rows of
-    each split and their digest; and `latency`: seconds per question against the untouched host's answer at once,
-    measured in turn.
+def run_method(
+    settings: RunSettings, questions: QuestionSet, folder: str | Path, compiled_latency: bool = False
+) -> dict:
+    """Train and evaluate a method, or reuse the finished run in `folder`.
 
     Args:
-        compiled_latency: measure a SemCoT model in two ways more: with its generator compiled, and with the hosts'
-            forward compiled too, its own and the untouched one. A finished run is not measured again for it.
+        settings, questions: what to run.
+        folder: of the run; an unfinished run there is replaced.
+        compiled_latency: also measure a SemCoT model with its generator compiled, and with the forward of both hosts
+            (its own and the untouched one) compiled too. A finished run is not measured again for it.
+
+    Returns:
+        `settings`; `questions`, the rows and digest of each split; `training`: seconds, seen questions, operations,
+        trainable parameters, the generator's size relative to the host, learning rate, losses; `latency`: seconds per
+        question and the ratio to the untouched host answering at once, measured in turn; and `report` of `evaluate`.
 
     Raises:
         ValueError: when the folder holds a finished run of other settings or questions, which stays untouched.
     """
-    folder, told = Path(folder), questions.split_digests()
-    path = folder / "run.json"
+    folder, digests = Path(folder), questions.split_digests()
+    path, work = folder / "run.json", folder / "work"
     if path.exists():
-        known, wanted = json.loads(path.read_text()), as_json(asdict(settings))
-        if known["settings"] == wanted:
-            other = [split for split in told if known.get("questions", told)[split] != told[split]]
-            if not other:
-                return known
-            raise ValueError(
-                f"{folder} holds a finished run of other questions ({', '.join(other)}): choose another output_dir, "
-                "or delete it."
-            )
-        differing = {
-            name: known["settings"].get(name) for name in wanted if known["settings"].get(name) != wanted[name]
-        }
-        raise ValueError(
-            f"{folder} holds a finished run of other settings ({differing}): choose another output_dir, or delete it."
+        known = json.loads(path.read_text())
+        check_same_run(
+            {**known["settings"], **known.get("questions", digests)},
+            {**asdict(settings), **digests},
+            place=str(folder),
+            remedy="Choose another output_dir, or delete it.",
         )
-    work = folder / "work"
+        return known
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True)
     rate, search = _search(settings, questions, folder.parent / "search.json", work)
@@ -122,7 +121,7 @@ def run_method(settings: RunSettings, questions: QuestionSet, folder, compiled_l
     report = _evaluate(settings, trained, questions, folder)
     run = {
         "settings": asdict(settings),
-        "questions": told,
+        "questions": digests,
         "training": {
             "seconds": round(seconds, 1),
             "seen_questions": trained.seen_questions or settings.steps * settings.batch_size,
@@ -141,48 +140,57 @@ def run_method(settings: RunSettings, questions: QuestionSet, folder, compiled_l
     return json.loads(path.read_text())
 
 
-def _train(settings, questions, rate, steps, work):
-    """A trained model from a fresh copy of the host, and the seconds that its training took."""
+def _train(
+    settings: RunSettings, questions: QuestionSet, rate: float, steps: int, work: Path
+) -> tuple[Trained, float]:
+    """Train a fresh copy of the host; return the result and the seconds that it took."""
+    shared = ("generator", "num_implicit_tokens", "steps_per_token", "soft_words", "batch_size", "seed", "device")
     setup = TrainingSetup(
-        host=AutoModelForCausalLM.from_pretrained(settings.host).to(settings.device),
-        generator=settings.generator,
-        tokenizer=AutoTokenizer.from_pretrained(settings.host),
+        host=_host(settings),
+        tokenizer=_tokenizer(settings),
         train_rows=questions.train,
-        num_implicit_tokens=settings.num_implicit_tokens,
-        steps_per_token=settings.steps_per_token,
-        soft_words=settings.soft_words,
         steps=steps,
-        batch_size=settings.batch_size,
         learning_rate=rate,
-        seed=settings.seed,
-        device=settings.device,
         work_dir=work,
+        **{name: getattr(settings, name) for name in shared},
     )
-    began = time.monotonic()
+    start = time.monotonic()
     trained = BENCH_METHODS[settings.method].train(setup)
     trained.model.eval()
-    return trained, time.monotonic() - began
+    return trained, time.monotonic() - start
 
 
-def _generator_share(model):
-    """Parameters of a SemCoT model beside its host's, word embeddings and projection included, over the host's."""
+def _host(settings: RunSettings) -> PreTrainedModel:
+    host: torch.nn.Module = AutoModelForCausalLM.from_pretrained(settings.host)
+    return cast(PreTrainedModel, host.to(settings.device))
+
+
+def _tokenizer(settings: RunSettings) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(settings.host)
+
+
+def _generator_share(model: torch.nn.Module) -> float | None:
+    """Return a SemCoT model's parameters besides its host's, relative to the host's."""
     if not isinstance(model, SemCoTForCausalLM):
         return None
     host = model.host.num_parameters()
     return (model.num_parameters() - host) / host
 
 
-def _search(settings, questions, path, work):
-    """The learning rate that answers most validation questions, after a short training each; one search a method.
+def _search(
+    settings: RunSettings, questions: QuestionSet, path: Path, work: Path
+) -> tuple[float, list[list[float]] | None]:
+    """Find the learning rate with the highest validation accuracy after a short training, once for each method.
 
-    Of equal ones the smaller wins.
+    Returns:
+        The rate, the smallest of several best ones, and all (rate, accuracy) pairs; `None` without a search.
     """
     if len(settings.learning_rates) == 1:
         return settings.learning_rates[0], None
     asked = as_json({**asdict(settings), "seed": 0, "eval_questions": 0, "latency_samples": 0})
-    told = {split: rows for split, rows in questions.split_digests().items() if split != "test"}
+    digests = {split: rows for split, rows in questions.split_digests().items() if split != "test"}
     known = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("settings") == asked and known.get("questions", told) == told:
+    if known.get("settings") == asked and known.get("questions", digests) == digests:
         found = known["accuracy"]
     else:
         steps = max(1, round(settings.steps * settings.search_share))
@@ -190,15 +198,22 @@ def _search(settings, questions, path, work):
         for rate in sorted(settings.learning_rates):
             trained, _ = _train(replace(settings, seed=0), questions, rate, steps, work)
             found.append([rate, _accuracy(trained, settings, questions, questions.validation)])
-        write_json(path, {"settings": asked, "questions": told, "steps": steps, "accuracy": found})
+        write_json(path, {"settings": asked, "questions": digests, "steps": steps, "accuracy": found})
     best = max(found, key=lambda pair: (pair[1], -pair[0]))
     return best[0], found
 
 
-def _answers(trained, tokenizer, questions, queries, batch_size):
-    options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
+def _answers(
+    trained: Trained,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: QuestionSet,
+    queries: Sequence[str],
+    batch_size: int,
+) -> list[Answer]:
+    options: dict[str, Any] = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
     return answer_questions(
-        trained.model,
+        # A LatentModel has the interface that answering needs.
+        cast(PreTrainedModel, trained.model),
         tokenizer,
         queries,
         method=trained.answered_by,
@@ -208,24 +223,21 @@ def _answers(trained, tokenizer, questions, queries, batch_size):
     )
 
 
-def _accuracy(trained, settings, questions, rows):
-    tokenizer = AutoTokenizer.from_pretrained(settings.host)
-    answers = _answers(trained, tokenizer, questions, [row["query"] for row in rows], 64)
-    right = [
-        check_answer(answer.output, row["answer"], questions.answer_type)
-        for answer, row in zip(answers, rows, strict=True)
-    ]
-    return sum(right) / len(right)
+def _accuracy(trained: Trained, settings: RunSettings, questions: QuestionSet, rows: Sequence[dict]) -> float:
+    answers = _answers(trained, _tokenizer(settings), questions, [row["query"] for row in rows], 64)
+    checked = zip(answers, rows, strict=True)
+    return sum(check_answer(answer.output, row["answer"], questions.answer_type) for answer, row in checked) / len(
+        rows
+    )
 
 
-def _evaluate(settings, trained, questions, folder):
-    semcot = trained.answered_by == "semcot"
+def _evaluate(settings: RunSettings, trained: Trained, questions: QuestionSet, folder: Path) -> dict:
     return evaluate(
-        trained.model,
-        AutoTokenizer.from_pretrained(settings.host),
+        cast(PreTrainedModel, trained.model),
+        _tokenizer(settings),
         questions.test,
         answer_type=questions.answer_type,
-        methods=("no_cot", "semcot") if semcot else (trained.answered_by,),
+        methods=("no_cot", "semcot") if trained.answered_by == "semcot" else (trained.answered_by,),
         output_dir=folder / "evaluation",
         overwrite=True,
         max_new_tokens=questions.max_new_tokens,
@@ -239,24 +251,24 @@ def _evaluate(settings, trained, questions, folder):
 
 
 @torch.no_grad()
-def _latency(settings, trained, questions, compiled_latency):
-    """Median seconds per question of the method and of the untouched host that answers at once, in turn."""
+def _latency(
+    settings: RunSettings, trained: Trained, questions: QuestionSet, compiled_latency: bool
+) -> dict[str, float] | None:
+    """Measure median seconds per question of the method and of the untouched host answering at once, in turn."""
     if settings.latency_samples == 0:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(settings.host)
-    host = AutoModelForCausalLM.from_pretrained(settings.host).to(settings.device)
+    tokenizer, host = _tokenizer(settings), _host(settings)
 
-    def reference(batch):
-        return answer_questions(
-            host, tokenizer, batch, method="no_cot", batch_size=1, max_new_tokens=questions.max_new_tokens
-        )
+    def timed(answering: Trained) -> Callable[[list[str]], object]:
+        return lambda batch: _answers(answering, tokenizer, questions, batch, 1)
 
-    def method(model):
-        return lambda batch: _answers(replace(trained, model=model), tokenizer, questions, batch, 1)
+    def method(model: torch.nn.Module) -> Callable[[list[str]], object]:
+        return timed(replace(trained, model=model))
 
+    reference = timed(Trained(host, "no_cot", 0))
     calls = {"method": method(trained.model), "host": reference}
     if compiled_latency and isinstance(trained.model, SemCoTForCausalLM):
-        # Only so many graphs are kept, whosever they are.
+        # torch's limit on compiled graphs is shared by all models.
         torch.compiler.reset()
         # The copy shares its modules with the model.
         compiled = copy.copy(trained.model)
@@ -270,7 +282,7 @@ def _latency(settings, trained, questions, compiled_latency):
         calls,
         [row["query"] for row in questions.test[: settings.latency_samples]],
         device=torch.device(settings.device),
-        # Compiling takes the first few lengths.
+        # Compiling happens at the first few lengths.
         warmup=2 if len(calls) == 2 else 4,
     )
     seconds = {name: rows[0]["median"] for name, rows in measured.items()}
@@ -286,11 +298,13 @@ def _latency(settings, trained, questions, compiled_latency):
     return latency
 
 
-def _with_compiled_forward(host, answer):
-    """`answer`, whose calls find the host's forward compiled, and leave the host as it was."""
+def _with_compiled_forward(
+    host: PreTrainedModel, answer: Callable[[list[str]], object]
+) -> Callable[[list[str]], object]:
+    """Return `answer` with the host's forward compiled during each call, and restored after it."""
     forward = torch.compile(host.forward, dynamic=True)
 
-    def timed(batch):
+    def timed(batch: list[str]) -> object:
         host.forward = forward
         try:
             return answer(batch)

@@ -1,18 +1,18 @@
-"""The bench's report: tables by task, the goal condition by condition, plots."""
+"""The report of the bench: tables for each task, plots, and an overview of all tasks."""
 
 import io
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from pathlib import Path
 
 from ..storage import write_atomically, write_json
-from .catalogue import BENCH_METHODS
+from .catalogue import BENCH_METHODS, SOFT_WORDS
 from .plots import plot_by_difficulty, plot_pareto
-from .summary import SOFT_WORDS, own_row, summarize_task
+from .summary import Run, own_row, summarize_task
 
-# What a task's methods have alike.
+# Settings that all runs of a task must share.
 BUDGET = (
     "steps",
     "batch_size",
@@ -22,22 +22,24 @@ BUDGET = (
     "validation_questions",
     "eval_questions",
 )
-_INTERVALS = (
-    "Accuracies are means over seeds. Brackets hold 95 %: Wilson's interval, which covers other questions; with "
-    "several seeds, widened to the percentiles of resampled seeds and questions, which cover another training too, "
-    "roughly where seeds are two or three."
+_NOTES = (
+    "Accuracies are means over seeds. Brackets hold 95 % intervals: Wilson's, for the choice of questions; with "
+    "several seeds, widened to the percentiles of resampled seeds and questions, which is a rough bound with two or "
+    "three seeds. Latencies are relative to the untouched host answering at once, parameters of the generator to the "
+    "host's. Controls replace the implicit tokens with another question's, their mean, noise, or none; their p-values "
+    "compare the first three with none. All p-values are of two-sided paired sign-flip tests."
 )
 
 
-def write_report(runs, output, *, command) -> dict:
-    """Write `report.json`, `report.md`, `pareto-<task>.png` and `difficulty-<task>.png`; returns the report.
+def write_report(runs: Sequence[Run], output: Path, *, command: str) -> dict:
+    """Write `report.json`, `report.md`, `pareto-<task>.png` and `difficulty-<task>.png`, and return the report.
 
-    Without latency there is no Pareto plot, and none by difficulty for questions that do not tell their steps.
+    The Pareto plot needs latencies, the plot by difficulty needs questions with `steps`.
 
     Args:
-        runs: (run, folder) pairs, as `run_method` returns and keeps them.
-        output: folder.
-        command: what made them.
+        runs: as `run_method` returns and stores them.
+        output: folder, created when missing.
+        command: the command that the report names.
 
     Raises:
         ValueError: for runs of one task that differ in budget or questions.
@@ -47,13 +49,15 @@ def write_report(runs, output, *, command) -> dict:
     for _, grouped in groupby(ordered, key=lambda pair: pair[0]["settings"]["task"]):
         found = list(grouped)
         tasks.append({**summarize_task(found), "budget": _budget([run for run, _ in found])})
-    report = {
-        "command": command,
-        "environment": ordered[0][0]["report"]["environment"],
-        "tasks": tasks,
-    }
+    report = {"command": command, "environment": ordered[0][0]["report"]["environment"], "tasks": tasks}
+    save_report(report, output)
+    return report
+
+
+def save_report(report: dict, output: Path) -> None:
+    """Write the JSON, the Markdown and the plots of a report."""
     output.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
+    for task in report["tasks"]:
         figures = {}
         if _has_steps(task["rows"]):
             figures["difficulty"] = plot_by_difficulty(task)
@@ -61,43 +65,38 @@ def write_report(runs, output, *, command) -> dict:
             figures["pareto"] = plot_pareto(task)
         for name, figure in figures.items():
             image = io.BytesIO()
-            FigureCanvasAgg(figure).print_png(image)
+            figure.savefig(image, format="png")
             write_atomically(output / f"{name}-{folder_name(task['task'])}.png", image.getvalue())
     write_atomically(output / "report.md", markdown(report))
     write_json(output / "report.json", report)
-    return report
 
 
-def markdown(report) -> str:
-    """The report as Markdown."""
+def markdown(report: dict) -> str:
+    """Format the report as Markdown."""
     machine = report["environment"]
     lines = [
-        "# Methods on the same host, questions, budget and checker",
+        "# Methods on the same host, questions, budget and answer check",
         "",
         f"`{report['command']}`",
         "",
         f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}, trl {machine['trl']}.",
         "",
-        _INTERVALS,
+        _NOTES,
     ]
     if len(report["tasks"]) > 1:
         lines += ["", "## All tasks", "", *overview(report)]
     for task in report["tasks"]:
-        lines += ["", f"## {task['task']}", "", _told(task["budget"]), ""]
-        lines += _table(task["rows"])
+        lines += ["", f"## {task['task']}", "", _budget_text(task["budget"]), "", *_table(task["rows"])]
         if _has_steps(task["rows"]):
             lines += ["", *_difficulty(task["rows"])]
-        if task["goal"]:
-            lines += ["", "SemCoT (soft words) against its goal:", ""]
-            lines += [f"- {'met' if goal['met'] else 'MISSED'}: {goal['condition']}" for goal in task["goal"]]
     return "\n".join(lines) + "\n"
 
 
-def overview(report) -> list[str]:
-    """Lines of a table with a task in each row: accuracies in %, and the time per question over no CoT's.
+def overview(report: dict) -> list[str]:
+    """Return the lines of a table with one row per task: accuracies in %, and latencies relative to no CoT.
 
-    Of the methods of others that answer without reasoning in words it has the most accurate one.
+    Of the peers (`Method.peer`) it shows the most accurate one.
     """
     lines = [
         "| task | no CoT | explicit CoT (time) | best of the implicit peers (time) | SemCoT (paper) "
@@ -122,26 +121,26 @@ def overview(report) -> list[str]:
     return lines
 
 
-def _accuracy(row, timed=False):
+def _accuracy(row: dict | None, timed: bool = False) -> str:
     if row is None:
         return "–"
     ratio = row["latency_ratio"] if timed else None
     return _percent(row["accuracy"]) + ("" if ratio is None else f" ({ratio:.2f})")
 
 
-def _percent(share):
+def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _times(row):
+def _times(row: dict | None) -> str:
     if row is None or row["latency_ratio"] is None:
         return "–"
     compiled = row["compiled_generator_ratio"]
     return f"{row['latency_ratio']:.2f}" + ("" if compiled is None else f" ({compiled:.2f})")
 
 
-def folder_name(task):
-    """A task's folder below `output_dir`, whatever path or id names the task.
+def folder_name(task: str) -> str:
+    """Return the name of a task's folder below `output_dir`; a task may be a path or a Hub id.
 
     >>> folder_name("coin_flip"), folder_name("/data/gsm8k.jsonl"), folder_name("openai/gsm8k")
     ('coin_flip', 'data-gsm8k.jsonl', 'openai-gsm8k')
@@ -149,15 +148,15 @@ def folder_name(task):
     return re.sub(r"[^\w.-]+", "-", task).strip("-.")
 
 
-def _budget(runs):
-    """What a task's runs have alike, with the questions that there were rather than those asked for."""
+def _budget(runs: Sequence[dict]) -> dict:
+    """Return the settings that a task's runs share, with the actual numbers of questions."""
     names = [f"{run['settings']['method']}/seed{run['settings']['seed']}" for run in runs]
-    alike = [(name, [run["settings"][name] for run in runs]) for name in BUDGET]
-    # Runs of earlier versions do not tell their questions.
+    shared = [(name, [run["settings"][name] for run in runs]) for name in BUDGET]
+    # Runs of earlier versions did not store their questions.
     questions = [run.get("questions") for run in runs]
     for split in ("train", "validation", "test"):
-        alike.append((f"{split} questions", [told and told[split]["digest"] for told in questions]))
-    for what, values in alike:
+        shared.append((f"{split} questions", [found and found[split]["digest"] for found in questions]))
+    for what, values in shared:
         groups = defaultdict(list)
         for name, value in zip(names, values, strict=True):
             if value is not None:
@@ -165,20 +164,20 @@ def _budget(runs):
         if len(groups) > 1:
             listed = "; ".join(f"{value}: {', '.join(group)}" for value, group in groups.items())
             raise ValueError(
-                f"runs of {runs[0]['settings']['task']} differ in {what} ({listed}), so that no table can compare "
-                "them: name alike ones by --methods and --seeds, or run the others anew in another output_dir."
+                f"runs of {runs[0]['settings']['task']} differ in {what} ({listed}) and cannot be compared in one "
+                "table: select matching runs with --methods and --seeds, or rerun the others in another output_dir."
             )
     budget = {name: runs[0]["settings"][name] for name in BUDGET}
-    told = next(filter(None, questions), {})
-    budget |= {f"{split}_questions": told[split]["rows"] for split in ("train", "validation") if told}
+    stored: dict = next(filter(None, questions), {})
+    budget |= {f"{split}_questions": stored[split]["rows"] for split in ("train", "validation") if stored}
     return {**budget, "eval_questions": own_row(runs[0])["n"]}
 
 
-def _has_steps(rows):
+def _has_steps(rows: Sequence[dict]) -> bool:
     return all(row["by_steps"] for row in rows)
 
 
-def _told(budget):
+def _budget_text(budget: dict) -> str:
     rates = ", ".join(f"{rate:g}" for rate in budget["learning_rates"])
     searched = (
         f"searched over {max(1, round(budget['steps'] * budget['search_share']))} steps each on "
@@ -192,42 +191,46 @@ def _told(budget):
     )
 
 
-def _table(rows):
+def _table(rows: Sequence[dict]) -> Iterator[str]:
     yield (
-        "| method | accuracy [95 %] | sd over seeds | controls: other, mean, noise, none | latency / no CoT "
-        "| compiled: generator, all | new tokens | implicit tokens | trained parameters | training s | training TFLOP "
-        "| seen questions | learning rate | p against soft words |"
+        "| method | accuracy [95 %] | of explicit CoT | sd over seeds | controls: other, mean, noise, none "
+        "| p of controls | latency / no CoT | compiled: generator, all | new tokens | implicit tokens "
+        "| generator / host | trained parameters | training s | training TFLOP | seen questions | learning rate "
+        "| p against soft words |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---" * 17 + "|"
+    explicit = next((row["accuracy"] for row in rows if row["method"] == "cot"), None)
     for row in rows:
         low, high = (100 * bound for bound in row["ci95"])
-        spread = f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})"
+        operations = row["training_operations"]
         controls = [row["controls"].get(name) for name in ("other_question", "mean", "noise", "none")]
-        p_value, operations = row["p_against_soft_words"], row["training_operations"]
         cells = [
             row["title"],
             f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}]",
-            spread,
-            "" if controls[0] is None else ", ".join(f"{100 * value:.1f}" for value in controls),
+            f"{100 * row['accuracy'] / explicit:.1f} %" if explicit else "",
+            f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})",
+            "" if controls[0] is None else ", ".join(map(_percent, controls)),
+            ", ".join(f"{value:.4f}" for value in row["control_p_values"].values()),
             _ratios(row, "latency_ratio"),
             _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
             f"{row['new_tokens_per_query']:.1f}",
             str(row["implicit_tokens"]),
+            _ratios(row, "generator_share"),
             f"{row['trainable_parameters']:,}",
             f"{row['training_seconds']:.0f}",
             "" if operations is None else f"{operations / 1e12:.1f}",
             f"{row['seen_questions']:,}",
             f"{row['learning_rate']:g}",
-            "" if p_value is None else f"{p_value:.4f}",
+            "" if row["p_against_soft_words"] is None else f"{row['p_against_soft_words']:.4f}",
         ]
         yield f"| {' | '.join(cells)} |"
 
 
-def _ratios(row, *names):
+def _ratios(row: dict, *names: str) -> str:
     return ", ".join(f"{row[name]:.2f}" for name in names if row[name] is not None)
 
 
-def _difficulty(rows):
+def _difficulty(rows: Sequence[dict]) -> Iterator[str]:
     steps = [group["steps"] for group in rows[0]["by_steps"]]
     yield "Accuracy in % by number of reasoning steps:"
     yield ""

@@ -1,52 +1,48 @@
-"""The bench's figures across seeds: accuracy, cost, paired tests against SemCoT (soft words), and the goal."""
+"""The figures of a task across seeds: accuracy, cost, and paired tests against SemCoT (soft words)."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from ..evaluation.controls import SIGNIFICANCE
 from ..evaluation.statistics import accuracy_interval, summarize_seeds
 from ..storage import read_json_lines
-from .catalogue import BENCH_METHODS
+from .catalogue import BENCH_METHODS, SOFT_WORDS
 
-SOFT_WORDS = "semcot_soft_words"
-# Share of explicit CoT's accuracy that SemCoT (soft words) aims at, and its latency against no CoT.
-ACCURACY_GOAL, COIN_FLIP_GOAL, LATENCY_GOAL = 0.95, 0.99, 1.3
-# The largest generator, in the host's parameters.
-SIZE_GOAL = 1 / 3
-LATENCIES = {
-    "latency_ratio": "",
-    "compiled_generator_ratio": ", generator compiled",
-    "compiled_ratio": ", generator and both hosts compiled",
-}
+K = TypeVar("K")
+# A finished run, as `run_method` returns it, and its folder.
+Run = tuple[dict, Path]
 
 
-def summarize_task(runs) -> dict:
-    """One task's rows, paired tests and goal from its finished runs.
+def summarize_task(runs: Sequence[Run]) -> dict:
+    """Summarize the finished runs of one task.
 
     Args:
-        runs: (run, folder) pairs of one task, as `run_method` returns and keeps them.
+        runs: as `run_method` returns and stores them.
 
     Returns:
-        `task`, `rows` (a method each), `goal` (conditions with whether they are met).
+        `task`, and `rows`, one for each method.
     """
     by_method = defaultdict(list)
     for run, folder in runs:
         by_method[run["settings"]["method"]].append((run, folder))
-    verdicts = {name: _verdicts(found, _answered) for name, found in by_method.items()}
-    rows = [_row(name, by_method[name], verdicts, by_method) for name in BENCH_METHODS if name in by_method]
-    task = runs[0][0]["settings"]["task"]
-    return {"task": task, "rows": rows, "goal": _goal(task, rows, by_method, verdicts)}
+    verdicts = {name: _verdicts(found) for name, found in by_method.items()}
+    rows = [_row(name, by_method[name], verdicts) for name in BENCH_METHODS if name in by_method]
+    return {"task": runs[0][0]["settings"]["task"], "rows": rows}
 
 
-def paired_p_value(a, b, *, resamples=9_999, seed=0) -> float:
-    """Two-sided sign-flip test of equal accuracy on the same questions, each question's seeds taken together.
+def paired_p_value(a: np.ndarray, b: np.ndarray, *, resamples: int = 9_999, seed: int = 0) -> float:
+    """Test the hypothesis of equal accuracy on the same questions: two-sided sign-flip test over questions.
 
-    Under the null hypothesis each question's difference is as likely to fall to either side; seeds of one question
-    are not independent, so they count once, by their mean.
+    Under the null hypothesis the sign of each question's difference is random. The seeds of a question are not
+    independent, so each question counts once, with the mean over seeds.
 
     Args:
-        a, b: (seeds, questions) arrays of verdicts.
+        a, b: (seeds, questions), 1 for a correct answer and 0 for a wrong one.
+        resamples: number of random sign assignments.
+        seed: of the resampling.
 
     >>> paired_p_value(np.ones((1, 50)), np.zeros((1, 50)))
     0.0001
@@ -60,16 +56,18 @@ def paired_p_value(a, b, *, resamples=9_999, seed=0) -> float:
     return float((1 + extreme.sum()) / (1 + resamples))
 
 
-def seeds_interval(verdicts, *, resamples=4_999, seed=0) -> tuple[float, float]:
-    """95 % interval of the mean accuracy of one or more trainings on the same questions.
+def seeds_interval(verdicts: np.ndarray, *, resamples: int = 4_999, seed: int = 0) -> tuple[float, float]:
+    """Compute a 95 % interval of the mean accuracy of one or more trainings on the same questions.
 
-    Wilson's interval of the questions, widened to what a percentile bootstrap gives that draws both trainings and
-    questions anew. Two or three trainings tell little of their spread: it is a rough bound then.
+    The interval is Wilson's for the questions, widened to a percentile bootstrap that resamples both trainings and
+    questions. With two or three trainings it is a rough bound, since they say little about their spread.
 
     Args:
-        verdicts: (seeds, questions) array.
+        verdicts: (seeds, questions), 1 for a correct answer and 0 for a wrong one.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
 
-    >>> [round(bound, 3) for bound in seeds_interval(np.ones((3, 100)))]  # as of one seed
+    >>> [round(bound, 3) for bound in seeds_interval(np.ones((3, 100)))]  # as for one seed
     [0.963, 1.0]
     >>> [round(bound, 1) for bound in seeds_interval(np.repeat([[1], [1], [0]], 100, axis=1))]
     [0.0, 1.0]
@@ -86,31 +84,29 @@ def seeds_interval(verdicts, *, resamples=4_999, seed=0) -> tuple[float, float]:
     return float(min(low, bounds[0])), float(max(high, bounds[1]))
 
 
-def _verdicts(found, name_of):
-    """Verdicts (seeds, questions) of the runs' predictions in the file that `name_of` names."""
+def own_row(run: dict) -> dict:
+    """Return the method's own row of a run's report; the row without latents precedes it."""
+    return run["report"]["rows"][-1]
+
+
+def _verdicts(found: Sequence[Run], answers: str | None = None) -> np.ndarray:
+    """Read the verdicts (seeds, questions) on the method's own answers, or on those of the named control."""
     seeds = []
     for run, folder in found:
-        path = folder / "evaluation" / f"predictions-{name_of(run)}.jsonl"
+        path = folder / "evaluation" / f"predictions-{answers or own_row(run)['method']}.jsonl"
         records = sorted(read_json_lines(path), key=lambda record: record["index"])
         seeds.append([bool(record["correct"]) for record in records])
     return np.array(seeds, dtype=float)
 
 
-def own_row(run):
-    """The row of a run's report that is the method's own, behind the one without latents."""
-    return run["report"]["rows"][-1]
-
-
-def _answered(run):
-    return own_row(run)["method"]
-
-
-def _row(name, found, verdicts, by_method):
+def _row(name: str, found: Sequence[Run], verdicts: dict[str, np.ndarray]) -> dict:
     runs = [run for run, _ in found]
     own = [own_row(run) for run in runs]
     mean = summarize_seeds([row["accuracy"] for row in own])
     trainings = [run["training"] for run in runs]
-    tested = name != SOFT_WORDS and SOFT_WORDS in by_method
+    controls = _means((group["control"], group["accuracy"]) for run in runs for group in run["report"]["controls"])
+    by_steps = _means((group["steps"], group["accuracy"]) for row in own for group in row["by_steps"])
+    tested = name != SOFT_WORDS and SOFT_WORDS in verdicts
     return {
         "method": name,
         "title": BENCH_METHODS[name].title,
@@ -131,76 +127,28 @@ def _row(name, found, verdicts, by_method):
         "seen_questions": trainings[0]["seen_questions"],
         "training_operations": trainings[0].get("operations"),
         "learning_rate": trainings[0]["learning_rate"],
-        "by_steps": _by_steps(own),
-        "controls": _controls(found),
+        "by_steps": [{"steps": steps, "accuracy": by_steps[steps]} for steps in sorted(by_steps)],
+        "controls": controls,
+        "control_p_values": {
+            control: paired_p_value(_verdicts(found, control), _verdicts(found, "no_cot"))
+            for control in controls
+            if control != "none"
+        },
         "p_against_soft_words": paired_p_value(verdicts[name], verdicts[SOFT_WORDS]) if tested else None,
-        # A string a seed, a digit a question in the order of the test split: whoever has the report can test again.
+        # One string per seed and one digit per question, in the order of the test split, for further tests.
         "verdicts": ["".join(str(int(right)) for right in seed) for seed in verdicts[name]],
     }
 
 
-def _median_latency(runs, name):
-    """Over the runs that have this figure; runs without a generator have no compiled one."""
+def _median_latency(runs: Sequence[dict], name: str) -> float | None:
+    """Return the median over the runs that have this figure; only runs with a generator have the compiled ones."""
     found = [run["latency"][name] for run in runs if run["latency"] and name in run["latency"]]
     return float(np.median(found)) if found else None
 
 
-def _by_steps(rows):
+def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
+    """Return the mean value of each key."""
     groups = defaultdict(list)
-    for row in rows:
-        for group in row["by_steps"]:
-            groups[group["steps"]].append(group["accuracy"])
-    return [{"steps": steps, "accuracy": float(np.mean(groups[steps]))} for steps in sorted(groups)]
-
-
-def _controls(found):
-    groups = defaultdict(list)
-    for run, _ in found:
-        for control in run["report"]["controls"]:
-            groups[control["control"]].append(control["accuracy"])
-    return {name: float(np.mean(accuracies)) for name, accuracies in groups.items()}
-
-
-def _goal(task, rows, by_method, verdicts):
-    """The goal's conditions as (text, met) pairs, those that can be told from the finished runs."""
-    known = {row["method"]: row for row in rows}
-    if SOFT_WORDS not in known:
-        return []
-    best, conditions = known[SOFT_WORDS], _size_goals(known[SOFT_WORDS])
-    if "cot" in known:
-        share = COIN_FLIP_GOAL if task == "coin_flip" else ACCURACY_GOAL
-        text = f"at least {100 * share:.0f} % of explicit CoT's accuracy: {_ratio(best, known['cot'])}"
-        conditions.append((text, best["accuracy"] >= share * known["cot"]["accuracy"]))
-    for row in rows:
-        if BENCH_METHODS[row["method"]].peer:
-            ahead = best["accuracy"] > row["accuracy"] and row["p_against_soft_words"] < SIGNIFICANCE
-            conditions.append((f"ahead of {row['title']} (p = {row['p_against_soft_words']:.4f})", ahead))
-    for name, how in LATENCIES.items():
-        if best[name] is not None:
-            text = f"at most {LATENCY_GOAL} times no CoT's latency{how}: {best[name]:.2f}"
-            conditions.append((text, best[name] <= LATENCY_GOAL))
-    for control in best["controls"]:
-        if control != "none":
-            judged = _verdicts(by_method[SOFT_WORDS], lambda run, control=control: control)
-            none = _verdicts(by_method[SOFT_WORDS], lambda run: "no_cot")
-            p_value = paired_p_value(judged, none)
-            at_level = judged.mean() <= none.mean() or p_value >= SIGNIFICANCE
-            text = f"control {control} at the level without tokens: {judged.mean():.3f} to {none.mean():.3f}"
-            conditions.append((f"{text} (p = {p_value:.4f})", bool(at_level)))
-    return [{"condition": text, "met": bool(met)} for text, met in conditions]
-
-
-def _size_goals(best):
-    conditions = []
-    if best["generator_share"] is not None:
-        text = f"a generator of at most a third of the host's parameters: {100 * best['generator_share']:.1f} %"
-        conditions.append((text, best["generator_share"] <= SIZE_GOAL))
-    if best["by_steps"]:
-        tokens, longest = best["implicit_tokens"], best["by_steps"][-1]["steps"]
-        text = f"at most one token per reasoning step of the longest questions: {tokens} tokens, {longest} steps"
-        conditions.append((text, tokens <= longest))
-    return conditions
-
-
-def _ratio(best, cot):
-    return f"{100 * best['accuracy'] / cot['accuracy']:.1f} %" if cot["accuracy"] else "explicit CoT answers nothing"
+    for key, value in pairs:
+        groups[key].append(value)
+    return {key: float(np.mean(values)) for key, values in groups.items()}

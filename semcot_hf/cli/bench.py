@@ -1,27 +1,50 @@
-"""`semcot bench`: picks the benchmark."""
+"""`semcot bench`: the benchmarks of methods and of speed."""
 
+import shlex
 import sys
-from importlib import import_module
+
+from .arguments import parse
 
 BENCHES = {
-    "speed": "latency, throughput and memory of each method, against the least that the hardware needs",
-    "methods": "accuracy of SemCoT and of the methods of others, trained and judged alike",
+    "speed": "latency, throughput and memory of each method, relative to a lower bound",
+    "methods": "accuracy and cost of SemCoT and its peers, trained and evaluated the same way",
 }
 
 
-def run(argv):
-    """Run `semcot bench NAME [flags]`; returns the exit status."""
+def run(argv: list[str]) -> int:
+    """Run `semcot bench NAME [flags]` and return the exit status."""
     name, *rest = argv or ["--help"]
+    usage = ["usage: semcot bench NAME [--config FILE.yaml] [flags]", ""]
+    usage += [f"  {bench:<8} {text}" for bench, text in BENCHES.items()]
+    usage += ["", "semcot bench NAME --help explains its flags."]
     if name in ("-h", "--help"):
-        print(_usage())
+        print("\n".join(usage))
         return 0
     if name not in BENCHES:
-        print(f"semcot bench: unknown benchmark {name!r}\n\n{_usage()}", file=sys.stderr)
+        print("\n".join([f"semcot bench: unknown benchmark {name!r}\n", *usage]), file=sys.stderr)
         return 2
-    return import_module(f".bench_{name}", __package__).run(rest)
+    command = shlex.join(["semcot", "bench", *argv])
+    if name == "methods":
+        _bench_methods(rest, command)
+    else:
+        _bench_speed(rest, command)
+    return 0
 
 
-def _usage():
-    lines = [f"  {name:<8} {text}" for name, text in BENCHES.items()]
-    usage = "usage: semcot bench NAME [--config FILE.yaml] [flags]"
-    return "\n".join([usage, "", *lines, "", "semcot bench NAME --help explains its flags."])
+def _bench_methods(argv: list[str], command: str) -> None:
+    from ..bench.report import overview
+    from ..bench.run import BenchSettings, run_bench
+
+    (settings,) = parse("semcot bench methods", (BenchSettings,), argv)
+    print("\n".join(overview(run_bench(settings, command))))
+    print(f"The report is {settings.output_dir}/report.md.")
+
+
+def _bench_speed(argv: list[str], command: str) -> None:
+    from ..bench.speed.report import print_report
+    from ..bench.speed.run import PLOT, REPORT, TABLES, measure_speed
+    from ..bench.speed.settings import SpeedSettings
+
+    (settings,) = parse("semcot bench speed", (SpeedSettings,), argv)
+    print_report(measure_speed(settings, command, lambda line: print(line, flush=True)))
+    print(f"{REPORT}, {TABLES} and {PLOT} are in {settings.output_dir}.")

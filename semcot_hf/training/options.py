@@ -1,7 +1,7 @@
 """Options of configurations: fields with help texts, range checks, and defaults that depend on the device."""
 
 from dataclasses import field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from transformers import TrainingArguments
@@ -12,8 +12,10 @@ T = TypeVar("T")
 def option(default: T, help: str) -> T:
     """Return a dataclass field with a default and a help text, in the form that `HfArgumentParser` reads.
 
-    Like `dataclasses.field`, it is typed as the default that it stands for.
+    Like `dataclasses.field`, it is typed as the default that it stands for. A list is copied for each instance.
     """
+    if isinstance(default, list):
+        return cast(T, field(default_factory=default.copy, metadata={"help": help}))
     return field(default=default, metadata={"help": help})
 
 

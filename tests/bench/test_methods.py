@@ -488,7 +488,7 @@ def replaced(output, states):
 def test_layers_that_cannot_be_kept_are_refused():
     model = random_model("llama", 4)
     for layers in ((), (0, 4), (-1, 2), (2, 1), (1, 1)):
-        with pytest.raises(ValueError, match=r"layers=.*: pass rising numbers from 0 to 3"):
+        with pytest.raises(ValueError, match=r"layers=.*: pass ascending indices from 0 to 3"):
             keep_layers(model, layers)
     assert model.config.num_hidden_layers == len(model.model.layers) == 4
     model.others = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(4)])

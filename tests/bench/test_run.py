@@ -13,9 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from semcot_hf.bench import method_run as runs
+from semcot_hf.bench.catalogue import SOFT_WORDS
 from semcot_hf.bench.method_run import QuestionSet, RunSettings, run_method
 from semcot_hf.bench.recipe import Recipe
-from semcot_hf.bench.report import overview, write_report
+from semcot_hf.bench.report import markdown, overview, write_report
 from semcot_hf.bench.run import BenchSettings, _run_settings, run_bench
 from semcot_hf.bench.summary import paired_p_value, seeds_interval, summarize_task
 from semcot_hf.bench.tasks import pretraining as hosts
@@ -91,10 +92,10 @@ def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkey
     trainings = []
     monkeypatch.setattr(runs, "_train", lambda *args: trainings.append(args) or 1 / 0)
     assert run_method(settings(), questions(), folder) == made and not trainings
-    with pytest.raises(ValueError, match="finished run of other settings .*'steps': 2"):
+    with pytest.raises(ValueError, match=r"holds another run \(steps: 2 there, 3 now\)"):
         run_method(settings(steps=3), questions(), folder)
     others = replace(questions(), test=coin_flip.generate(8, seed=2, split="test"))
-    with pytest.raises(ValueError, match=r"finished run of other questions \(test\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(test: .*'digest'.* there, .* now\)"):
         run_method(settings(), others, folder)
     assert run_method(settings(), questions(), folder) == made
     # As written before runs told their questions.
@@ -182,35 +183,41 @@ def fake_run(folder, method, accuracy, ratio, seed=0, n=200, generator_share=Non
     return run, folder
 
 
-def test_the_goal_is_told_condition_by_condition(tmp_path):
+def test_the_report_compares_every_method_with_explicit_cot_no_cot_and_soft_words(tmp_path):
+    figures = {"compiled_generator_ratio": 1.25, "compiled_ratio": 1.35}
     made = [
         fake_run(tmp_path / "cot", "cot", 1.0, 9.0),
         fake_run(tmp_path / "codi", "codi", 0.9, 2.0),
         fake_run(tmp_path / "pause", "pause", 0.99, 1.1),
-        fake_run(tmp_path / "best", "semcot_soft_words", 0.99, 1.2),
+        fake_run(tmp_path / "soft", SOFT_WORDS, 0.98, 1.2, generator_share=0.33, **figures),
     ]
-    summary = summarize_task(made)
-    met = {goal["condition"].split(":")[0].split(" (")[0]: goal["met"] for goal in summary["goal"]}
-    assert met["at least 99 % of explicit CoT's accuracy"] and met["ahead of CODI"] and not met["ahead of Pause"]
-    assert met["at most 1.3 times no CoT's latency"] and met["control noise at the level without tokens"]
-    assert [row["method"] for row in summary["rows"]] == ["cot", "pause", "codi", "semcot_soft_words"]
-    figures = {"compiled_generator_ratio": 1.25, "compiled_ratio": 1.35}
-    timed = summarize_task([*made[:3], fake_run(tmp_path / "timed", "semcot_soft_words", 0.99, 1.4, **figures)])
-    met = {goal["condition"]: goal["met"] for goal in timed["goal"] if "latency" in goal["condition"]}
-    assert met == {
-        "at most 1.3 times no CoT's latency: 1.40": False,
-        "at most 1.3 times no CoT's latency, generator compiled: 1.25": True,
-        "at most 1.3 times no CoT's latency, generator and both hosts compiled: 1.35": False,
-    }
-    for share, longest, wanted in ((0.33, 4, True), (0.34, 3, False)):
-        run, folder = fake_run(tmp_path / str(longest), "semcot_soft_words", 0.99, 1.2, generator_share=share)
-        run["report"]["rows"][0]["by_steps"] = [{"steps": steps, "accuracy": 1.0} for steps in (2, longest)]
-        met = {goal["condition"]: goal["met"] for goal in summarize_task([(run, folder)])["goal"]}
-        assert met[f"a generator of at most a third of the host's parameters: {100 * share:.1f} %"] is wanted
-        text = "at most one token per reasoning step of the longest questions: 4 tokens"
-        assert met[f"{text}, {longest} steps"] is wanted
-    slow = [*made[:3], fake_run(tmp_path / "slow", "semcot_soft_words", 0.9, 1.4)]
-    assert not any(goal["met"] for goal in summarize_task(slow)["goal"] if "control" not in goal["condition"])
+    rows = {row["method"]: row for row in summarize_task(made)["rows"]}
+    assert list(rows) == ["cot", "pause", "codi", SOFT_WORDS]
+    assert rows["codi"]["p_against_soft_words"] < 0.001 and rows["pause"]["p_against_soft_words"] > 0.1
+    assert rows[SOFT_WORDS]["p_against_soft_words"] is None
+    # Each control answers as many questions as no tokens do, and the same ones.
+    assert rows[SOFT_WORDS]["control_p_values"] == dict.fromkeys(("other_question", "mean", "noise"), 1.0)
+    assert rows["cot"]["control_p_values"] == {}
+    report = write_report(made, tmp_path / "out", command="x")
+    written = (tmp_path / "out/report.md").read_text()
+    assert markdown(report) == written
+    row = next(line for line in written.splitlines() if line.startswith("| SemCoT (soft words) |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == "98.0 %" and cells[4:8] == [
+        "50.0, 50.0, 50.0, 50.0",
+        "1.0000, 1.0000, 1.0000",
+        "1.20",
+        "1.25, 1.35",
+    ]
+    assert cells[10] == "0.33"
+    # A control that answers other questions than no tokens do.
+    folder, n = tmp_path / "soft" / "evaluation", 200
+    lines = [json.dumps({"index": index, "correct": index >= n / 2}) for index in range(n)]
+    (folder / "predictions-mean.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    lines = [json.dumps({"index": index, "correct": index < n / 10}) for index in range(n)]
+    (folder / "predictions-noise.jsonl").write_text("\n".join(lines) + "\n")
+    p_values = summarize_task(made)["rows"][-1]["control_p_values"]
+    assert p_values["mean"] > 0.9 and p_values["noise"] < 0.001 and p_values["other_question"] == 1.0
 
 
 def test_seeds_that_lie_apart_have_a_wide_interval(tmp_path):

@@ -1,1 +1,1 @@
-"""The bench of methods: every method of the field on the same host, questions, budget and checker."""
+"""The methods of the bench, one file each, and the training that they share."""

@@ -1,32 +1,40 @@
-"""No CoT and explicit CoT, fine-tuned: the two ends that every other figure must stand between."""
+"""No CoT and explicit CoT, fine-tuned: the two baselines."""
 
-from torch import nn
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .latents import LatentModel
-from .token_rows import tokenize_rows
-from .training import Trained, TrainingSetup, count_trainable, fit
+from .token_rows import BenchRow, tokenize_rows
+from .training import Stage, Trained, TrainingSetup, count_trainable, fit
+
+# The ids that follow the question, from a row and the progress in [0, 1).
+Continuation = Callable[[BenchRow, float], list[int]]
 
 
 class TextModel(nn.Module):
-    """A host trained on text alone: cross-entropy of what follows each question (supervised fine-tuning).
+    """A host with the loss of supervised fine-tuning: cross-entropy of what follows each question.
 
     Args:
         host: causal LM; all of it is trained.
-        continuation: gives the ids that follow the question, from a `BenchRow` and the progress in [0, 1).
+        continuation: what follows the question.
     """
 
-    def __init__(self, host, continuation):
+    def __init__(self, host: PreTrainedModel, continuation: Continuation) -> None:
         super().__init__()
         self.latent_free = LatentModel(host, (), 0)
         self.continuation = continuation
 
-    def forward(self, rows, progress):
-        """The loss of a list of `BenchRow`s."""
+    def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
+        """Return the loss of a list of rows at a progress in [0, 1)."""
         continuations = [self.continuation(row, progress) for row in rows]
         return self.latent_free.latent_loss([row.prompt for row in rows], continuations, 0)[0]
 
 
-def train_on_text(setup: TrainingSetup, continuation, answered_by, stage=None) -> Trained:
+def train_on_text(
+    setup: TrainingSetup, continuation: Continuation, answered_by: str, stage: Stage | None = None
+) -> Trained:
     """Fine-tune the host on `continuation`; see `TextModel` and `fit`."""
     model = TextModel(setup.host, continuation)
     history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
@@ -34,10 +42,10 @@ def train_on_text(setup: TrainingSetup, continuation, answered_by, stage=None) -
 
 
 def train_no_cot(setup: TrainingSetup) -> Trained:
-    """The host learns to answer at once: CE(answer | question)."""
+    """Train the host to answer at once: CE(answer | question)."""
     return train_on_text(setup, lambda row, _: row.answer, "no_cot")
 
 
 def train_cot(setup: TrainingSetup) -> Trained:
-    """The host learns to reason in words: CE(reasoning, answer | question)."""
+    """Train the host to reason in words: CE(reasoning, answer | question)."""
     return train_on_text(setup, lambda row, _: row.reasoning + row.answer, "cot")

@@ -15,7 +15,7 @@ REMOVAL_SHARE = 0.75
 
 
 def removal_offset(uniform: float) -> int:
-    """Removal jitter o with P(o) proportional to exp(-4 o), from a uniform number in [0, 1) (section 3.2).
+    """Return the removal jitter o with P(o) proportional to exp(-4 o), from a uniform number in [0, 1) (section 3.2).
 
     >>> removal_offset(0.5), removal_offset(0.99), removal_offset(0.9999)
     (0, 1, 2)
@@ -24,7 +24,7 @@ def removal_offset(uniform: float) -> int:
 
 
 def remaining(row: BenchRow, stage: int, offset: int) -> list[int]:
-    """The row's reasoning without its first 8 * stage + offset tokens, and the answer.
+    """Return the row's reasoning without its first 8 * stage + offset tokens, and the answer.
 
     >>> remaining(BenchRow(prompt=[1], steps=[list(range(10, 16)), list(range(16, 22))], answer=[7]), 1, 1)
     [19, 20, 21, 7]
@@ -33,15 +33,15 @@ def remaining(row: BenchRow, stage: int, offset: int) -> list[int]:
 
 
 def train_icot(setup: TrainingSetup) -> Trained:
-    """CE(remaining reasoning, answer | question), the optimizer reset whenever 8 more tokens are removed."""
+    """Train on CE(remaining reasoning, answer | question); the optimizer is reset at every 8 removed tokens."""
     rows = tokenize_rows(setup.tokenizer, setup.train_rows)
     stages = math.ceil(max(len(row.reasoning) for row in rows) / TOKENS_PER_STAGE)
     generator = torch.Generator().manual_seed(setup.seed)
 
-    def stage(progress):
+    def stage(progress: float) -> int:
         return min(stages, int(progress / REMOVAL_SHARE * stages))
 
-    def continuation(row, progress):
+    def continuation(row: BenchRow, progress: float) -> list[int]:
         offset = removal_offset(torch.rand((), generator=generator).item())
         return remaining(row, stage(progress), offset)
 

@@ -1,26 +1,38 @@
-"""What the methods with latents in the host's input share: prompts, thinking step by step, losses and generation."""
+"""Latents in the host's input: the base class of methods that have them, its losses, generation and training."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...inference.prompting import pad_left
 from ...modeling.splicing_semcot import positions_from_mask
-from .token_rows import pad_right
+from ...training.adapters import merge_adapters
+from .token_rows import BenchRow, pad_right, tokenize_rows
+from .training import Stage, Trained, TrainingSetup, count_trainable, fit
 
 
-def continuation_loss(host, embeds, mask, ids, labels_mask, cache=None):
-    """Mean cross-entropy of the tokens `ids`, which follow `embeds` (SFT's loss, on the continuation only).
+def word_embeddings(model: PreTrainedModel) -> Tensor:
+    """Return the table of word embeddings (vocabulary, hidden)."""
+    return cast(Tensor, model.get_input_embeddings().weight)
+
+
+def continuation_loss(
+    host: PreTrainedModel, embeds: Tensor, mask: Tensor, ids: Tensor, labels_mask: Tensor, cache: Cache | None = None
+) -> tuple[Tensor, CausalLMOutputWithPast]:
+    """Compute the mean cross-entropy of the tokens `ids` behind `embeds`.
 
     Args:
         host: causal LM.
-        embeds: (batch, n, hidden), n >= 1 embeddings in front of the continuation that are not in `cache`.
+        embeds: (batch, n, hidden), n >= 1 embeddings before the continuation that are not in `cache`.
         mask: (batch, cached + n), 1 on real positions.
         ids, labels_mask: (batch, length), the continuation, padded on the right.
-        cache: keys and values of all that stands before `embeds`.
+        cache: keys and values of everything before `embeds`.
 
     Returns:
         The loss, and the host's output over `embeds` and continuation.
@@ -28,11 +40,10 @@ def continuation_loss(host, embeds, mask, ids, labels_mask, cache=None):
     text = host.get_input_embeddings()(ids)
     full = torch.cat([mask, labels_mask], dim=1)
     inputs = torch.cat([embeds.to(text.dtype), text], dim=1)
-    length = inputs.shape[1]
     output = host(
         inputs_embeds=inputs,
         attention_mask=full,
-        position_ids=positions_from_mask(full)[:, -length:],
+        position_ids=positions_from_mask(full)[:, -inputs.shape[1] :],
         past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=ids.shape[1] + 1,
@@ -44,19 +55,19 @@ def continuation_loss(host, embeds, mask, ids, labels_mask, cache=None):
 
 
 class LatentModel(nn.Module):
-    """A host whose prompt is followed by k latents, which stand right before the answer prompt.
+    """A host with k latents between the question and the answer prompt.
 
     This class feeds the host's last hidden state back as the next input embedding (Coconut, arXiv 2412.06769);
-    methods override `feed` or `think`. For evaluation it looks like a SemCoT model: `generate`, `implicit_embeddings`,
-    and `config.num_implicit_tokens`, so that the same controls apply to it.
+    methods override `feed` or `think`, and define `losses`. It has the interface of a SemCoT model that evaluation
+    needs (`generate`, `implicit_embeddings`, `config.num_implicit_tokens`), so that the same controls apply.
 
     Args:
         host: causal LM, trained with the method.
-        answer_prompt_ids: ids with which each prompt ends at generation.
+        answer_prompt_ids: ids at the end of each prompt at generation.
         num_latents: k.
     """
 
-    def __init__(self, host, answer_prompt_ids, num_latents):
+    def __init__(self, host: PreTrainedModel, answer_prompt_ids: Sequence[int], num_latents: int) -> None:
         super().__init__()
         self.host = host
         self.config = copy.deepcopy(host.config)
@@ -64,25 +75,28 @@ class LatentModel(nn.Module):
         self.pad_token_id = host.config.pad_token_id or 0
 
     @property
-    def generation_config(self):
+    def generation_config(self) -> GenerationConfig:
+        """The host's generation defaults."""
         return self.host.generation_config
 
     @generation_config.setter
-    def generation_config(self, value):
+    def generation_config(self, value: GenerationConfig) -> None:
         self.host.generation_config = value
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
+        """The host's device."""
         return self.host.device
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the host's word embeddings."""
         return self.host.get_input_embeddings()
 
-    def feed(self, state):
-        """The next input embedding made of the last hidden state, both (batch, hidden)."""
+    def feed(self, state: Tensor) -> Tensor:
+        """Return the next input embedding for the last hidden state, both (batch, hidden)."""
         return state
 
-    def think(self, ids, mask, count):
+    def think(self, ids: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Cache | None]:
         """Run the host over the questions and then over latents, one at a time.
 
         Args:
@@ -90,26 +104,31 @@ class LatentModel(nn.Module):
             count: k, at least 1.
 
         Returns:
-            latents (batch, k, hidden), and the cache of the questions and the latents that were read already: the
-            last one is read together with what follows it. `None` where nothing was.
+            The latents (batch, k, hidden), and the cache of the questions and of all latents but the last, which is
+            processed together with what follows it; `None` where the host did not run.
         """
         cache, latents = DynamicCache(config=self.host.config), []
-        inputs, where = {"input_ids": ids}, positions_from_mask(mask)
+        inputs, positions = {"input_ids": ids}, positions_from_mask(mask)
         for _ in range(count):
             state = self.host.base_model(
-                **inputs, attention_mask=mask, position_ids=where, past_key_values=cache, use_cache=True
+                **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             ).last_hidden_state[:, -1]
             latents.append(self.feed(state))
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-            inputs, where = {"inputs_embeds": latents[-1][:, None]}, positions_from_mask(mask)[:, -1:]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            inputs, positions = {"inputs_embeds": latents[-1][:, None]}, positions_from_mask(mask)[:, -1:]
         return torch.stack(latents, dim=1), cache
 
-    def latent_loss(self, prompts, continuations, count):
-        """Cross-entropy of continuations behind k latents; returns loss, latents and the host's output.
+    def latent_loss(
+        self, prompts: Sequence[list[int]], continuations: Sequence[list[int]], count: int
+    ) -> tuple[Tensor, Tensor | None, CausalLMOutputWithPast]:
+        """Compute the cross-entropy of continuations behind k latents.
 
         Args:
-            prompts, continuations: lists of id lists.
+            prompts, continuations: token ids.
             count: k; with 0 the continuation follows the question.
+
+        Returns:
+            The loss, the latents (batch, k, hidden) or `None`, and the host's output.
         """
         ids, mask = (part.to(self.device) for part in pad_left(prompts, self.pad_token_id))
         text, text_mask = pad_right(continuations, self.pad_token_id, self.device)
@@ -117,47 +136,86 @@ class LatentModel(nn.Module):
         if count:
             latents, cache = self.think(ids, mask, count)
             embeds = torch.cat([embeds, latents.to(embeds)], dim=1)
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], count)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), count)], dim=1)
         unread = embeds[:, 0 if cache is None else cache.get_seq_length() :]
         loss, output = continuation_loss(self.host, unread, mask, text, text_mask, cache)
         return loss, latents, output
 
-    @torch.no_grad()
-    def implicit_embeddings(self, input_ids, attention_mask=None, num_implicit_tokens=None):
-        """Latents (batch, k, hidden) of prompts that end on the answer prompt, padded on the left."""
-        count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
+    def losses(self, rows: Sequence[BenchRow], progress: float) -> tuple[Tensor, Tensor | None]:
+        """Return the method's loss at a progress in [0, 1), and the latents (batch, count, hidden), if any."""
+        raise NotImplementedError
+
+    def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
+        """Return the method's loss."""
+        return self.losses(rows, progress)[0]
+
+    def _parts(self, input_ids: Tensor, attention_mask: Tensor | None, count: int | None) -> tuple[Tensor, int, int]:
+        """Return the attention mask, the number of latents, and the length of the prompts without answer prompt."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        end = input_ids.shape[1] - len(self.config.answer_prompt_ids)
+        count = self.config.num_implicit_tokens if count is None else count
+        return mask, count, input_ids.shape[1] - len(self.config.answer_prompt_ids)
+
+    @torch.no_grad()
+    def implicit_embeddings(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, num_implicit_tokens: int | None = None
+    ) -> Tensor:
+        """Return the latents (batch, k, hidden) of prompts that end on the answer prompt, padded on the left."""
+        mask, count, end = self._parts(input_ids, attention_mask, num_implicit_tokens)
         return self.think(input_ids[:, :end], mask[:, :end], count)[0]
 
     @torch.no_grad()
     def generate(
-        self, input_ids, attention_mask=None, num_implicit_tokens=None, implicit_embeddings=None, **generate_kwargs
-    ):
-        """transformers' `generate`, with latents before the answer prompt on which all prompts end.
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        num_implicit_tokens: int | None = None,
+        implicit_embeddings: Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> Tensor:
+        """Generate with latents before the answer prompt, on which all prompts end.
 
         Args:
             input_ids, attention_mask: (batch, length), padded on the left.
             num_implicit_tokens: k; 0 answers without latents, as the host alone.
-            implicit_embeddings: (batch, k, hidden), read instead of the model's own latents (for controls).
+            implicit_embeddings: (batch, k, hidden), used instead of the model's own latents (for controls).
+            generate_kwargs: see transformers' `generate`.
 
         Returns:
             Ids of prompts and answers (batch, length + new tokens).
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask, count, end = self._parts(input_ids, attention_mask, num_implicit_tokens)
+        # The type of PreTrainedModel has no `generate`.
+        host: Any = self.host
         if num_implicit_tokens == 0:
-            return self.host.generate(input_ids=input_ids, attention_mask=mask, **generate_kwargs)
-        count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
-        end, cache = input_ids.shape[1] - len(self.config.answer_prompt_ids), None
+            return host.generate(input_ids=input_ids, attention_mask=mask, **generate_kwargs)
+        cache = None
         if implicit_embeddings is None:
             implicit_embeddings, cache = self.think(input_ids[:, :end], mask[:, :end], count)
         embeds = self.get_input_embeddings()(input_ids)
         latents = implicit_embeddings.to(embeds)
-        ones = mask.new_ones(mask.shape[0], latents.shape[1])
-        new = self.host.generate(
+        ones = mask.new_ones(len(mask), latents.shape[1])
+        new = host.generate(
             inputs_embeds=torch.cat([embeds[:, :end], latents, embeds[:, end:]], dim=1),
             attention_mask=torch.cat([mask[:, :end], ones, mask[:, end:]], dim=1),
             past_key_values=cache,
             **generate_kwargs,
         )
         return torch.cat([input_ids, new], dim=1)
+
+
+def train_latents(
+    model: LatentModel, setup: TrainingSetup, module: nn.Module | None = None, stage: Stage | None = None
+) -> Trained:
+    """Train a model with latents, or a module around it, on the setup's questions, and merge its adapters.
+
+    Args:
+        model: answers after the training.
+        setup: see `fit`.
+        module: the trained module with the method's loss; `model` itself when `None`.
+        stage: see `fit`.
+    """
+    module = module or model
+    history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
+    trainable = count_trainable(module)
+    merge_adapters(model)
+    return Trained(model, "semcot", trainable, **history)

@@ -1,39 +1,42 @@
-"""SIM-CoT (arXiv 2509.20317): an auxiliary decoder must tell each latent's step, on top of Coconut or CODI."""
+"""SIM-CoT (arXiv 2509.20317): an auxiliary decoder reconstructs each latent's step, on top of Coconut or CODI."""
 
 import copy
+from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...distillation.data import group_steps
 from ...inference.prompting import answer_prompt_ids
 from ...modeling.modeling_semcot import step_decoding_loss
-from ...training.adapters import merge_adapters
 from .coconut import CoconutModel
 from .codi import CodiModel, add_lora
-from .token_rows import pad_right, tokenize_rows
-from .training import Trained, TrainingSetup, count_trainable, fit
+from .latents import LatentModel, train_latents
+from .token_rows import BenchRow, pad_right
+from .training import Trained, TrainingSetup
 
-# One latent a step, six in all, as many as Coconut's and CODI's latents.
+# One latent per step, and as many as the latents of Coconut and CODI.
 NUM_LATENTS = 6
 
 
 class StepSupervised(nn.Module):
-    """A latent model whose latents must be told as text by a decoder that is trained with it and then dropped.
+    """A latent model with a decoder that reconstructs each latent's step; it is trained along and then dropped.
 
     The loss is the base method's plus mean_k CE(decoder([z_k; step_k]), step_k); surplus steps join the last latent.
 
     Args:
-        base: model with `losses(rows, progress)`, which gives the loss and the latents.
+        base: the model with latents.
         decoder: causal LM of the same width, a copy of the host in SIM-CoT.
         end: end-of-sequence token that ends each step's text.
     """
 
-    def __init__(self, base, decoder, end):
+    def __init__(self, base: LatentModel, decoder: PreTrainedModel, end: int) -> None:
         super().__init__()
         self.base, self.decoder, self.end = base, decoder, end
 
-    def forward(self, rows, progress):
-        """The loss of a list of `BenchRow`s."""
+    def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
+        """Return the loss of a list of rows at a progress in [0, 1)."""
         loss, latents = self.base.losses(rows, progress)
         if latents is None:
             return loss
@@ -42,21 +45,23 @@ class StepSupervised(nn.Module):
         return loss + step_decoding_loss(self.decoder, latents, ids[:, :count], mask[:, :count])
 
 
-def step_tensors(rows, count, end, filler, device=None):
-    """Ids and mask of each latent's step, both (batch, count, longest); latents without a step are masked out.
+def step_tensors(
+    rows: Sequence[BenchRow], count: int, end: int, filler: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ids and mask of each latent's step, both (batch, count, longest); the mask is 0 where there is no step.
 
     >>> from semcot_hf.bench.methods.token_rows import BenchRow
     >>> row = BenchRow(prompt=[1], steps=[[11], [12], [13]], answer=[7])
     >>> step_tensors([row], 2, end=9, filler=0)[0].tolist()
     [[[11, 9, 0], [12, 13, 9]]]
     """
-    texts = [[step + [end] if step else [] for step in group_ids(row.steps, count)] for row in rows]
-    ids, mask = pad_right([text for group in texts for text in group], filler, device)
+    texts = [step + [end] if step else [] for row in rows for step in group_ids(row.steps, count)]
+    ids, mask = pad_right(texts, filler, device)
     return ids.view(len(rows), count, -1), mask.view(len(rows), count, -1)
 
 
-def group_ids(steps, count, steps_per_token=1):
-    """The ids that each of `count` latents must tell, as `group_steps` gives the texts.
+def group_ids(steps: Sequence[list[int]], count: int, steps_per_token: int = 1) -> list[list[int]]:
+    """Return the ids that each of `count` latents represents, grouped as `group_steps` groups texts.
 
     >>> group_ids([[1], [2], [3]], 2), group_ids([[1]], 2)
     ([[1], [2, 3]], [[1], []])
@@ -66,22 +71,14 @@ def group_ids(steps, count, steps_per_token=1):
 
 
 def train_simcot_coconut(setup: TrainingSetup) -> Trained:
-    """SIM-CoT on Coconut, one latent a step and a stage for each."""
+    """Train SIM-CoT on Coconut, with one latent and one stage per step."""
     decoder = copy.deepcopy(setup.host)
     base = CoconutModel(setup.host, answer_prompt_ids(setup.tokenizer), 1, NUM_LATENTS)
-    return _train(setup, base, decoder, base.stage)
+    return train_latents(base, setup, StepSupervised(base, decoder, setup.tokenizer.eos_token_id), base.stage)
 
 
 def train_simcot_codi(setup: TrainingSetup) -> Trained:
-    """SIM-CoT on CODI."""
+    """Train SIM-CoT on CODI."""
     decoder = copy.deepcopy(setup.host)
     base = CodiModel(add_lora(setup.host), answer_prompt_ids(setup.tokenizer), NUM_LATENTS)
-    return _train(setup, base, decoder, None)
-
-
-def _train(setup, base, decoder, stage):
-    model = StepSupervised(base, decoder, setup.tokenizer.eos_token_id)
-    history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
-    trainable = count_trainable(model)
-    merge_adapters(base)
-    return Trained(base, "semcot", trainable, **history)
+    return train_latents(base, setup, StepSupervised(base, decoder, setup.tokenizer.eos_token_id))

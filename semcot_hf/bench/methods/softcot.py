@@ -1,28 +1,30 @@
-"""SoftCoT (arXiv 2502.12134): a frozen assistant's states, projected, are soft thoughts for a frozen host."""
+"""SoftCoT (arXiv 2502.12134): the projected states of a frozen assistant are soft thoughts for a frozen host."""
+
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...inference.prompting import pad_left
 from ...modeling import SemCoTForCausalLM
-from .token_rows import pad_right, tokenize_rows
+from .token_rows import BenchRow, pad_right, tokenize_rows
 from .training import Trained, TrainingSetup, count_trainable, fit
 
 
 class SoftCoTModel(nn.Module):
-    """CE(reasoning, answer | question, soft thoughts) with nothing trained but the linear projection.
+    """CE(reasoning, answer | question, soft thoughts), in which only the linear projection is trained.
 
     Args:
-        model: `SemCoTForCausalLM` whose parallel generator is the assistant and whose placeholder is not trained.
+        model: SemCoT model whose parallel generator is the assistant.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: SemCoTForCausalLM) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         model.projection.requires_grad_(True)
 
-    def forward(self, rows, progress):
-        """The loss of a list of `BenchRow`s."""
+    def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
+        """Return the loss of a list of rows."""
         device, filler = self.model.projection_device(), self.model.config.get_text_config().pad_token_id or 0
         ids, mask = (part.to(device) for part in pad_left([row.prompt for row in rows], filler))
         text, text_mask = pad_right([row.reasoning + row.answer for row in rows], filler, device)
@@ -38,11 +40,11 @@ class SoftCoTModel(nn.Module):
 
 
 def train_softcot(setup: TrainingSetup) -> Trained:
-    """The assistant is SemCoT's generator; the host then reasons in words behind the soft thoughts."""
+    """Train the projection of SemCoT's generator; the host then reasons in words behind the soft thoughts."""
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         setup.host, setup.generator, num_implicit_tokens=setup.num_implicit_tokens
     )
-    # The soft thoughts stand at the end of the prompt; reasoning, answer prompt and answer follow in words.
+    # Soft thoughts end the prompt; reasoning, answer prompt and answer follow in words.
     model.config.answer_prompt_ids = []
     module = SoftCoTModel(model)
     history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup)

@@ -1,8 +1,10 @@
-"""Questions as token ids, and the padded tensors that all methods train on."""
+"""Training questions as token ids, and their padded tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ...distillation.data import RowSettings, tokenize_row
 from ...inference.prompting import answer_prompt_ids, with_answer_prompt
@@ -24,15 +26,15 @@ class BenchRow:
 
     @property
     def reasoning(self) -> list[int]:
-        """All steps' ids in one list."""
+        """The ids of all steps in one list."""
         return [token for step in self.steps for token in step]
 
 
-def tokenize_rows(tokenizer, rows) -> list[BenchRow]:
-    """Rows of the dataset schema as `BenchRow`s; a row without `steps` has its reasoning as the only step.
+def tokenize_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict]) -> list[BenchRow]:
+    """Tokenize rows of the dataset schema; the reasoning of a row without `steps` is one step.
 
-    The steps' ids are those of the whole reasoning, cut where each step's text ends, so that explicit CoT is trained
-    on the tokens that the tokenizer itself would make of the text.
+    The whole reasoning is tokenized at once and cut where each step's text ends, so that explicit CoT is trained on
+    the tokens that the tokenizer itself makes of the text.
     """
     tail = len(answer_prompt_ids(tokenizer))
     prompted, settings = with_answer_prompt(tokenizer), RowSettings(tail, num_implicit_tokens=0)
@@ -41,23 +43,18 @@ def tokenize_rows(tokenizer, rows) -> list[BenchRow]:
         steps = list(row.get("steps") or [row["reasoning"]])
         ids = tokenize_row({**row, "steps": steps}, prompted, settings)
         cut = len(ids["prompt_ids"]) - tail
-        made.append(
-            BenchRow(
-                prompt=ids["prompt_ids"][:cut],
-                steps=_cut(tokenizer, steps),
-                answer=ids["prompt_ids"][cut:] + ids["completion_ids"],
-            )
-        )
+        answer = ids["prompt_ids"][cut:] + ids["completion_ids"]
+        made.append(BenchRow(prompt=ids["prompt_ids"][:cut], steps=_tokenize_steps(tokenizer, steps), answer=answer))
     return made
 
 
-def _cut(tokenizer, steps):
+def _tokenize_steps(tokenizer: PreTrainedTokenizerBase, steps: Sequence[str]) -> list[list[int]]:
     encoded = tokenizer(" ".join(steps), add_special_tokens=False, return_offsets_mapping=True)
     ends, position = [], 0
     for step in steps:
         position += len(step) + 1
         ends.append(position)
-    parts = [[] for _ in steps]
+    parts: list[list[int]] = [[] for _ in steps]
     index = 0
     for token, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         while index < len(steps) - 1 and end > ends[index] - 1:
@@ -66,8 +63,10 @@ def _cut(tokenizer, steps):
     return parts
 
 
-def pad_right(sequences, filler, device=None):
-    """Ids and mask, both (batch, longest), padded on the right.
+def pad_right(
+    sequences: Sequence[list[int]], filler: int, device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask, both (batch, longest), padded on the right.
 
     >>> ids, mask = pad_right([[5, 6, 7], [8]], 0)
     >>> ids.tolist(), mask.tolist()

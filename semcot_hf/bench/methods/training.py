@@ -1,36 +1,50 @@
-"""Training of the peers' methods: one Trainer, whose module computes its own loss from token ids."""
+"""The training that the methods share: their inputs and results, one Trainer, and the count of its operations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from ..recipe import Recipe
+
+# The stage of a curriculum at a progress in [0, 1).
+Stage = Callable[[float], int]
 
 
 @dataclass
 class TrainingSetup:
-    """All that a method gets; it is the same for every method of a run.
+    """The input of a method's training, the same for every method of a run.
 
     Args:
         host: a fresh copy of the host causal LM.
         generator: folder or id of the generator that SemCoT and SoftCoT start from.
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
-        num_implicit_tokens, steps_per_token: k, and the steps that one token stands for.
+        num_implicit_tokens, steps_per_token: k, and the reasoning steps that one token represents.
         soft_words: the recipe of SemCoT (soft words).
         steps, batch_size, learning_rate, seed: of the training.
-        device: where it runs.
-        work_dir: folder for what the training has to write.
+        device: "cpu" or "cuda".
+        work_dir: folder for files that the training writes.
     """
 
-    host: nn.Module
+    host: PreTrainedModel
     generator: str
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     train_rows: list[dict]
     num_implicit_tokens: int
     steps_per_token: int
@@ -45,16 +59,16 @@ class TrainingSetup:
 
 @dataclass
 class Trained:
-    """What a method gives back.
+    """The result of a method's training.
 
     Args:
-        model: answers through `generate`.
+        model: answers with `generate`.
         answered_by: method of `answer_questions`: "no_cot", "cot" or "semcot".
-        trainable_parameters: number of parameters that training changed.
-        answer_prompt: text behind the generation prompt where it is not the usual one.
+        trainable_parameters: number of trained parameters.
+        answer_prompt: text behind the generation prompt, where it is not the usual one.
         losses: (step, loss) pairs.
-        operations: floating point operations of the training's steps.
-        seen_questions: how often a question was seen, where that is not steps * batch size.
+        operations: floating point operations of the training.
+        seen_questions: number of questions seen, where it is not steps * batch size.
     """
 
     model: nn.Module
@@ -62,38 +76,44 @@ class Trained:
     trainable_parameters: int
     answer_prompt: str | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
-    operations: float | None = None
-    seen_questions: int | None = None
+    operations: float = 0.0
+    seen_questions: int = 0
 
 
 class _ModuleTrainer(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        progress = self.state.global_step / max(1, self.state.max_steps)
-        return model(inputs["rows"], progress)
+    def compute_loss(self, model: nn.Module, inputs: dict, *args: object, **kwargs: object) -> Tensor:
+        return model(inputs["rows"], self.state.global_step / max(1, self.state.max_steps))
 
 
 class _ResetOptimizer(TrainerCallback):
-    """Forget the optimizer's moments whenever the module's curriculum enters its next stage."""
+    """Clear the optimizer's moments whenever the module's curriculum enters its next stage."""
 
-    def __init__(self, stage: Callable[[float], int]):
-        self.stage, self.last, self.resets = stage, 0, 0
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.last = stage, 0
 
-    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: object,
+    ) -> None:
         stage = self.stage(state.global_step / max(1, state.max_steps))
-        if stage != self.last:
+        if stage != self.last and optimizer is not None:
             optimizer.state.clear()
-            self.last, self.resets = stage, self.resets + 1
+            self.last = stage
 
 
-def operation_counter():
-    """torch's counter of floating point operations, which also counts attention on a CPU.
+def operation_counter() -> FlopCounterMode:
+    """Return torch's counter of floating point operations, extended to attention on a CPU.
 
     >>> with operation_counter() as counter:
     ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
     >>> counter.get_total_flops()
     48
     """
-    # Attention on CPU, which torch has no formula for.
+    # torch has no formula for attention on a CPU.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     formulas = {
@@ -104,24 +124,32 @@ def operation_counter():
 
 
 class OperationCounter(TrainerCallback):
-    """Floating point operations of a training's steps, forward and backward, counted on every so-manieth step.
+    """Estimate the floating point operations of a training, forward and backward, from about `samples` of its steps.
 
-    Matrix products and attention count, a multiplication and an addition each as one, as torch counts them; what a
-    trainer computes once before its first step does not.
+    Matrix products and attention are counted as torch counts them: a multiplication and an addition are one operation
+    each. What a trainer computes before its first step is not counted.
 
     Args:
-        samples: steps that are counted, spread evenly, so that a curriculum's stages weigh as they last.
+        samples: number of counted steps, evenly spaced, so that each stage of a curriculum has its weight.
     """
 
-    def __init__(self, samples=20):
-        self.samples, self.counted, self.mode = samples, [], None
+    def __init__(self, samples: int = 20) -> None:
+        self.samples, self.steps = samples, 0
+        self.counted: list[int] = []
+        self.mode: FlopCounterMode | None = None
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Start to count, at the sampled steps."""
         if state.global_step % max(1, state.max_steps // self.samples) == 0:
             self.mode = operation_counter()
             self.mode.__enter__()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Store the count of a sampled step."""
         self.steps = state.max_steps
         if self.mode is not None:
             self.mode.__exit__(None, None, None)
@@ -130,50 +158,42 @@ class OperationCounter(TrainerCallback):
 
     @property
     def total(self) -> float:
-        """Operations of all steps: the counted ones' mean, times the number of steps."""
+        """Operations of all steps: the mean of the counted ones times the number of steps."""
         return sum(self.counted) / len(self.counted) * self.steps
 
 
-def fit(module, rows, setup, stage=None):
-    """Train `module`, whose forward(rows, progress) is the loss of a list of `BenchRow`s.
+def fit(module: nn.Module, rows: Sequence, setup: TrainingSetup, stage: Stage | None = None) -> dict[str, Any]:
+    """Train a module whose forward(rows, progress) returns the loss of a list of rows.
 
     Args:
-        module: parameters that require no gradient are left alone.
-        rows: training rows.
+        module: parameters that require no gradient stay unchanged.
+        rows: training rows, such as `BenchRow`s.
         setup: steps, batch size, learning rate, seed, device.
-        stage: curriculum stage at a progress in [0, 1); the optimizer is reset where it changes.
+        stage: stage of the module's curriculum; the optimizer is reset where it changes.
 
     Returns:
         `losses` and `operations` of `Trained`.
     """
     set_seed(setup.seed)
-    module.to(setup.device)
-    args = TrainingArguments(
-        str(setup.work_dir),
-        max_steps=setup.steps,
-        per_device_train_batch_size=setup.batch_size,
-        **optimization(setup),
-        remove_unused_columns=False,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
     counter = OperationCounter()
-    callbacks = [counter] if stage is None else [counter, _ResetOptimizer(stage)]
     trainer = _ModuleTrainer(
-        model=module,
-        args=args,
+        model=module.to(setup.device),
+        args=TrainingArguments(
+            str(setup.work_dir), max_steps=setup.steps, remove_unused_columns=False, **training_arguments(setup)
+        ),
         train_dataset=rows,
         data_collator=lambda batch: {"rows": batch},
-        callbacks=callbacks,
+        callbacks=[counter] if stage is None else [counter, _ResetOptimizer(stage)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return {"losses": logged_losses(trainer), "operations": counter.total}
 
 
-def optimization(setup):
-    """The training arguments that every method shares, those of the trainers of SemCoT included."""
+def training_arguments(setup: TrainingSetup) -> dict[str, Any]:
+    """Return the training arguments that every method shares, those of SemCoT's own trainers included."""
     return {
+        "per_device_train_batch_size": setup.batch_size,
         "learning_rate": setup.learning_rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": max(1, setup.steps // 10),
@@ -183,19 +203,21 @@ def optimization(setup):
         "logging_steps": max(1, setup.steps // 20),
         "report_to": "none",
         "use_cpu": setup.device == "cpu",
-        # What the trainers of SemCoT would choose on a GPU is not transformers' own choice.
+        # SemCoT's trainers would choose bfloat16 on a GPU, transformers' own would not.
         "bf16": False,
         "seed": setup.seed,
+        "save_strategy": "no",
+        "disable_tqdm": True,
     }
 
 
-def logged_losses(trainer):
-    """The (step, loss) pairs of a trainer's log."""
-    return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+def logged_losses(trainer: Trainer) -> list[tuple[int, float]]:
+    """Return the (step, loss) pairs of a trainer's log."""
+    return [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def count_trainable(module) -> int:
-    """Number of parameters that require a gradient.
+def count_trainable(module: nn.Module) -> int:
+    """Return the number of parameters that require a gradient.
 
     >>> count_trainable(nn.Linear(3, 2))
     8

@@ -1,1 +1,1 @@
-"""`semcot bench speed`: latency, throughput and memory of each method, against the least that the hardware needs."""
+"""`semcot bench speed`: latency, throughput and memory of each method, relative to a lower bound."""

@@ -1,28 +1,33 @@
-"""What is timed: each method's answer, and the least passes of the models that make the same answer."""
+"""The timed calls: each method's answer, and the minimal passes of the models that produce the same answer."""
 
 import copy
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from transformers import DynamicCache, StaticCache
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from ...inference.shared_prefix import SharedPrefix
+from ...modeling.modeling_semcot import SemCoTForCausalLM
 from ..methods.latents import LatentModel
 from .settings import COMPILED, COMPILED_PARALLEL, SHARED, SpeedSetting
 from .shapes import ANSWER_PROMPT_IDS, own_tokens, prompts
 
-# Tokens that a decode step is averaged over.
+# Number of tokens over which the time of a decode step is averaged.
 DECODE_STEPS = 8
+Calls = dict[str, Callable[[], object]]
 
 
 @torch.no_grad()
-def generator_pass(model, ids: torch.Tensor, count: int, mode: str) -> torch.Tensor:
-    """The least that makes k implicit tokens: plain forwards of the backbone, and the projection.
+def generator_pass(model: SemCoTForCausalLM, ids: Tensor, count: int, mode: str) -> Tensor:
+    """Make k implicit tokens with nothing but forward passes of the generator's backbone and the projection.
 
     Args:
+        model: its own path to the same tokens is what this bounds.
         ids: (batch, length), questions without the answer prompt.
         count: k.
-        mode: "parallel" (one pass) or "sequential" (one cached pass a token).
+        mode: "parallel" (one pass) or "sequential" (one cached pass per token).
 
     Returns:
         (batch, k, host hidden size).
@@ -42,13 +47,17 @@ def generator_pass(model, ids: torch.Tensor, count: int, mode: str) -> torch.Ten
 
 
 @torch.no_grad()
-def raw_answer(host, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic", past=None) -> torch.Tensor:
-    """Greedy tokens by the host's forward alone: one prefill with the last position's logits, then decode steps.
+def raw_answer(
+    host: PreTrainedModel, ids: Tensor, new_tokens: int, cache: str = "dynamic", past: Cache | None = None
+) -> Tensor:
+    """Answer greedily with the host's forward alone: a prefill with the last position's logits, then decode steps.
 
     Args:
+        host: causal LM.
         ids: (batch, length), without padding.
+        new_tokens: tokens to generate.
         cache: "dynamic", or "static" with the decode step compiled on a GPU.
-        past: a cache, of that kind, of what stands before `ids`; a fresh one when `None`.
+        past: a cache of that kind that holds what precedes `ids`; a new one when `None`.
 
     Returns:
         LongTensor (batch, new_tokens).
@@ -64,30 +73,34 @@ def raw_answer(host, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic",
     return torch.cat(tokens, dim=1)
 
 
-def _new_cache(host, cache, length):
-    return (
-        StaticCache(config=host.config, max_cache_len=length)
-        if cache == "static"
-        else DynamicCache(config=host.config)
-    )
+def _new_cache(host: PreTrainedModel, cache: str, length: int) -> Cache:
+    if cache == "static":
+        return StaticCache(config=host.config, max_cache_len=length)
+    return DynamicCache(config=host.config)
 
 
 @torch.no_grad()
-def prefill_in_two(host, question: torch.Tensor, rest: torch.Tensor, cache: str = "dynamic") -> torch.Tensor:
-    """The first answer token by two passes: over the question, then over the implicit tokens and the answer prompt.
+def prefill_in_two(host: PreTrainedModel, question: Tensor, rest: Tensor, cache: str = "dynamic") -> Tensor:
+    """Compute the first answer token in two passes: over the question, then over implicit tokens and answer prompt.
 
-    This is what the host's share would be, were the generator to read the question beside the first of them.
+    This is the host's share if the generator read the question at the same time as the first pass.
     """
     past = _new_cache(host, cache, question.shape[1] + rest.shape[1] + 1)
     host(input_ids=question, past_key_values=past, use_cache=True, logits_to_keep=1)
     return raw_answer(host, rest, 1, cache, past)
 
 
-def generated(model, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic", **options) -> torch.Tensor:
-    """`model.generate`, greedy, with exactly `new_tokens` new tokens."""
+def generated(
+    model: SemCoTForCausalLM | LatentModel | PreTrainedModel,
+    ids: Tensor,
+    new_tokens: int,
+    cache: str = "dynamic",
+    **options: Any,
+) -> Tensor:
+    """Call the model's greedy `generate` for exactly `new_tokens` new tokens."""
     if cache == "static":
         options["cache_implementation"] = "static"
-    return model.generate(
+    return cast(Any, model).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         min_new_tokens=new_tokens,
@@ -97,19 +110,20 @@ def generated(model, ids: torch.Tensor, new_tokens: int, cache: str = "dynamic",
     )
 
 
-def method_calls(model, setting: SpeedSetting) -> dict[str, Callable[[], object]]:
-    """The calls of a row, each of which makes one batch of answers.
+def method_calls(model: SemCoTForCausalLM, setting: SpeedSetting) -> Calls:
+    """Return the calls of a row, each of which makes one batch of answers.
 
     Returns:
         `method`; `limit`, the parts that it cannot do without: the generator's passes and the host's own `generate`
-        on a prompt as long as question and implicit tokens together; `strict_limit`, the same without `generate`'s
-        loop, in bare forwards; and `no_cot`, the host's `generate` on the question alone, for the methods that are
-        not just that. A thought of Coconut's counts as one more decode step. The parts of a compiled generator are
-        timed uncompiled, so that its row tells what compiling saves.
+        on a prompt as long as question and implicit tokens together; `strict_limit`, the same with bare forwards
+        instead of `generate`; and `no_cot`, the host's `generate` on the question alone, for the other methods. A
+        latent of Coconut counts as one more decode step. The limits of a compiled generator use the uncompiled one,
+        so that its row shows what compiling saves.
     """
     host, cache, new, count = model.host, setting.cache, setting.answer, setting.k
     ids = prompts(setting.size, setting.batch, setting.prompt, model.projection_device())
-    if setting.method.startswith("semcot"):
+    calls: Calls
+    if setting.semcot:
         calls = _semcot_calls(model, setting, ids)
     elif setting.method == "coconut":
         latent = LatentModel(host, ANSWER_PROMPT_IDS, count)
@@ -133,42 +147,40 @@ def method_calls(model, setting: SpeedSetting) -> dict[str, Callable[[], object]
     return calls
 
 
-def _semcot_calls(model, setting, ids):
+def _semcot_calls(model: SemCoTForCausalLM, setting: SpeedSetting, ids: Tensor) -> Calls:
     host, cache, new, count = model.host, setting.cache, setting.answer, setting.k
     question, longer = _question(ids), _longer(ids, count)
-    mode = "sequential" if setting.method in ("semcot_sequential", COMPILED) else "parallel"
+    mode = "sequential" if setting.sequential else "parallel"
     model.config.generator_mode = mode
     if setting.method in (COMPILED, COMPILED_PARALLEL):
         model = with_compiled_generator(model)
 
-    def make_tokens():
+    def make_tokens() -> Tensor | None:
         return generator_pass(model, question, count, mode) if count else None
 
-    if setting.method == SHARED:
-        shared = setting.prompt - own_tokens(setting.prompt)
-        prefix, lengths = SharedPrefix(model, ids[0, :shared].tolist()), [setting.prompt] * setting.batch
-        longer_lengths, rest = [length + count for length in lengths], longer[:, shared:]
+    if setting.method != SHARED:
         return {
-            "method": lambda: generated(
-                model, ids, new, num_implicit_tokens=count, past_key_values=prefix.cache(lengths)
-            ),
-            "limit": lambda: (
-                make_tokens(),
-                generated(host, longer, new, past_key_values=prefix.cache(longer_lengths)),
-            ),
-            "strict_limit": lambda: (make_tokens(), raw_answer(host, rest, new, past=prefix.cache(longer_lengths))),
+            "method": lambda: generated(model, ids, new, cache, num_implicit_tokens=count),
+            "limit": lambda: (make_tokens(), generated(host, longer, new, cache)),
+            "strict_limit": lambda: (make_tokens(), raw_answer(host, longer, new, cache)),
         }
+    shared = setting.prompt - own_tokens(setting.prompt)
+    prefix, rest = SharedPrefix(model, ids[0, :shared].tolist()), longer[:, shared:]
+
+    def past(tokens: int) -> Cache:
+        return prefix.cache([setting.prompt + tokens] * setting.batch)
+
     return {
-        "method": lambda: generated(model, ids, new, cache, num_implicit_tokens=count),
-        "limit": lambda: (make_tokens(), generated(host, longer, new, cache)),
-        "strict_limit": lambda: (make_tokens(), raw_answer(host, longer, new, cache)),
+        "method": lambda: generated(model, ids, new, num_implicit_tokens=count, past_key_values=past(0)),
+        "limit": lambda: (make_tokens(), generated(host, longer, new, past_key_values=past(count))),
+        "strict_limit": lambda: (make_tokens(), raw_answer(host, rest, new, past=past(count))),
     }
 
 
-def with_compiled_generator(model):
-    """A copy on the same weights whose generator is compiled; the caller's own model stays as it is.
+def with_compiled_generator(model: SemCoTForCausalLM) -> SemCoTForCausalLM:
+    """Return a copy on the same weights with a compiled generator; the model itself does not change.
 
-    On a GPU, where launching the kernels one by one is what takes the time, the graph of each length is captured.
+    On a GPU, where most of the time goes to launching kernels, a graph is captured for each length.
     """
     model = copy.copy(model)
     captured = model.projection_device().type == "cuda"
@@ -176,46 +188,37 @@ def with_compiled_generator(model):
     return model
 
 
-def _question(ids):
-    """What stands before the answer prompt."""
+def _question(ids: Tensor) -> Tensor:
+    """Return the prompts without the answer prompt."""
     return ids[:, : -len(ANSWER_PROMPT_IDS)]
 
 
-def _longer(ids, count):
-    """As many ids as prompt and implicit tokens together."""
+def _longer(ids: Tensor, count: int) -> Tensor:
+    """Return prompts with `count` more ids before the answer prompt, in place of implicit tokens."""
     end = ids.shape[1] - len(ANSWER_PROMPT_IDS)
     return torch.cat([ids[:, :end], ids[:, :1].expand(-1, count), ids[:, end:]], dim=1)
 
 
-def part_calls(model, setting: SpeedSetting, sequential_k: int, compiled: bool) -> dict[str, Callable[[], object]]:
-    """The calls behind the derived figures: the generator's pass, the host's, and both modes end to end.
+def part_calls(model: SemCoTForCausalLM, setting: SpeedSetting, sequential_k: int, compiled: bool) -> Calls:
+    """Return the calls behind the derived figures: passes of generator and host, and both modes end to end.
 
-    `decode` answers with DECODE_STEPS tokens more than `prefill_k`, so that their difference is that many steps.
+    `decode` generates DECODE_STEPS more tokens than `prefill_k`; their difference is the time of those steps.
 
     Args:
-        compiled: also `compiled_generator`, the tokens of a parallel generator that is compiled.
+        model, setting: of the row of parts.
+        sequential_k: k of `parallel` and `sequential`, the two modes end to end.
+        compiled: also return `compiled_generator`, the tokens of a compiled parallel generator.
     """
-    host, device, cache = model.host, model.projection_device(), setting.cache
-    ids = prompts(setting.size, setting.batch, setting.prompt, device)
+    host, cache = model.host, setting.cache
+    ids = prompts(setting.size, setting.batch, setting.prompt, model.projection_device())
     question, longer = _question(ids), _longer(ids, setting.k)
     rest = longer[:, question.shape[1] :]
 
-    calls = {}
-    if compiled:
-        quick = with_compiled_generator(model)
-
-        @torch.no_grad()
-        def compiled_generator():
-            model.config.generator_mode = "parallel"
-            return quick.implicit_embeddings(ids, num_implicit_tokens=setting.k)
-
-        calls["compiled_generator"] = compiled_generator
-
-    def whole(mode):
+    def whole(mode: str) -> Tensor:
         model.config.generator_mode = mode
         return generated(model, ids, setting.answer, cache, num_implicit_tokens=sequential_k)
 
-    return calls | {
+    calls: Calls = {
         "generator": lambda: generator_pass(model, question, setting.k, "parallel"),
         "prefill": lambda: raw_answer(host, ids, 1, cache),
         "prefill_k": lambda: raw_answer(host, longer, 1, cache),
@@ -225,3 +228,13 @@ def part_calls(model, setting: SpeedSetting, sequential_k: int, compiled: bool) 
         "parallel": lambda: whole("parallel"),
         "sequential": lambda: whole("sequential"),
     }
+    if not compiled:
+        return calls
+    quick = with_compiled_generator(model)
+
+    @torch.no_grad()
+    def compiled_generator() -> Tensor:
+        model.config.generator_mode = "parallel"
+        return quick.implicit_embeddings(ids, num_implicit_tokens=setting.k)
+
+    return {"compiled_generator": compiled_generator, **calls}

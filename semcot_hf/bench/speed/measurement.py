@@ -1,29 +1,32 @@
-"""Clocks: calls that take turns, ratios of what ran side by side, and the speed of plain copying."""
+"""Measuring time and memory: calls in rotating turns, ratios of neighbouring times, needed and used bytes."""
 
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from ...evaluation.latency import process_peak_memory
 from ...inference.decoding import synchronized_time
+from .settings import PARTS, SHARED, SpeedSetting
+from .shapes import ANSWER_PROMPT_IDS, cache_numbers, configs, own_tokens, parameter_counts
 
-# Turns that a row takes at least, and how many times its budget it may take for them.
+# Minimum number of turns of a row, and the multiple of its budget that they may take.
 FEWEST_TURNS, PATIENCE = 3, 5
+Calls = Mapping[str, Callable[[], object]]
 
 
-def take_turns(
-    calls: Mapping[str, Callable[[], object]], *, seconds: float, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each call, turn by turn, in an order that rotates, so that other load hits all of them alike.
+def take_turns(calls: Calls, *, seconds: float, device: torch.device) -> dict[str, list[float]]:
+    """Measure the seconds of each call, turn by turn in rotating order, so that other load affects all calls alike.
 
     Args:
-        calls: what is timed, by name.
-        seconds: the budget; passed for the sake of three turns, but not five times over.
-        device: whose queue is emptied before the clock is read.
+        calls: what to time, by name.
+        seconds: the budget; exceeded to complete three turns, but not more than five times.
+        device: its queue is synchronized before the clock is read.
 
     Returns:
-        For each call its times; the i-th of all calls were taken side by side.
+        The times of each call, one per turn.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -40,19 +43,19 @@ def take_turns(
 
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """How many times as long `times` are as `others`, turn by turn: median, quartiles and extremes of the ratios.
+    """Return the median, quartiles and extremes of the ratios of `times` to `others`, turn by turn.
 
     >>> ratio([2.0, 3.0, 8.0], [1.0, 2.0, 4.0])
     {'median': 2.0, 'low': 1.75, 'high': 2.0, 'lowest': 1.5, 'highest': 2.0}
     """
-    ratios = [ours / theirs for ours, theirs in zip(times, others, strict=True)]
-    low, median, high = np.percentile(ratios, [25, 50, 75])
-    figures = {"median": median, "low": low, "high": high, "lowest": min(ratios), "highest": max(ratios)}
-    return {name: round(float(figure), 4) for name, figure in figures.items()}
+    ratios = np.asarray(times) / np.asarray(others)
+    values = np.percentile(ratios, [50, 25, 75, 0, 100])
+    names = ("median", "low", "high", "lowest", "highest")
+    return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
 
 
 def copy_bandwidth(device: torch.device, *, size: int = 2**28, repeats: int = 7) -> float:
-    """Bytes per second that a plain copy of `size` bytes reads and writes, the median of some."""
+    """Measure the bytes per second that a plain copy of `size` bytes reads and writes, the median of `repeats`."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -62,3 +65,36 @@ def copy_bandwidth(device: torch.device, *, size: int = 2**28, repeats: int = 7)
         target.copy_(source)
         times.append(synchronized_time(device) - start)
     return 2 * size / statistics.median(times)
+
+
+def needed_bytes(setting: SpeedSetting) -> dict[str, int]:
+    """Return the bytes of the weights, and of the key-value caches at the answer's end.
+
+    >>> setting = SpeedSetting("toy", "semcot_sequential", 2, 10, 4, 6, 0, "dynamic", "float32", "cpu", 1, 1.0)
+    >>> figures = needed_bytes(setting)
+    >>> figures["weights_bytes"] == 4 * sum(parameter_counts("toy").values())
+    True
+    >>> figures["cache_bytes"]  # (10 + 4 + 6) tokens of 128 numbers, and (7 + 4) of 32 in the generator
+    23296
+    """
+    host, generator = configs(setting.size)
+    width = torch.finfo(getattr(torch, setting.dtype)).bits // 8
+    numbers = (setting.prompt + setting.k + setting.answer + setting.cot) * cache_numbers(host)
+    if setting.sequential or setting.method == PARTS:
+        numbers += (setting.prompt - len(ANSWER_PROMPT_IDS) + setting.k) * cache_numbers(generator)
+    numbers *= setting.batch
+    if setting.method == SHARED:
+        numbers += (setting.prompt - own_tokens(setting.prompt)) * cache_numbers(host)
+    return {"weights_bytes": width * sum(parameter_counts(setting.size).values()), "cache_bytes": width * numbers}
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the free bytes of the GPU, or the bytes of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak memory so far: of the GPU's tensors, or of this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak_memory()

@@ -1,15 +1,18 @@
-"""The plot of the report: latency of each method against batch size, prompt length and k."""
+"""The plot of the speed report: latency of each method against batch size, prompt length and k."""
 
 import io
+from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ...evaluation.plots import COLOURS as EVALUATION_COLOURS
+from .report import machine_line
 from .settings import COMPILED, COMPILED_PARALLEL, FACTORS, METHOD_NAMES, SHARED, SPEED_METHODS
 
-# The rest of Okabe and Ito's colours, which colour-blind readers can tell apart.
+# The other colours of Okabe and Ito's palette, which is safe for colour-blind readers.
 COLOURS = {
     "no_cot": EVALUATION_COLOURS["no_cot"],
     "cot": EVALUATION_COLOURS["cot"],
@@ -24,41 +27,43 @@ _SWEPT = ("batch", "prompt", "k")
 
 
 def plot_speed(report: dict) -> bytes:
-    """The plot as PNG: a row of axes for each size that was swept, on its first way to be run."""
-    sizes = list(dict.fromkeys(row["setting"]["size"] for row in report["rows"]))
-    sizes = [size for size in sizes if any(_is_swept(report, size, factor) for factor in _SWEPT)] or sizes[:1]
+    """Return the plot as PNG, with one row of axes for each swept size."""
+    by_size: dict[str, list[dict]] = {}
+    for row in report["rows"]:
+        by_size.setdefault(row["setting"]["size"], []).append(row)
+    sizes = [size for size, rows in by_size.items() if any(_is_swept(rows, factor) for factor in _SWEPT)]
+    sizes = sizes or list(by_size)[:1]
     figure = Figure(figsize=(11, 0.8 + 2.9 * len(sizes)), dpi=130, layout="constrained")
     grid = figure.subplots(len(sizes), len(_SWEPT), squeeze=False)
     for size, line in zip(sizes, grid, strict=True):
-        rows = [row for row in report["rows"] if row["setting"]["size"] == size]
+        rows = by_size[size]
         for factor, axes in zip(_SWEPT, line, strict=True):
             _sweep(axes, rows, factor)
             axes.set_xlabel(FACTORS[factor])
-            axes.set_visible(_is_swept(report, size, factor) or len(rows) == 1)
+            axes.set_visible(_is_swept(rows, factor) or len(rows) == 1)
         line[0].set_ylabel("milliseconds for a batch")
-        line[0].set_title(_title(report, rows[0]), loc="left", fontsize="medium")
-    handles = {}
+        line[0].set_title(f"{size}, {machine_line(report, rows[0])}", loc="left", fontsize="medium")
+    handles: dict[str, Artist] = {}
     for axes in grid.flat:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
     image = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(image)
+    figure.savefig(image, format="png")
     return image.getvalue()
 
 
-def _is_swept(report, size, factor):
-    """Whether one method of `size` was run at two values of `factor` at least."""
-    values = {}
-    for row in report["rows"]:
-        if row["setting"]["size"] == size:
-            values.setdefault(row["setting"]["method"], set()).add(row["setting"][factor])
+def _is_swept(rows: Sequence[dict], factor: str) -> bool:
+    """Whether a method was measured at two or more values of `factor`."""
+    values: dict[str, set] = {}
+    for row in rows:
+        values.setdefault(row["setting"]["method"], set()).add(row["setting"][factor])
     return any(len(found) > 1 for found in values.values())
 
 
-def _sweep(axes, rows, factor):
-    """Each method's rows along `factor`, with everything else as in that size's first row of the method."""
-    values = set()
+def _sweep(axes: Axes, rows: Sequence[dict], factor: str) -> None:
+    """Draw each method's rows along `factor`, whose other settings are those of the method's first row."""
+    values: set[int] = set()
     for method in SPEED_METHODS:
         own = [row for row in rows if row["setting"]["method"] == method]
         if not own:
@@ -89,15 +94,5 @@ def _sweep(axes, rows, factor):
     axes.set_axisbelow(True)
 
 
-def _without(row, factor):
+def _without(row: dict, factor: str) -> dict:
     return {name: value for name, value in row["setting"].items() if name != factor}
-
-
-def _title(report, row):
-    setting, machine = row["setting"], report["environments"][row["environment"]]
-    where = (
-        machine["device"]
-        if setting["device"].startswith("cuda")
-        else f"{machine['cpu']}, threads {setting['threads']}"
-    )
-    return f"{setting['size']}, {setting['dtype']}, {where}"

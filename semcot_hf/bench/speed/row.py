@@ -1,7 +1,8 @@
-"""One row of the benchmark, run in a process of its own, so that its peak of memory is its own."""
+"""One row of the benchmark, measured in a process of its own, whose peak memory is the row's."""
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +12,22 @@ from transformers.utils import logging
 from ...evaluation.environment import environment
 from ...evaluation.statistics import summarize_latency
 from ...inference.decoding import is_out_of_memory, synchronized_time
-from .calls import DECODE_STEPS, method_calls, part_calls
-from .measurement import copy_bandwidth, ratio, take_turns
-from .memory import needed_bytes, peak_bytes
+from ...modeling.modeling_semcot import SemCoTForCausalLM
+from .calls import DECODE_STEPS, Calls, method_calls, part_calls
+from .measurement import copy_bandwidth, needed_bytes, peak_bytes, ratio, take_turns
 from .settings import PARTS, SpeedSetting
 from .shapes import build_model, parameter_counts, weights_read_per_token
 
 # k at which the two modes of the generator are compared.
 SEQUENTIAL_K = 8
-# Weights up to which checkpoints are written to measure their bytes.
+# Maximum bytes of weights for which checkpoints are written to measure their size.
 _LARGEST_CHECKPOINT = 2**30
 
 
 def run_row(setting: SpeedSetting) -> dict:
     """Build the model, measure, and return the row's figures, with the machine under `environment`.
 
-    A row that does not fit the memory returns `not_run`, the reason.
+    A row that does not fit into memory returns the reason under `not_run`.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -41,24 +42,22 @@ def run_row(setting: SpeedSetting) -> dict:
     return {**figures, "environment": environment(device)}
 
 
-def _model(setting, count, device):
+def _model(setting: SpeedSetting, count: int, device: torch.device) -> SemCoTForCausalLM:
     dtype = getattr(torch, setting.dtype)
     return build_model(setting.size, num_implicit_tokens=count, dtype=dtype, device=device)
 
 
-def _method(setting, device):
+def _method(setting: SpeedSetting, device: torch.device) -> dict:
     if device.type == "cpu":
         # A first answer of the smallest model loads the code of all libraries, which is not the model's memory.
         toy = replace(setting, size="toy", batch=1)
         method_calls(_model(toy, setting.k, device), toy)["method"]()
     before = peak_bytes(device)
-    model = _model(setting, setting.k, device)
-    calls = method_calls(model, setting)
+    calls = method_calls(_model(setting, setting.k, device), setting)
     start = synchronized_time(device)
     calls["method"]()
     first = synchronized_time(device) - start
-    needed = needed_bytes(setting)
-    peak = peak_bytes(device) - before
+    needed, peak = needed_bytes(setting), peak_bytes(device) - before
     _warm_up(calls, device, long=first > setting.seconds)
     times = take_turns(calls, seconds=setting.seconds, device=device)
     latency = summarize_latency(times["method"])
@@ -76,37 +75,40 @@ def _method(setting, device):
     }
 
 
-def _parts(setting, device):
+def _parts(setting: SpeedSetting, device: torch.device) -> dict:
     model = _model(setting, max(setting.k, SEQUENTIAL_K), device)
-    # A compiler's minute for a generator on a CPU is told by the rows of the compiled methods.
+    # On a CPU the rows of the compiled methods have the figure, which takes a minute of compiling.
     compiled = device.type == "cuda"
     calls = part_calls(model, setting, SEQUENTIAL_K, compiled)
     _warm_up(calls, device, long=False)
     times = take_turns(calls, seconds=setting.seconds, device=device)
     turns = [dict(zip(times, turn, strict=True)) for turn in zip(*times.values(), strict=True)]
     steps = [(turn["decode"] - turn["prefill_k"]) / DECODE_STEPS for turn in turns]
-    tokens = [turn["generator"] + turn["prefill_k"] - turn["prefill"] for turn in turns]
-    more = {}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+
+    def tokens_in_steps(generator: str) -> dict[str, float]:
+        """Return the cost of making the tokens and of reading them, in decode steps of the host."""
+        return ratio([turn[generator] + turn["prefill_k"] - turn["prefill"] for turn in turns], steps)
+
+    more: dict[str, object] = {}
     if compiled:
-        quick = [turn["compiled_generator"] + turn["prefill_k"] - turn["prefill"] for turn in turns]
-        more["compiled_generator_s"] = statistics.median(times["compiled_generator"])
-        more["compiled_tokens_in_decode_steps"] = ratio(quick, steps)
-    # Side by side, generator and host would take the longer of their passes over the question, then the host's rest.
+        more["compiled_generator_s"] = medians["compiled_generator"]
+        more["compiled_tokens_in_decode_steps"] = tokens_in_steps("compiled_generator")
+    # In parallel, generator and host would take the longer of their passes over the question, then the host's rest.
     apart = [turn["generator"] + turn["prefill_k"] for turn in turns]
     beside = [max(turn["generator"], turn["question"]) + turn["prefill_in_two"] - turn["question"] for turn in turns]
     step, bandwidth = statistics.median(steps), copy_bandwidth(device)
-    width = torch.finfo(getattr(torch, setting.dtype)).bits // 8
-    read = width * weights_read_per_token(setting.size)
+    read = torch.finfo(getattr(torch, setting.dtype)).bits // 8 * weights_read_per_token(setting.size)
     return {
         "turns": len(turns),
-        "generator_s": statistics.median(times["generator"]),
+        "generator_s": medians["generator"],
         **more,
-        "prefill_s": statistics.median(times["prefill"]),
-        "prefill_with_tokens_s": statistics.median(times["prefill_k"]),
-        "prefill_in_two_s": statistics.median(times["prefill_in_two"]),
+        "prefill_s": medians["prefill"],
+        "prefill_with_tokens_s": medians["prefill_k"],
+        "prefill_in_two_s": medians["prefill_in_two"],
         "side_by_side": ratio(beside, apart),
         "decode_step_s": step,
-        "tokens_in_decode_steps": ratio(tokens, steps),
+        "tokens_in_decode_steps": tokens_in_steps("generator"),
         "sequential_over_parallel": ratio(times["sequential"], times["parallel"]),
         "sequential_k": SEQUENTIAL_K,
         "weights_bytes_per_token": read,
@@ -117,15 +119,15 @@ def _parts(setting, device):
     }
 
 
-def _warm_up(calls, device, *, long):
-    """Call each once; on a GPU twice, which compiling and capturing graphs takes; long ones on a CPU not at all."""
+def _warm_up(calls: Calls, device: torch.device, *, long: bool) -> None:
+    """Make each call once; twice on a GPU, for compiling and capturing graphs; not at all if it is long on a CPU."""
     for _ in range(2 if device.type == "cuda" else 0 if long else 1):
         for call in calls.values():
             call()
 
 
-def _checkpoint_bytes(model, setting):
-    """Bytes on disk of the attached checkpoint and of the whole one; `None` where they are too many to write."""
+def _checkpoint_bytes(model: SemCoTForCausalLM, setting: SpeedSetting) -> Mapping[str, int] | None:
+    """Return the bytes on disk of the checkpoint without and with its host; `None` where they are too large."""
     if needed_bytes(setting)["weights_bytes"] > _LARGEST_CHECKPOINT:
         return None
     sizes = {}

@@ -1,4 +1,4 @@
-"""Shapes of host and generator: the public models' own sizes, filled with random weights, nothing downloaded."""
+"""Host and generator with random weights in the shapes of public models; nothing is downloaded."""
 
 from functools import lru_cache
 
@@ -9,64 +9,58 @@ from transformers.initialization import no_init_weights
 
 from ...modeling.modeling_semcot import SemCoTForCausalLM
 
-# Ids of the answer prompt behind each question; prompts are drawn from ids above them.
+# Ids of the answer prompt at the end of each prompt; the ids before it are larger.
 ANSWER_PROMPT_IDS = [5, 6, 7]
 _FIRST_WORD = 10
 
-
-def _llama(vocabulary, hidden, intermediate, layers, heads, kv_heads=None, kind=LlamaConfig, **more):
-    return kind(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
-        **{"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **more},
-    )
-
-
-def _mistral(*sizes, **more):
-    rope = {"rope_theta": 1e6, "rope_type": "default"}
-    return _llama(
-        *sizes, kind=MistralConfig, max_position_embeddings=32_768, sliding_window=None, rope_parameters=rope, **more
-    )
-
-
-def _qwen2(*sizes, **more):
-    rope = {"rope_theta": 1e6, "rope_type": "default"}
-    ids = {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": 151_643}
-    return _llama(*sizes, kind=Qwen2Config, max_position_embeddings=32_768, rope_parameters=rope, **ids, **more)
-
-
-# Host and generator: vocabulary, hidden size, intermediate size, layers, heads, key-value heads.
-_SHAPES = {
-    "toy": lambda: (_llama(500, 32, 64, 2, 4), _llama(500, 16, 32, 1, 2)),
-    "tiny": lambda: (_llama(2_000, 128, 352, 4, 4), _llama(2_000, 64, 176, 2, 4)),
-    "160M": lambda: (_llama(32_000, 768, 3_072, 12, 12), _llama(32_000, 512, 2_048, 10, 8)),
-    # TinyLlama's host.
-    "1.1B": lambda: (_llama(32_000, 2_048, 5_632, 22, 32, 4), _llama(32_000, 1_024, 2_816, 20, 16)),
+# Vocabulary, hidden size, intermediate size, layers, heads, key-value heads; of the host, and of the generator.
+_SIZES = {
+    "toy": ((500, 32, 64, 2, 4, 4), (500, 16, 32, 1, 2, 2)),
+    "tiny": ((2_000, 128, 352, 4, 4, 4), (2_000, 64, 176, 2, 4, 4)),
+    "160M": ((32_000, 768, 3_072, 12, 12, 12), (32_000, 512, 2_048, 10, 8, 8)),
+    # The host is TinyLlama.
+    "1.1B": ((32_000, 2_048, 5_632, 22, 32, 4), (32_000, 1_024, 2_816, 20, 16, 16)),
     # Llama-2-7B and Sheared-LLaMA-1.3B.
-    "llama2-7b": lambda: (_llama(32_000, 4_096, 11_008, 32, 32), _llama(32_000, 2_048, 5_504, 24, 16)),
+    "llama2-7b": ((32_000, 4_096, 11_008, 32, 32, 32), (32_000, 2_048, 5_504, 24, 16, 16)),
     # Qwen2.5-7B and Qwen2.5-0.5B.
-    "qwen2.5-7b": lambda: (
-        _qwen2(152_064, 3_584, 18_944, 28, 28, 4),
-        _qwen2(151_936, 896, 4_864, 24, 14, 2, tie_word_embeddings=True),
-    ),
-    # Mistral-7B-v0.2 and the 1.1B Mistral of TinyLlama's sizes.
-    "mistral-7b": lambda: (_mistral(32_000, 4_096, 14_336, 32, 32, 8), _mistral(32_000, 2_048, 5_632, 22, 32, 4)),
+    "qwen2.5-7b": ((152_064, 3_584, 18_944, 28, 28, 4), (151_936, 896, 4_864, 24, 14, 2)),
+    # Mistral-7B-v0.2 and a Mistral of 1.1B in TinyLlama's shape.
+    "mistral-7b": ((32_000, 4_096, 14_336, 32, 32, 8), (32_000, 2_048, 5_632, 22, 32, 4)),
 }
-SIZES = tuple(_SHAPES)
+SIZES = tuple(_SIZES)
 GPU_SIZES = ("llama2-7b", "qwen2.5-7b", "mistral-7b")
 
 
 def configs(size: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """Configurations of the host and of the generator."""
-    return _SHAPES[size]()
+    """Return the configurations of the host and of the generator."""
+    kind: type[LlamaConfig] | type[MistralConfig] | type[Qwen2Config] = LlamaConfig
+    options: dict = {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if size in ("qwen2.5-7b", "mistral-7b"):
+        options |= {"max_position_embeddings": 32_768, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    if size == "mistral-7b":
+        kind, options = MistralConfig, options | {"sliding_window": None}
+    if size == "qwen2.5-7b":
+        kind = Qwen2Config
+        options |= {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": 151_643}
+    made = []
+    for vocabulary, hidden, intermediate, layers, heads, kv_heads in _SIZES[size]:
+        config = kind(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            **options,
+        )
+        made.append(config)
+    # Qwen2.5-0.5B ties its embeddings.
+    made[1].tie_word_embeddings = size == "qwen2.5-7b"
+    return made[0], made[1]
 
 
 def build_model(size: str, *, num_implicit_tokens: int, dtype: torch.dtype, device: torch.device) -> SemCoTForCausalLM:
-    """A SemCoT model of that size with random weights, made where it runs, without a second copy in between."""
+    """Build a SemCoT model with random weights on its device, without a second copy of them."""
     host_config, generator_config = configs(size)
     with torch.device(device), no_init_weights():
         host = AutoModelForCausalLM.from_config(host_config, dtype=dtype)
@@ -80,8 +74,8 @@ def build_model(size: str, *, num_implicit_tokens: int, dtype: torch.dtype, devi
 
 @torch.no_grad()
 def _fill(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Random matrices from one block of numbers over and over: as fast as copying, which 7B of fresh ones are not."""
-    # A prime number of them, so that no two rows of a matrix are alike.
+    """Fill matrices by repeating one block of random numbers, since fresh ones take too long at 7B."""
+    # A prime number of them, so that no two rows of a matrix are equal.
     block = 0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
     block = block.to(device, dtype)
     for name, parameter in model.named_parameters():
@@ -95,7 +89,7 @@ def _fill(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def own_tokens(length: int) -> int:
-    """Tokens at a prompt's end that belong to its own question; those before them are the same in all prompts.
+    """Return the number of tokens at a prompt's end that differ between prompts; those before them are shared.
 
     >>> own_tokens(2048), own_tokens(16)
     (32, 8)
@@ -104,10 +98,9 @@ def own_tokens(length: int) -> int:
 
 
 def prompts(size: str, batch: int, length: int, device: torch.device) -> torch.Tensor:
-    """Random prompts that begin alike and end on the answer prompt: LongTensor (batch, length)."""
-    words = min(config.vocab_size for config in configs(size))
-    # Qwen's last ids are its special tokens.
-    words = min(words, 150_000)
+    """Return random prompts with a shared beginning that end on the answer prompt: LongTensor (batch, length)."""
+    # The last ids of Qwen are its special tokens.
+    words = min(150_000, *(config.vocab_size for config in configs(size)))
     ids = torch.randint(_FIRST_WORD, words, (batch, length), generator=torch.Generator().manual_seed(1))
     shared = length - own_tokens(length)
     ids[:, :shared] = ids[0, :shared].clone()
@@ -117,7 +110,7 @@ def prompts(size: str, batch: int, length: int, device: torch.device) -> torch.T
 
 @lru_cache
 def parameter_counts(size: str) -> dict[str, int]:
-    """Numbers of weights: the host, the generator without head, the projection to the host.
+    """Return the numbers of weights: the host, the generator without head, and the projection to the host.
 
     >>> parameter_counts("toy")
     {'host': 52640, 'generator': 10608, 'projection': 560}
@@ -132,7 +125,7 @@ def parameter_counts(size: str) -> dict[str, int]:
 
 
 def weights_read_per_token(size: str) -> int:
-    """Weights that one decode step of the host reads: all but an embedding table of which it takes one row.
+    """Return the number of weights that a decode step of the host reads: all but the rest of the embedding table.
 
     >>> weights_read_per_token("toy") == 52_640 - 500 * 32
     True
@@ -143,7 +136,7 @@ def weights_read_per_token(size: str) -> int:
 
 
 def cache_numbers(config: PreTrainedConfig) -> int:
-    """Numbers that one token takes in a key-value cache.
+    """Return how many numbers one token takes in a key-value cache.
 
     >>> cache_numbers(configs("llama2-7b")[0])  # keys and values, 32 layers, 32 heads of 128
     262144

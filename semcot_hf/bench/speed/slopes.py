@@ -9,7 +9,7 @@ SUBLINEAR, LINEAR = 0.9, 1.1
 
 
 def fit_growth(xs: Sequence[float], seconds: Sequence[float]) -> dict:
-    """Least-squares line through (x, seconds), and the slope of log(seconds) over log(x) where x is positive.
+    """Fit a least-squares line to (x, seconds), and a power law to the points with positive x.
 
     Args:
         xs: at least three values, of which at least two are positive.
@@ -39,7 +39,7 @@ def fit_growth(xs: Sequence[float], seconds: Sequence[float]) -> dict:
     return {
         "points": len(x),
         "slope": float(f"{slope:.6g}"),
-        # What rounding leaves of a line through the origin is no intercept.
+        # Rounding leaves a tiny intercept of a line through the origin.
         "intercept": float(f"{intercept:.6g}") if abs(intercept) > 1e-9 * np.abs(y).max() else 0.0,
         "r2": round(float(1 - rest / spread), 4) if spread > 0 else 1.0,
         "exponent": round(exponent, 4),
@@ -48,7 +48,7 @@ def fit_growth(xs: Sequence[float], seconds: Sequence[float]) -> dict:
 
 
 def growth_of_rows(rows: Sequence[dict], factors: Sequence[str]) -> list[dict]:
-    """The fits of all sweeps in `rows`: three or more rows of one machine, alike in their `setting` but for a factor.
+    """Fit the growth of every sweep: three or more rows of one machine whose settings differ in one factor only.
 
     Args:
         rows: rows of a report, with `setting`, `environment` and `latency_s`.

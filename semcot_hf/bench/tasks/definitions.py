@@ -1,12 +1,12 @@
-"""The bench's tasks: questions of graded difficulty, and the models that are made for them."""
+"""The tasks of the bench: questions of graded difficulty, and how their models are pretrained."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..recipe import Recipe
 from .rows import (
     ARITHMETIC_WORDS,
     GRAPH_WORDS,
+    Generate,
     arithmetic_rows,
     coin_flip_rows,
     graph_rows,
@@ -19,29 +19,29 @@ class BenchTask:
     """A generated task.
 
     Args:
-        answer_type: of `check_answer`.
-        generate: rows from (number, seed, split), of the bench's difficulty.
-        host_rows: what the host learns, a function like `generate`, which it is by default.
-        lessons: what the generator learns to reason on in words, easy to hard: a function like `generate`, and the
-            number of steps of 64 questions.
+        answer_type: see `check_answer`.
+        generate: makes rows of the bench's difficulty from (number, seed, split).
+        lessons: what the generator learns to reason on in words, from easy to hard: a function like `generate`, and
+            the number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
-        generator_rate: the learning rate that its lessons begin with.
-        earlier_tokens: the shares of the lessons' steps between which `EarlierTokens` are taken from the generator;
-            `None` gives it none. A model that has to look things up learns to with them (NOTES.md).
-        host_layers: the host has the generator's width and so many layers.
-        whole_numbers: the tokenizer makes each number below it one token; with 0 digits stand alone.
-        vocabulary: the tokenizer's size at most.
-        by_length: whether a batch of the lessons holds rows of about one length, for less padding. CoinFlip is not
-            learned so (NOTES.md).
-        host_steps, direct_share: the host's training, and the share of answers at once in it.
-        num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token stands for.
+        host_layers: layers of the host, which has the generator's width.
+        num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token represents.
         soft_words: the recipe of SemCoT (soft words).
-        max_new_tokens: longest explicit reasoning with its answer.
+        generator_rate: initial learning rate of the lessons.
+        by_length: whether a batch of the lessons holds rows of similar length, for less padding; CoinFlip is not
+            learned that way (NOTES.md).
+        earlier_tokens: shares of the lessons' steps between which `EarlierTokens` are withdrawn from the generator;
+            `None` for no such aid. Models that have to look things up need it (NOTES.md).
+        host_steps, direct_share: training steps of the host, and the share of questions that it answers at once.
+        max_new_tokens: maximum length of explicit reasoning with its answer.
+        whole_numbers: numbers below it are one token each; with 0, each digit is a token.
+        vocabulary: maximum size of the tokenizer.
+        host_rows: what the host learns, a function like `generate`, which is the default.
     """
 
     answer_type: str
-    generate: Callable[[int, int, str], list[dict]]
-    lessons: tuple[tuple[Callable, int], ...]
+    generate: Generate
+    lessons: tuple[tuple[Generate, int], ...]
     generator_shape: tuple[int, int]
     host_layers: int
     num_implicit_tokens: int
@@ -55,7 +55,7 @@ class BenchTask:
     max_new_tokens: int = 160
     whole_numbers: int = 0
     vocabulary: int = 512
-    host_rows: Callable[[int, int, str], list[dict]] | None = None
+    host_rows: Generate | None = None
 
 
 BENCH_TASKS = {
@@ -112,10 +112,7 @@ BENCH_TASKS = {
     "graph": BenchTask(
         answer_type="sequence",
         generate=graph_rows(2, 6),
-        lessons=(
-            (graph_rows(1, 4), 1100),
-            (graph_rows(2, 6), 600),
-        ),
+        lessons=((graph_rows(1, 4), 1100), (graph_rows(2, 6), 600)),
         earlier_tokens=(0.2, 0.6),
         host_rows=graph_rows(2, 6, bare_every=3),
         generator_shape=(2, 96),

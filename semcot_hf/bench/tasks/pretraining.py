@@ -1,18 +1,19 @@
-"""Hosts and generators made from nothing for a task: tiny Llamas that reason in words.
+"""Pretraining of a task's generator and host from scratch: tiny Llamas that reason in words.
 
-First words, then answers. The generator learns to reason, from few steps to many. The host is the generator with more
-layers, which begin as the identity (block expansion, arXiv 2401.02415), and learns to answer at once beside
-reasoning; answers at once mixed in from the start would keep a model of this size from learning to reason.
+The generator learns to reason, from few steps to many. The host is the generator with more layers, which start as the
+identity (block expansion, arXiv 2401.02415), and learns to answer at once beside reasoning. Answers at once from the
+start would keep a model of this size from learning to reason.
 """
 
 import copy
-import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -23,10 +24,13 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -35,9 +39,11 @@ from ...answers import check_answer
 from ...evaluation import accuracy_interval, answer_questions
 from ...inference.prompting import ANSWER_PROMPT, prompt_text
 from ...progress import Update, progress_bar
+from ...storage import write_json
 from ...training.checkpoints import last_complete_checkpoint
 from .definitions import BenchTask
 from .earlier_tokens import EarlierTokens
+from .rows import Generate
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -56,77 +62,94 @@ TOKENIZER_QUESTIONS = 4_000
 
 
 def make_models(
-    task: BenchTask, folder, *, host_layers=None, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"
-):
-    """Make `folder/generator` and `folder/host`, whichever is missing; returns the two paths.
+    task: BenchTask,
+    folder: str | Path,
+    *,
+    host_layers: int | None = None,
+    seed: int = 0,
+    steps_factor: float = 1.0,
+    eval_samples: int = 1000,
+    device: str = "cpu",
+) -> tuple[Path, Path]:
+    """Make `folder/generator` and `folder/host`, whichever is missing, and return the paths of host and generator.
 
-    Each model's accuracy and the time that its training took lie beside it in `figures.json`. A training that was
-    cut off goes on from its last checkpoint, at most 200 steps back, when it is asked for again with the same seed
-    and steps; standard error says how far it has come.
+    Each model's folder holds its accuracy and training time in `figures.json`. An interrupted training continues from
+    its last checkpoint, at most 200 steps back, when it is repeated with the same seed and steps. Progress goes to
+    standard error.
 
     Args:
         task: what is learned.
         folder: of both models.
-        host_layers: the host's layers, at least the generator's; the task's own when `None`.
+        host_layers: layers of the host, at least those of the generator; the task's when `None`.
         seed: of weights, questions and order.
-        steps_factor: multiplies all numbers of steps (for a quick try).
-        eval_samples: held-out questions judged at the end.
-        device: where it runs.
+        steps_factor: factor on all numbers of steps (for a quick try).
+        eval_samples: number of held-out questions on which accuracy is measured.
+        device: "cpu" or "cuda".
 
     Raises:
-        ValueError: for a host of fewer layers than its generator.
+        ValueError: for a host with fewer layers than its generator.
     """
     if host_layers is not None:
         if host_layers < task.generator_shape[0]:
             raise ValueError(
-                f"host_layers={host_layers}: a host grows from its generator; pass at least its layers, "
+                f"host_layers={host_layers}: a host is expanded from its generator; pass at least its layers, "
                 f"{task.generator_shape[0]}."
             )
         task = replace(task, host_layers=host_layers)
-    paths = {name: Path(folder) / name for name in ("generator", "host")}
-    for name, path in paths.items():
+    host, generator = Path(folder, "host"), Path(folder, "generator")
+    for path in (generator, host):
         if not path.exists():
-            options = {"seed": seed, "steps_factor": steps_factor, "eval_samples": eval_samples, "device": device}
-            if name == "generator":
-                # A host that was begun grew from another one.
-                for begun in path.parent.glob("host.training-*"):
-                    shutil.rmtree(begun)
-            unfinished = path.with_name(name + ".unfinished")
+            if path is generator:
+                # A started training of a host began with another generator.
+                for started in path.parent.glob("host.training-*"):
+                    shutil.rmtree(started)
+            unfinished = path.with_name(path.name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            make_model(task, name, unfinished, generator=paths["generator"], **options)
+            make_model(task, path.name, unfinished, generator, seed, steps_factor, eval_samples, device)
             os.replace(unfinished, path)
-    return paths["host"], paths["generator"]
+    return host, generator
 
 
-def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_samples=1000, device="cpu"):
-    """Train, judge and save the "generator" or the "host", which grows from the finished `generator`."""
-    began = time.monotonic()
+def make_model(
+    task: BenchTask,
+    name: str,
+    folder: Path,
+    generator: Path,
+    seed: int,
+    steps_factor: float,
+    eval_samples: int,
+    device: str,
+) -> None:
+    """Train, evaluate and save the "generator", or the "host", which is expanded from the finished `generator`."""
+    start = time.monotonic()
     set_seed(seed)
+    callbacks: list[TrainerCallback] = []
+    training = f"{name}.training-seed{seed}-x{steps_factor:g}"
+    tokenizer: PreTrainedTokenizerBase
     if name == "host":
         tokenizer = AutoTokenizer.from_pretrained(generator)
         model = expand(LlamaForCausalLM.from_pretrained(generator), task.host_layers)
-        lessons = ((task.host_rows or task.generate, task.host_steps),)
+        lessons: Sequence = ((task.host_rows or task.generate, task.host_steps),)
+        training += f"-{task.host_layers}layers"
+        # Never by length: a batch of one length holds one kind of rows, so that answers at once and bare words weigh
+        # as much as whole reasoning, which the host of the equations then unlearns.
+        direct, by_length, rate = task.direct_share, False, HOST_RATE
     else:
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
-    direct = task.direct_share if name == "host" else 0.0
-    # Never for a host: in batches of one length, so of one kind, answers at once and bare words would weigh as much as
-    # whole reasoning, which the equations' host then unlearns.
-    by_length = task.by_length and name == "generator"
-    callbacks = []
-    if task.earlier_tokens and name == "generator":
-        callbacks.append(EarlierTokens(task.earlier_tokens, seed))
-    of = f"-{task.host_layers}layers" if name == "host" else ""
-    training = Path(folder).with_name(f"{name}.training-seed{seed}-x{steps_factor:g}{of}")
-    checkpoint = last_complete_checkpoint(str(training)) if any(training.glob("checkpoint-*")) else None
+        direct, by_length, rate = 0.0, task.by_length, task.generator_rate
+        if task.earlier_tokens:
+            callbacks.append(EarlierTokens(task.earlier_tokens, seed))
+    checkpoints = folder.with_name(training)
+    checkpoint = last_complete_checkpoint(str(checkpoints)) if any(checkpoints.glob("checkpoint-*")) else None
     rows = training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            str(training),
+            str(checkpoints),
             per_device_train_batch_size=BATCH_SIZE,
             num_train_epochs=1,
-            learning_rate=HOST_RATE if name == "host" else task.generator_rate,
+            learning_rate=rate,
             lr_scheduler_type="linear",
             warmup_steps=100,
             weight_decay=0.01,
@@ -149,9 +172,9 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
     with progress_bar(name, len(rows) // BATCH_SIZE, resumed_at, lines=True) as advance:
         trainer.add_callback(_Progress(advance, resumed_at))
         trainer.train(resume_from_checkpoint=checkpoint)
-    trained = time.monotonic()
+    seconds = round(time.monotonic() - start)
     model.eval()
-    # Training switched the cache off; whoever loads the model wants it on.
+    # Training has switched the cache off.
     model.config.use_cache = True
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
@@ -162,37 +185,35 @@ def make_model(task, name, folder, *, generator, seed=0, steps_factor=1.0, eval_
         **measure_accuracy(model, tokenizer, task, eval_samples),
         "model": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "training_seconds": round(trained - began),
+        "training_seconds": seconds,
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
     if checkpoint:
-        # The seconds are those since then.
+        # The seconds count from there.
         figures["resumed_at_step"] = resumed_at
-    Path(folder, "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    shutil.rmtree(training)
-    return figures
+    write_json(folder / "figures.json", figures)
+    shutil.rmtree(checkpoints)
 
 
 class _Progress(TrainerCallback):
-    """Report steps and loss at every log."""
+    """Report steps and loss at each log."""
 
-    def __init__(self, advance: Update, step: int):
+    def __init__(self, advance: Update, step: int) -> None:
         self.advance, self.step = advance, step
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            text = f"step {state.global_step} of {state.max_steps}, loss {logs['loss']:.3f}"
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if "loss" in kwargs["logs"]:
+            text = f"step {state.global_step} of {state.max_steps}, loss {kwargs['logs']['loss']:.3f}"
             self.advance(state.global_step - self.step, text)
             self.step = state.global_step
 
 
-def train_tokenizer(task):
-    """Byte-level BPE on the task's own text, so that names and words are single tokens, and numbers or digits."""
+def train_tokenizer(task: BenchTask) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on the task's text, so that names and words, and numbers or digits, are single tokens."""
     tokenizer = Tokenizer(models.BPE())
-    bytes_of_text = pre_tokenizers.ByteLevel(add_prefix_space=False)
     splits = [] if task.whole_numbers else [pre_tokenizers.Digits(individual_digits=True)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_of_text])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=task.vocabulary,
@@ -200,10 +221,9 @@ def train_tokenizer(task):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    rows = task.generate(TOKENIZER_QUESTIONS, 7, "train")
     texts = (
         text
-        for row in rows
+        for row in task.generate(TOKENIZER_QUESTIONS, 7, "train")
         for text in (row["query"], row.get("words", ""), f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}")
     )
     numbers = (f" {number}" for number in range(task.whole_numbers))
@@ -215,8 +235,8 @@ def train_tokenizer(task):
     return fast
 
 
-def fresh_model(tokenizer, num_layers, hidden_size):
-    """A Llama with random weights and 4 heads."""
+def fresh_model(tokenizer: PreTrainedTokenizerBase, num_layers: int, hidden_size: int) -> LlamaForCausalLM:
+    """Return a Llama with random weights and 4 heads."""
     config = LlamaConfig(
         hidden_size=hidden_size,
         intermediate_size=hidden_size * 8 // 3 // 8 * 8,
@@ -233,8 +253,8 @@ def fresh_model(tokenizer, num_layers, hidden_size):
     return LlamaForCausalLM(config)
 
 
-def expand(model, num_layers):
-    """The same function with more layers: those added on top write nothing into the residual stream at first."""
+def expand(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+    """Return the same function with more layers; the added ones write nothing into the residual stream at first."""
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = num_layers
     larger = LlamaForCausalLM(config)
@@ -245,10 +265,23 @@ def expand(model, num_layers):
     return larger
 
 
-def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=False):
-    """Tokenized rows in the lessons' order, a batch after the other; reasoning that is `given` is not learned.
+def training_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    lessons: Sequence[tuple[Generate, int]],
+    direct_share: float,
+    seed: int,
+    factor: float = 1.0,
+    by_length: bool = False,
+) -> Dataset:
+    """Tokenize rows in the lessons' order, batch after batch; reasoning that is `given` has no labels.
 
-    With `by_length` the rows of a batch are bucketed by length.
+    Args:
+        tokenizer: of the model.
+        lessons: functions of (number, seed, split), and their numbers of steps.
+        direct_share: share of rows without reasoning.
+        seed: of the questions and their order.
+        factor: factor on the numbers of steps.
+        by_length: whether batches hold rows of similar length (`bucket_by_length`).
     """
     rows = []
     for stage, (generate, steps) in enumerate(lessons):
@@ -256,11 +289,10 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=
         pool = _as_many(generate, min(count, DISTINCT_QUESTIONS), seed + stage)
         generator = torch.Generator().manual_seed(seed + stage)
         picks = torch.randint(len(pool), (count,), generator=generator).tolist()
-        at_once = (torch.rand(count, generator=generator) < direct_share).tolist()
+        direct = (torch.rand(count, generator=generator) < direct_share).tolist()
         pairs = []
-        for index, answers_at_once in zip(picks, at_once, strict=True):
-            row = pool[index]
-            reasoning = "" if answers_at_once else row["reasoning"]
+        for row, is_direct in zip((pool[index] for index in picks), direct, strict=True):
+            reasoning = "" if is_direct else row["reasoning"]
             completion = f"{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
             parts = (reasoning, completion) if row.get("given") else ("", reasoning + completion)
             pairs.append((prompt_text(tokenizer, row["query"]) + parts[0], parts[1]))
@@ -278,23 +310,22 @@ def training_rows(tokenizer, lessons, direct_share, seed, factor=1.0, by_length=
     )
 
 
-def bucket_by_length(lengths, generator):
-    """Indices in an order whose batches hold rows of about one length, so that little is padding.
+def bucket_by_length(lengths: Sequence[int], generator: torch.Generator) -> list[int]:
+    """Return indices in an order whose batches hold rows of similar length, for little padding.
 
     Rows are sorted within windows of a few batches, and each window's batches are shuffled.
     """
-    order = []
+    order: list[int] = []
     for start in range(0, len(lengths), WINDOW_BATCHES * BATCH_SIZE):
         window = sorted(range(start, min(start + WINDOW_BATCHES * BATCH_SIZE, len(lengths))), key=lengths.__getitem__)
         batches = [window[first : first + BATCH_SIZE] for first in range(0, len(window), BATCH_SIZE)]
-        order += chain.from_iterable(
-            batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()
-        )
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            order += batches[index]
     return order
 
 
-def _as_many(generate, count, seed):
-    """`count` different questions, or half as many again and again where an easy lesson does not have them."""
+def _as_many(generate: Generate, count: int, seed: int) -> list[dict]:
+    """Generate `count` distinct questions, or half of them, a quarter, ... where a lesson has fewer."""
     while True:
         try:
             return generate(count, seed, "train")
@@ -304,10 +335,11 @@ def _as_many(generate, count, seed):
             count //= 2
 
 
-def measure_accuracy(model, tokenizer, task, count):
-    """Accuracy on `count` held-out questions: explicit reasoning, and the answer at once."""
-    rows = task.generate(count, 1, "test")
-    figures = {}
+def measure_accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, task: BenchTask, count: int
+) -> dict[str, dict]:
+    """Measure accuracy on `count` held-out questions: with explicit reasoning, and at once."""
+    rows, figures = task.generate(count, 1, "test"), {}
     for method in ("cot", "no_cot"):
         answers = answer_questions(
             model,
@@ -317,9 +349,7 @@ def measure_accuracy(model, tokenizer, task, count):
             batch_size=100,
             max_new_tokens=task.max_new_tokens,
         )
-        right = sum(
-            check_answer(answer.output, row["answer"], task.answer_type)
-            for answer, row in zip(answers, rows, strict=True)
-        )
+        checked = zip(answers, rows, strict=True)
+        right = sum(check_answer(answer.output, row["answer"], task.answer_type) for answer, row in checked)
         figures[method] = {"accuracy": right / count, "ci95": accuracy_interval(right, count), "n": count}
     return figures
