@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data import load_reasoning_dataset
-from semcot_hf.evaluation import CONTROLS, compare_runs, evaluate, summarize_runs
+from semcot_hf.evaluation import CONTROLS, EvaluationConfig, compare_runs, evaluate, summarize_runs
 from semcot_hf.evaluation.controls import verdict
 from semcot_hf.evaluation.summary import summarize
 from semcot_hf.inference.prompting import with_answer_prompt
@@ -202,6 +202,10 @@ def test_bad_arguments_are_refused(model, tokenizer, dataset):
         evaluate(model, tokenizer, rows, answer_type="yes_no", **OPTIONS)
     with pytest.raises(ValueError, match="answer_prompt='\\\\nSo:' ends a prompt on the ids"):
         evaluate(model, tokenizer, dataset, answer_prompt="\nSo:", **OPTIONS)
+    with pytest.raises(TypeError, match="unknown options task, k: EvaluationConfig has output_dir, answer_type,"):
+        evaluate(model, tokenizer, dataset, task="yes_no", k=3, **OPTIONS)
+    with pytest.raises(ValueError, match="batch_size=0: must be 1 or more"):
+        EvaluationConfig(batch_size=0)
 
 
 def records(verdicts, tokens=2):
