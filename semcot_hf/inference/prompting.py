@@ -1,5 +1,6 @@
 """How questions become prompts and token ids, the same for training and inference."""
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -9,10 +10,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 ANSWER_PROMPT = "\nAnswer:"
-# The paper's "Question: {q}" form (SemCoT, appendix), for base models whose tokenizer has no chat template.
+# The default answer prompts, in the order in which they are tried; see `default_answer_prompt`.
+ANSWER_PROMPTS = (ANSWER_PROMPT, "Answer:", " Answer:")
+# Questions with every kind of ending that tokenizers are known to join with what follows.
+_PROBES = (
+    "What is 1 + 1?", "Is the sky blue (yes or no)", "Name a colour", "Compute 3 + 4 =", "Say 12", 'What is "he"', "Go on ..."
+)  # fmt: skip
+
+# For base models whose tokenizer has no chat template: the paper's "Question: {q}" form (SemCoT, appendix).
 PLAIN_TEMPLATE = (
     "{%- for message in messages %}"
-    "{%- if message.role == 'user' %}{{ 'Question: ' + message.content }}"
+    "{%- if message.role == 'user' %}{{ 'Question: ' + message.content | trim }}"
     "{%- else %}{{ '\n' + message.content + '\n' }}{%- endif %}"
     "{%- endfor %}"
 )
@@ -54,13 +62,47 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query) -> str:
     return cast(str, rendered)
 
 
-def with_answer_prompt(
-    tokenizer: PreTrainedTokenizerBase, answer_prompt: str = ANSWER_PROMPT
-) -> PreTrainedTokenizerBase:
-    """Return a copy of `tokenizer` whose chat template ends prompts with `answer_prompt`.
+def default_answer_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    r"""Return the first of `ANSWER_PROMPTS` that keeps the tokens of the prompt before it for this tokenizer.
 
-    A SemCoT checkpoint is saved with it, so that chats sent through `pipeline` end as the training prompts did.
+    Many tokenizers join line breaks: behind ChatML's generation prompt, which ends on one, "\nAnswer:" would change the
+    prompt's last token, and "Answer:" begins a line already. Behind a bare question, the tokenizers of Qwen 2.5 and
+    Llama 3 join "?" and a line break, and " Answer:" is left.
+
+    Args:
+        tokenizer: the host's; where its template writes one of the candidates itself, that one is returned.
+
+    Raises:
+        ValueError: when none of them does.
     """
+    template = chat_template_of(tokenizer)
+    for candidate in ANSWER_PROMPTS:
+        if template.endswith(_template_suffix(candidate)):
+            return candidate
+    for candidate in ANSWER_PROMPTS:
+        # A word directly behind another one would not read as a prompt.
+        if candidate[0].isspace() or prompt_text(tokenizer, _PROBES[0])[-1:].isspace():
+            with contextlib.suppress(ValueError):
+                answer_prompt_ids(tokenizer, candidate)
+                return candidate
+    raise ValueError(
+        f"answer_prompt=None: each of {', '.join(map(repr, ANSWER_PROMPTS))} changes the tokens of the prompt before "
+        "it with this tokenizer: pass answer_prompt='...' that starts with one of its special tokens."
+    )
+
+
+def with_answer_prompt(
+    tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Return a copy of `tokenizer` whose chat template puts `answer_prompt` behind the generation prompt.
+
+    A SemCoT checkpoint carries it, so that chats sent through `pipeline` end as the training prompts did.
+
+    Args:
+        answer_prompt: `default_answer_prompt(tokenizer)` when `None`.
+    """
+    if answer_prompt is None:
+        answer_prompt = default_answer_prompt(tokenizer)
     tokenizer = copy.deepcopy(tokenizer)
     suffix, template = _template_suffix(answer_prompt), chat_template_of(tokenizer)
     if not template.endswith(suffix):
@@ -71,30 +113,45 @@ def with_answer_prompt(
     return tokenizer
 
 
-def answer_prompt_ids(tokenizer: PreTrainedTokenizerBase, answer_prompt: str = ANSWER_PROMPT) -> list[int]:
-    """Return the token ids with which a prompt ends when its text ends with `answer_prompt`.
+def answer_prompt_ids(tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None = None) -> list[int]:
+    """Return the token ids with which a prompt ends when its text ends on `answer_prompt`.
+
+    Args:
+        answer_prompt: `default_answer_prompt(tokenizer)` when `None`.
 
     Raises:
-        ValueError: when the tokenizer merges the answer prompt with the text before it.
+        ValueError: when the tokenizer joins the answer prompt with the text before it, so that its ids depend on the
+            question.
     """
+    if answer_prompt is None:
+        answer_prompt = default_answer_prompt(tokenizer)
     if not answer_prompt:
         return []
     tails = []
-    for query in ("What is 1 + 1?", "Is the sky blue (yes or no)"):
+    for query in _PROBES:
         text = prompt_text(tokenizer, query).removesuffix(answer_prompt)
         bare, full = (encode_prompt(tokenizer, part) for part in (text, text + answer_prompt))
         if full[: len(bare)] != bare:
             raise ValueError(
-                f"answer_prompt={answer_prompt!r} changes the tokens of the prompt before it: start it with a line "
-                "break or a special token of this tokenizer."
+                f"answer_prompt={answer_prompt!r} changes the tokens of the prompt before it, {text[-12:]!r}: leave "
+                "answer_prompt out, or start it with a special token of this tokenizer."
             )
         tails.append(full[len(bare) :])
-    if tails[0] != tails[1]:
+    if any(tail != tails[0] for tail in tails):
         raise ValueError(
-            f"answer_prompt={answer_prompt!r} is tokenized differently after different questions: start it with a "
-            "line break or a special token of this tokenizer."
+            f"answer_prompt={answer_prompt!r} is tokenized differently after different questions: leave "
+            "answer_prompt out, or start it with a special token of this tokenizer."
         )
     return tails[0]
+
+
+def reasoning_before(reasoning: str, answer_prompt: str) -> str:
+    r"""Return explicit reasoning such that `answer_prompt` behind it begins a new line or word.
+
+    >>> reasoning_before("2+3=5", "\nAnswer:"), reasoning_before("2+3=5", "Answer:"), reasoning_before("", "Answer:")
+    ('2+3=5', '2+3=5\n', '')
+    """
+    return reasoning if not reasoning or answer_prompt[:1].isspace() or not answer_prompt else reasoning + "\n"
 
 
 def choose_answer_prompt(tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None, own_ids: Sequence[int]) -> str:
@@ -102,7 +159,7 @@ def choose_answer_prompt(tokenizer: PreTrainedTokenizerBase, answer_prompt: str 
 
     Args:
         tokenizer: of the training.
-        answer_prompt: the one asked for; `None` means the model's own, or `ANSWER_PROMPT` for a model without.
+        answer_prompt: the one asked for; `None` means the model's own, or the default for a model without.
         own_ids: token ids of the answer prompt that the model was trained with, empty for none.
 
     Raises:
@@ -117,7 +174,7 @@ def choose_answer_prompt(tokenizer: PreTrainedTokenizerBase, answer_prompt: str 
                 f"model's ids {list(own_ids)}: pass the model's tokenizer, or answer_prompt='...' to train on with "
                 "another one."
             )
-        return ANSWER_PROMPT if own is None else own
+        return default_answer_prompt(tokenizer) if own is None else own
     if own is not None and answer_prompt != own and chat_template_of(tokenizer).endswith(_template_suffix(own)):
         raise ValueError(
             f"answer_prompt={answer_prompt!r}: processing_class ends prompts on the model's own, {own!r}, so that "
@@ -158,7 +215,8 @@ def render_prompts(
     for row in few_shot:
         reasoning = row["reasoning"] if method == "cot" else ""
         shown.append({"role": "user", "content": row["query"]})
-        shown.append({"role": "assistant", "content": f"{reasoning}{answer_prompt} {row['answer']}".strip()})
+        answer = f"{reasoning_before(reasoning, answer_prompt)}{answer_prompt} {row['answer']}"
+        shown.append({"role": "assistant", "content": answer.strip()})
     for query in queries:
         asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
         text = prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt)

@@ -3,10 +3,15 @@
 import copy
 
 import pytest
+from conftest import CHAT_TEMPLATE
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from semcot_hf.inference.prompting import (
     answer_prompt_ids,
     chat_template_of,
+    choose_answer_prompt,
+    default_answer_prompt,
     encode_prompt,
     prompt_text,
     with_answer_prompt,
@@ -72,3 +77,65 @@ def test_of_several_templates_the_default_one_is_used(tiny_tokenizer):
     tokenizer.chat_template = {"tool_use": "{{ messages }}"}
     with pytest.raises(ValueError, match=r"named \['tool_use'\] but none named 'default'"):
         with_answer_prompt(tokenizer)
+
+
+# As in GPT-4's, Llama 3's and Qwen's tokenizers: signs are joined with the line breaks behind them, spaces with spaces.
+SPLIT = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\p{L}+| \p{L}+|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"
+JOINED = "a\n\n\nb\n\nc?\n d   e  f) \n g.\n\nh \n\n i\n\n\n Answer:" * 9
+TEMPLATES = {
+    "chatml": "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}",
+    "llama3": "{% for m in messages %}<bos>{{ m.role }}\n\n{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n\n{% endif %}",
+    "three": "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>\n\n\n{% endif %}",
+    "space": "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT: {% endif %}",
+    "spaces": "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:  {% endif %}",
+    "special": CHAT_TEMPLATE,
+    "plain": None,
+}
+EXPECTED = {"special": "\nAnswer:", "space": " Answer:", "spaces": " Answer:", "plain": " Answer:"}
+
+
+@pytest.fixture(scope="module")
+def joining_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([JOINED], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    for joined in ("\n\n", "\n\n\n", "?\n", "  "):
+        assert len(made(joined)["input_ids"]) == 1
+    return made
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("query", ["What is 2?", "Compute (2)", "Name it", "Twelve\n\n", "Odd "])
+def test_the_default_answer_prompt_ends_every_prompt_of_a_tokenizer_that_joins(joining_tokenizer, template, query):
+    tokenizer = copy.deepcopy(joining_tokenizer)
+    tokenizer.chat_template = TEMPLATES[template]
+    answer_prompt = default_answer_prompt(tokenizer)
+    assert answer_prompt == EXPECTED.get(template, "Answer:")
+    ids = answer_prompt_ids(tokenizer)
+    prompted = with_answer_prompt(tokenizer)
+    bare = encode_prompt(tokenizer, prompt_text(tokenizer, query))
+    assert encode_prompt(prompted, prompt_text(prompted, query)) == bare + ids
+    assert default_answer_prompt(prompted) == answer_prompt and answer_prompt_ids(prompted) == ids
+    assert with_answer_prompt(prompted).chat_template == prompted.chat_template
+    assert choose_answer_prompt(tokenizer, None, []) == answer_prompt
+    assert choose_answer_prompt(prompted, None, ids) == answer_prompt
+
+
+def test_where_no_default_answer_prompt_holds_the_error_says_what_to_pass(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}x"
+    tokenizer.add_tokens([AddedToken("x\nAn", normalized=False), AddedToken("x An", normalized=False)])
+    with pytest.raises(ValueError, match=r"answer_prompt=None: each of '\\nAnswer:'.*pass answer_prompt='...'"):
+        default_answer_prompt(tokenizer)
