@@ -158,3 +158,9 @@ def captured(capturing, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_with_backend)
     return functions
+
+
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch):
+    """Train in float32 by default on every CPU, so that the numbers are the same on all."""
+    monkeypatch.setattr("semcot_hf.training.device_defaults.cpu_has_bfloat16", lambda: False)

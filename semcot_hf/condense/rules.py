@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..answers.number_grammar import CURRENCY, DECIMAL, MINUS
 from ..data.schema import split_steps
-from ..inference.prompting import ANSWER_PROMPT, encode_prompt, pad_left, prompt_text
+from ..inference.prompting import default_answer_prompt, encode_prompt, pad_left, prompt_text, reasoning_before
 from .journal import Reply
 from .requests import Fail, Keep, Request
 
@@ -119,10 +119,11 @@ class SurprisalSource:
     def surprisal(self, texts: Sequence[tuple[Request, list[str]]]) -> list[float]:
         """Return the surprisal of each request's answer after the given steps, in nats."""
         device = self.model.get_input_embeddings().weight.device
-        encoded = []
+        encoded, answer_prompt = [], default_answer_prompt(self.tokenizer)
         for request, steps in texts:
-            prompt = prompt_text(self.tokenizer, request.query).removesuffix(ANSWER_PROMPT)
-            context = encode_prompt(self.tokenizer, prompt + " ".join(steps) + ANSWER_PROMPT)
+            prompt = prompt_text(self.tokenizer, request.query).removesuffix(answer_prompt)
+            reasoning = reasoning_before(" ".join(steps), answer_prompt)
+            context = encode_prompt(self.tokenizer, prompt + reasoning + answer_prompt)
             encoded.append((context, encode_prompt(self.tokenizer, f" {request.answer}")))
         order = sorted(range(len(encoded)), key=lambda i: -sum(map(len, encoded[i])))
         scores = [0.0] * len(encoded)

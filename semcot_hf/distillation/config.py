@@ -6,7 +6,6 @@ from typing import Any
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.base_config import _BaseConfig
 
-from ..inference.prompting import ANSWER_PROMPT
 from ..training.options import check_range, option, set_device_defaults
 
 ALIGNMENT_VIEWS = ("embedding", "hidden_state", "mean_pooled")
@@ -56,7 +55,7 @@ class SemCoTDistillationConfig(_BaseConfig):
     answer_prompt: str | None = option(
         None,
         "Text between the implicit tokens and the answer. None: the one of the model's earlier training, or "
-        f"{ANSWER_PROMPT!r} for a new model.",
+        "for a new model 'Answer:' on a line of its own, as far as the tokenizer allows it.",
     )
     max_length: int | None = option(
         None,

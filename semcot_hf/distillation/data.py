@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..data.schema import to_row
 from ..data.splits import normalise_question
-from ..inference.prompting import encode_prompt, prompt_text
+from ..inference.prompting import encode_prompt, prompt_text, reasoning_before
 from ..modeling.configuration_semcot import text_config
 from ..modeling.implicit_tokens_semcot import generator_text
 from ..modeling.modeling_semcot import SemCoTForCausalLM
@@ -202,12 +202,14 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, set
     end = [tokenizer.eos_token_id]
     groups = group_steps(row["steps"], settings.num_implicit_tokens, settings.steps_per_token)
     left = [" ".join(filter(None, groups[stage:])) for stage in range(1, len(groups))] if settings.words else []
+    answer_prompt = tokenizer.decode(prompt[cut:])
+    reasoning, *left = (reasoning_before(part, answer_prompt) for part in (row["reasoning"], *left))
     return {
         "prompt_ids": prompt,
         "completion_ids": completion + end,
         "step_ids": [plain(step) + end if step else [] for step in groups],
         "word_ids": [plain(words) if words else [] for words in left],
-        "teacher_ids": prompt[:cut] + plain(row["reasoning"]) + prompt[cut:],
+        "teacher_ids": prompt[:cut] + plain(reasoning) + prompt[cut:],
     }
 
 
