@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
@@ -27,6 +27,10 @@ CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<' + message.role + '>' + message.content + '\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<assistant>' }}{%- endif %}"
 )
+
+# As in GPT-4's, Llama 3's and Qwen's tokenizers: signs are joined with line breaks, spaces with spaces.
+SPLIT = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\p{L}+| \p{L}+|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"
+JOINED = "a\n\n\nb\n\nc?\n d   e  f) \n g.\n\nh \n\n i\n\n\n Answer:" * 9
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +79,24 @@ def char_tokenizer():
         unk_token="[unk]",
         additional_special_tokens=["<user>"],
     )
+
+
+@pytest.fixture(scope="session")
+def joining_tokenizer():
+    """A tokenizer that joins line breaks and spaces, as those of most chat models do; it has no chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([JOINED], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    for joined in ("\n\n", "\n\n\n", "?\n", "  "):
+        assert len(made(joined)["input_ids"]) == 1
+    return made
 
 
 @pytest.fixture(scope="session")

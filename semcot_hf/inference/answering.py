@@ -78,11 +78,11 @@ class Answerer:
         if count is None:
             count = model.config.num_implicit_tokens if self.method == "semcot" else 0
         self.num_implicit_tokens: int = count
-        prompt = settings.answer_prompt
-        self.answer_prompt = answer_prompt_of(model.config, tokenizer) if prompt is None else prompt
         if settings.chat and not tokenizer.chat_template:
             raise ValueError("chat=True needs a tokenizer with a chat template: pass chat=False, or set a template.")
         self.chat = bool(tokenizer.chat_template) if settings.chat is None else settings.chat
+        prompt = settings.answer_prompt
+        self.answer_prompt = answer_prompt_of(model.config, tokenizer, self.chat) if prompt is None else prompt
         self.stop = None if self.chat else settings.stop
         # For a small host, setting the mode of all modules takes as long as one layer; reading it is faster.
         if any(module.training for module in model.modules()):

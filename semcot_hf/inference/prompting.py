@@ -14,8 +14,14 @@ ANSWER_PROMPT = "\nAnswer:"
 ANSWER_PROMPTS = (ANSWER_PROMPT, "Answer:", " Answer:")
 # Questions with every kind of ending that tokenizers are known to join with what follows.
 _PROBES = (
-    "What is 1 + 1?", "Is the sky blue (yes or no)", "Name a colour", "Compute 3 + 4 =", "Say 12", 'What is "he"', "Go on ..."
-)  # fmt: skip
+    "What is 2 + 2?",
+    "Is it blue (yes or no)",
+    "Name a colour",
+    "Compute 3 =",
+    "Say 12",
+    'Read "he"',
+    "Go on ...",
+)
 
 # For base models whose tokenizer has no chat template: the paper's "Question: {q}" form (SemCoT, appendix).
 PLAIN_TEMPLATE = (
@@ -65,9 +71,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query) -> str:
 def default_answer_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
     r"""Return the first of `ANSWER_PROMPTS` that keeps the tokens of the prompt before it for this tokenizer.
 
-    Many tokenizers join line breaks: behind ChatML's generation prompt, which ends on one, "\nAnswer:" would change the
-    prompt's last token, and "Answer:" begins a line already. Behind a bare question, the tokenizers of Qwen 2.5 and
-    Llama 3 join "?" and a line break, and " Answer:" is left.
+    Many tokenizers join line breaks. After ChatML's generation prompt, which ends with one, "\nAnswer:" would change
+    the prompt's last token; "Answer:" starts a line there. After a bare question, the tokenizers of Qwen 2.5 and
+    Llama 3 join "?" with a line break, so " Answer:" is used.
 
     Args:
         tokenizer: the host's; where its template writes one of the candidates itself, that one is returned.
@@ -146,7 +152,7 @@ def answer_prompt_ids(tokenizer: PreTrainedTokenizerBase, answer_prompt: str | N
 
 
 def reasoning_before(reasoning: str, answer_prompt: str) -> str:
-    r"""Return explicit reasoning such that `answer_prompt` behind it begins a new line or word.
+    r"""Return explicit reasoning, ended by a line break unless `answer_prompt` starts with white space.
 
     >>> reasoning_before("2+3=5", "\nAnswer:"), reasoning_before("2+3=5", "Answer:"), reasoning_before("", "Answer:")
     ('2+3=5', '2+3=5\n', '')
@@ -199,7 +205,7 @@ def render_prompts(
     queries: Iterable[Query],
     *,
     method: str,
-    answer_prompt: str = ANSWER_PROMPT,
+    answer_prompt: str | None = None,
     few_shot: Sequence[Mapping] = (),
     chat: bool = True,
 ) -> Iterator[str]:
@@ -208,9 +214,9 @@ def render_prompts(
     A tokenizer whose chat template writes the answer prompt (a SemCoT checkpoint's) gives the same prompts as one
     whose template does not.
     """
-    if not chat and tokenizer.chat_template:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = None
+    tokenizer = tokenizer if chat else without_template(tokenizer)
+    if answer_prompt is None:
+        answer_prompt = default_answer_prompt(tokenizer)
     shown: list[Mapping[str, Any]] = []
     for row in few_shot:
         reasoning = row["reasoning"] if method == "cot" else ""
@@ -221,6 +227,14 @@ def render_prompts(
         asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
         text = prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt)
         yield text if method == "cot" else text + answer_prompt
+
+
+def without_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, or a copy without a chat template where it has one."""
+    if tokenizer.chat_template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = None
+    return tokenizer
 
 
 def encode_prompts(

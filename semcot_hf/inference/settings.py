@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .prompting import ANSWER_PROMPT
+from .prompting import default_answer_prompt, without_template
 
 ANSWER_METHODS = ("no_cot", "cot", "semcot")
 # A base model that is prompted without a chat template tends to continue with another question.
@@ -25,10 +25,16 @@ def methods_of(model: PreTrainedModel) -> tuple[str, ...]:
     return ANSWER_METHODS if makes_implicit_tokens(model) else ANSWER_METHODS[:2]
 
 
-def answer_prompt_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the answer prompt that a SemCoT model was trained with, or `ANSWER_PROMPT` for any other model."""
+def answer_prompt_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, chat: bool = True) -> str:
+    """Return the answer prompt that a SemCoT model was trained with, or the tokenizer's default for any other model.
+
+    Args:
+        chat: whether prompts are rendered by the tokenizer's chat template, where it has one.
+    """
     ids = getattr(config, "answer_prompt_ids", None)
-    return ANSWER_PROMPT if ids is None else cast(str, tokenizer.decode(ids))
+    if ids is not None:
+        return cast(str, tokenizer.decode(ids))
+    return default_answer_prompt(tokenizer if chat else without_template(tokenizer))
 
 
 def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
@@ -60,7 +66,8 @@ class AnswerSettings:
             prompt). `None` means "semcot" for such a model and "no_cot" for any other.
         num_implicit_tokens: k of "semcot"; `None` means the model's own.
         max_new_tokens: most tokens of one answer.
-        answer_prompt: text after the generation prompt; `None` means the one that the model was trained with.
+        answer_prompt: text after the generation prompt; `None` means the one that the model was trained with,
+            or `default_answer_prompt` for a model without.
         few_shot: rows with query, reasoning and answer that are shown before each question (plain causal LMs only).
         chat: whether to use the tokenizer's chat template; `None` means wherever it has one.
         stop: text that ends an answer where no chat template is used; `None` sets none.

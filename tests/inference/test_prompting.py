@@ -4,8 +4,7 @@ import copy
 
 import pytest
 from conftest import CHAT_TEMPLATE
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
 
 from semcot_hf.inference.prompting import (
     answer_prompt_ids,
@@ -79,9 +78,6 @@ def test_of_several_templates_the_default_one_is_used(tiny_tokenizer):
         with_answer_prompt(tokenizer)
 
 
-# As in GPT-4's, Llama 3's and Qwen's tokenizers: signs are joined with the line breaks behind them, spaces with spaces.
-SPLIT = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\p{L}+| \p{L}+|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"
-JOINED = "a\n\n\nb\n\nc?\n d   e  f) \n g.\n\nh \n\n i\n\n\n Answer:" * 9
 TEMPLATES = {
     "chatml": "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant\n{% endif %}",
@@ -97,23 +93,6 @@ TEMPLATES = {
     "plain": None,
 }
 EXPECTED = {"special": "\nAnswer:", "space": " Answer:", "spaces": " Answer:", "plain": " Answer:"}
-
-
-@pytest.fixture(scope="module")
-def joining_tokenizer():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([JOINED], trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    for joined in ("\n\n", "\n\n\n", "?\n", "  "):
-        assert len(made(joined)["input_ids"]) == 1
-    return made
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
