@@ -38,6 +38,8 @@ def config(folder, **options):
         logging_steps=1,
         save_strategy="no",
         use_cpu=True,
+        # Runs in processes of their own, which no fixture reaches, compute in the same precision.
+        bf16=False,
         disable_tqdm=True,
         alpha=0.0,
         projection_warmup=0.0,
