@@ -32,7 +32,8 @@ for name in ("host", "generator"):
     AutoModelForCausalLM.from_pretrained(root / name).push_to_hub(f"lab/{name}")
     AutoTokenizer.from_pretrained(root / name).push_to_hub(f"lab/{name}")
 rows = Dataset.from_list(coin_flip.generate(16, seed=0, min_people=1, max_people=3))
-common = dict(bf16=False, max_steps=2, per_device_train_batch_size=4, use_cpu=True, save_strategy="no", disable_tqdm=True)
+common = dict(max_steps=2, per_device_train_batch_size=4, use_cpu=True, bf16=False)
+common |= dict(save_strategy="no", disable_tqdm=True)
 BY_END = dict(push_to_hub=True, hub_strategy="end")
 BY_SAVE = dict(push_to_hub=True, save_strategy="steps", save_steps=2)
 found = {}
