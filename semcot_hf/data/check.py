@@ -35,6 +35,11 @@ class Finding:
     rows: tuple[int, ...]
     size: int
 
+    def to_json(self) -> dict:
+        """Return the finding with the number of rows and the first ones as examples."""
+        about = {"split": self.split, "fault": self.fault, "severity": self.severity}
+        return {**about, "count": len(self.rows), "of": self.size, "examples": list(self.rows[:_SHOWN])}
+
 
 @dataclass
 class DataReport:
@@ -99,17 +104,7 @@ class DataReport:
             "answer_type": self.answer_type,
             "has_errors": self.has_errors,
             "sizes": self.sizes,
-            "findings": [
-                {
-                    "split": f.split,
-                    "fault": f.fault,
-                    "severity": f.severity,
-                    "count": len(f.rows),
-                    "of": f.size,
-                    "examples": list(f.rows[:_SHOWN]),
-                }
-                for f in self.findings
-            ],
+            "findings": [f.to_json() for f in self.findings],
             "token_lengths": self.token_lengths,
         }
 

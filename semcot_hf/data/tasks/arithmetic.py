@@ -42,79 +42,65 @@ class _Story:
 
 # Each event adds a sentence and its steps, or leaves the story unchanged when the numbers do not fit.
 def _buy(s: _Story) -> None:
-    if s.held + 2 > s.max_value:
-        return
-    more = s.operand(s.max_value - s.held)
-    verb = s.rng.choice(("buys", "finds", "wins"))
-    s.sentences.append(f"{s.name} {verb} {more} more {s.items}.")
-    s.held = s.step(f"{s.name} then has", s.held, "+", more)
+    if s.held + 2 <= s.max_value:
+        more = s.operand(s.max_value - s.held)
+        verb = s.rng.choice(("buys", "finds", "wins"))
+        s.sentences.append(f"{s.name} {verb} {more} more {s.items}.")
+        s.held = s.step(f"{s.name} then has", s.held, "+", more)
 
 
 def _give(s: _Story) -> None:
-    if s.held < 3:
-        return
-    fewer = s.operand(s.held - 1)
-    s.sentences.append(
-        s.rng.choice((f"{s.name} gives {fewer} {s.items} to {s.friend}.", f"{s.name} loses {fewer} {s.items}."))
-    )
-    s.held = s.step(f"{s.name} is left with", s.held, "-", fewer)
+    if s.held >= 3:
+        fewer = s.operand(s.held - 1)
+        gives, loses = f"{s.name} gives {fewer} {s.items} to {s.friend}.", f"{s.name} loses {fewer} {s.items}."
+        s.sentences.append(s.rng.choice((gives, loses)))
+        s.held = s.step(f"{s.name} is left with", s.held, "-", fewer)
 
 
 def _grow(s: _Story) -> None:
-    factors = [k for k in (2, 3, 4, 5) if s.held * k <= s.max_value]
-    if not factors:
-        return
-    factor = s.rng.choice(factors)
-    s.sentences.append(f"{s.name} trades them for {factor} times as many {s.items}.")
-    s.held = s.step(f"{s.name} trades them for", s.held, "*", factor)
+    if factors := [k for k in (2, 3, 4, 5) if s.held * k <= s.max_value]:
+        factor = s.rng.choice(factors)
+        s.sentences.append(f"{s.name} trades them for {factor} times as many {s.items}.")
+        s.held = s.step(f"{s.name} trades them for", s.held, "*", factor)
 
 
 def _share(s: _Story) -> None:
-    parts = [k for k in range(2, 13) if s.held % k == 0]
-    if not parts:
-        return
-    part = s.rng.choice(parts)
-    s.sentences.append(f"{s.name} puts the {s.items} equally into {part} boxes and keeps only one box.")
-    s.held = s.step("One box holds", s.held, "/", part)
+    if parts := [k for k in range(2, 13) if s.held % k == 0]:
+        part = s.rng.choice(parts)
+        s.sentences.append(f"{s.name} puts the {s.items} equally into {part} boxes and keeps only one box.")
+        s.held = s.step("One box holds", s.held, "/", part)
 
 
 def _bags(s: _Story) -> None:
-    room = s.max_value - s.held
-    if room < 4:
-        return
-    bags = s.rng.randint(2, min(9, room // 2))
-    each = s.rng.randint(2, min(12, room // bags))
-    s.sentences.append(f"{s.name} gets {bags} bags with {each} {s.items} in each bag.")
-    inside = s.step("The bags hold", bags, "*", each)
-    s.held = s.step(f"{s.name} then has", s.held, "+", inside)
+    if (room := s.max_value - s.held) >= 4:
+        bags = s.rng.randint(2, min(9, room // 2))
+        each = s.rng.randint(2, min(12, room // bags))
+        s.sentences.append(f"{s.name} gets {bags} bags with {each} {s.items} in each bag.")
+        inside = s.step("The bags hold", bags, "*", each)
+        s.held = s.step(f"{s.name} then has", s.held, "+", inside)
 
 
 def _join(s: _Story) -> None:
-    most = s.max_value - 2 * s.held
-    if most < 2:
-        return
-    more = s.operand(most)
-    s.sentences.append(f"{s.friend} has {more} more {s.items} than {s.name} and gives them all to {s.name}.")
-    theirs = s.step(f"{s.friend} has", s.held, "+", more)
-    s.held = s.step(f"{s.name} then has", s.held, "+", theirs)
+    if (most := s.max_value - 2 * s.held) >= 2:
+        more = s.operand(most)
+        s.sentences.append(f"{s.friend} has {more} more {s.items} than {s.name} and gives them all to {s.name}.")
+        theirs = s.step(f"{s.friend} has", s.held, "+", more)
+        s.held = s.step(f"{s.name} then has", s.held, "+", theirs)
 
 
 def _halve(s: _Story) -> None:
-    if s.held % 2:
-        return
-    s.sentences.append(f"{s.name} gives half of the {s.items} to {s.friend}.")
-    given = s.step(f"{s.friend} gets", s.held, "/", 2)
-    s.held = s.step(f"{s.name} is left with", s.held, "-", given)
+    if s.held % 2 == 0:
+        s.sentences.append(f"{s.name} gives half of the {s.items} to {s.friend}.")
+        given = s.step(f"{s.friend} gets", s.held, "/", 2)
+        s.held = s.step(f"{s.name} is left with", s.held, "-", given)
 
 
 def _sell(s: _Story) -> None:
-    price = min(9, s.max_value // s.held)
-    if price < 2:
-        return
-    price = s.rng.randint(2, price)
-    s.sentences.append(f"{s.name} sells all the {s.items} for {price} dollars each.")
-    s.question = f"How many dollars does {s.name} get?"
-    s.held = s.step(f"{s.name} gets", s.held, "*", price, unit="dollars")
+    if (most := min(9, s.max_value // s.held)) >= 2:
+        price = s.rng.randint(2, most)
+        s.sentences.append(f"{s.name} sells all the {s.items} for {price} dollars each.")
+        s.question = f"How many dollars does {s.name} get?"
+        s.held = s.step(f"{s.name} gets", s.held, "*", price, unit="dollars")
 
 
 # Each with its number of steps.
@@ -175,19 +161,16 @@ def _row(question: str, story: _Story) -> dict:
     return row_of_steps(question, steps, " ".join(equations), str(story.held))
 
 
-_READINGS: list[tuple[re.Pattern[str], Callable[..., float]]] = [
-    (re.compile(pattern), effect)
-    for pattern, effect in (
-        (r"\w+ (?:buys|finds|wins) (\d+) more \w+", lambda held, n: held + n),
-        (r"\w+ (?:gives|loses) (\d+) \w+(?: to \w+)?", lambda held, n: held - n),
-        (r"\w+ trades them for (\d+) times as many \w+", lambda held, n: held * n),
-        (r"\w+ puts the \w+ equally into (\d+) boxes and keeps only one box", lambda held, n: held / n),
-        (r"\w+ gets (\d+) bags with (\d+) \w+ in each bag", lambda held, bags, each: held + bags * each),
-        (r"\w+ has (\d+) more \w+ than \w+ and gives them all to \w+", lambda held, n: 2 * held + n),
-        (r"\w+ gives half of the \w+ to \w+", lambda held: held / 2),
-        (r"\w+ sells all the \w+ for (\d+) dollars each", lambda held, n: held * n),
-    )
-]
+_READINGS: tuple[tuple[str, Callable[..., float]], ...] = (
+    (r"\w+ (?:buys|finds|wins) (\d+) more \w+", lambda held, n: held + n),
+    (r"\w+ (?:gives|loses) (\d+) \w+(?: to \w+)?", lambda held, n: held - n),
+    (r"\w+ trades them for (\d+) times as many \w+", lambda held, n: held * n),
+    (r"\w+ puts the \w+ equally into (\d+) boxes and keeps only one box", lambda held, n: held / n),
+    (r"\w+ gets (\d+) bags with (\d+) \w+ in each bag", lambda held, bags, each: held + bags * each),
+    (r"\w+ has (\d+) more \w+ than \w+ and gives them all to \w+", lambda held, n: 2 * held + n),
+    (r"\w+ gives half of the \w+ to \w+", lambda held: held / 2),
+    (r"\w+ sells all the \w+ for (\d+) dollars each", lambda held, n: held * n),
+)
 
 
 def solve(query: str) -> str:
@@ -216,7 +199,7 @@ def held_values(query: str) -> list[int]:
     values: list[int] = []
     for sentence in sentences[1:]:
         for pattern, effect in _READINGS:
-            if found := pattern.fullmatch(sentence):
+            if found := re.fullmatch(pattern, sentence):
                 held = effect(held, *map(int, found.groups()))
                 break
         else:
