@@ -47,17 +47,8 @@ class QuestionSet:
 class RunSettings:
     """Everything that determines a run's result; a finished run is only reused under the same settings.
 
-    Args:
-        task, method, seed: which run.
-        host, generator: folders or ids.
-        num_implicit_tokens, steps_per_token, soft_words: see `TrainingSetup`.
-        steps, batch_size: the budget of steps * batch_size questions; SemCoT's other stages see further ones, which
-            `seen_questions` of the result includes.
-        learning_rates: candidates of the search; one candidate means no search.
-        search_share: length of each training of the search, as a share of `steps`.
-        train_questions, eval_questions, validation_questions: maximum numbers of distinct questions.
-        latency_samples: number of questions whose latency is measured.
-        device: "cpu" or "cuda".
+    The fields are those of `BenchSettings` and `TrainingSetup`, for one run. The budget is steps * batch_size
+    questions; SemCoT's other stages see further ones, which `seen_questions` of the result includes.
     """
 
     task: str

@@ -3,11 +3,12 @@
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from ..storage import write_atomically, write_json
+from ..tables import markdown_table
 from .catalogue import BENCH_METHODS, SOFT_WORDS
 from .plots import plot_by_difficulty, plot_pareto
 from .summary import Run, own_row, summarize_task
@@ -87,9 +88,9 @@ def markdown(report: dict) -> str:
     if len(report["tasks"]) > 1:
         lines += ["", "## All tasks", "", *overview(report)]
     for task in report["tasks"]:
-        lines += ["", f"## {task['task']}", "", _budget_text(task["budget"]), "", *_table(task["rows"])]
+        lines += ["", f"## {task['task']}", "", _budget_text(task["budget"]), "", _table(task["rows"])]
         if _has_steps(task["rows"]):
-            lines += ["", *_difficulty(task["rows"])]
+            lines += ["", "Accuracy in % by number of reasoning steps:", "", _difficulty(task["rows"])]
     return "\n".join(lines) + "\n"
 
 
@@ -98,11 +99,9 @@ def overview(report: dict) -> list[str]:
 
     Of the peers (`Method.peer`) it shows the most accurate one.
     """
-    lines = [
-        "| task | no CoT | explicit CoT (time) | best of the implicit peers (time) | SemCoT (paper) "
-        "| SemCoT (soft words) | with another question's tokens | its time (compiled) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["task", "no CoT", "explicit CoT (time)", "best of the implicit peers (time)", "SemCoT (paper)"]
+    header += ["SemCoT (soft words)", "with another question's tokens", "its time (compiled)"]
+    lines = []
     for task in report["tasks"]:
         rows = {row["method"]: row for row in task["rows"]}
         peers = [row for name, row in rows.items() if BENCH_METHODS[name].peer]
@@ -117,8 +116,8 @@ def overview(report: dict) -> list[str]:
             _percent(rows.get(SOFT_WORDS, {}).get("controls", {}).get("other_question")),
             _times(rows.get(SOFT_WORDS)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return markdown_table(header, lines).splitlines()
 
 
 def _accuracy(row: dict | None, timed: bool = False) -> str:
@@ -191,51 +190,49 @@ def _budget_text(budget: dict) -> str:
     )
 
 
-def _table(rows: Sequence[dict]) -> Iterator[str]:
-    yield (
-        "| method | accuracy [95 %] | of explicit CoT | sd over seeds | controls: other, mean, noise, none "
-        "| p of controls | latency / no CoT | compiled: generator, all | new tokens | implicit tokens "
-        "| generator / host | trained parameters | training s | training TFLOP | seen questions | learning rate "
-        "| p against soft words |"
-    )
-    yield "|---" * 17 + "|"
+def _table(rows: Sequence[dict]) -> str:
+    header = ["method", "accuracy [95 %]", "of explicit CoT", "sd over seeds", "controls: other, mean, noise, none"]
+    header += ["p of controls", "latency / no CoT", "compiled: generator, all", "new tokens", "implicit tokens"]
+    header += ["generator / host", "trained parameters", "training s", "training TFLOP", "seen questions"]
+    header += ["learning rate", "p against soft words"]
+    lines = []
     explicit = next((row["accuracy"] for row in rows if row["method"] == "cot"), None)
     for row in rows:
         low, high = (100 * bound for bound in row["ci95"])
         operations = row["training_operations"]
         controls = [row["controls"].get(name) for name in ("other_question", "mean", "noise", "none")]
-        cells = [
-            row["title"],
-            f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}]",
-            f"{100 * row['accuracy'] / explicit:.1f} %" if explicit else "",
-            f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})",
-            "" if controls[0] is None else ", ".join(map(_percent, controls)),
-            ", ".join(f"{value:.4f}" for value in row["control_p_values"].values()),
-            _ratios(row, "latency_ratio"),
-            _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
-            f"{row['new_tokens_per_query']:.1f}",
-            str(row["implicit_tokens"]),
-            _ratios(row, "generator_share"),
-            f"{row['trainable_parameters']:,}",
-            f"{row['training_seconds']:.0f}",
-            "" if operations is None else f"{operations / 1e12:.1f}",
-            f"{row['seen_questions']:,}",
-            f"{row['learning_rate']:g}",
-            "" if row["p_against_soft_words"] is None else f"{row['p_against_soft_words']:.4f}",
-        ]
-        yield f"| {' | '.join(cells)} |"
+        lines.append(
+            [
+                row["title"],
+                f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}]",
+                f"{100 * row['accuracy'] / explicit:.1f} %" if explicit else "",
+                f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})",
+                "" if controls[0] is None else ", ".join(map(_percent, controls)),
+                ", ".join(f"{value:.4f}" for value in row["control_p_values"].values()),
+                _ratios(row, "latency_ratio"),
+                _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
+                f"{row['new_tokens_per_query']:.1f}",
+                str(row["implicit_tokens"]),
+                _ratios(row, "generator_share"),
+                f"{row['trainable_parameters']:,}",
+                f"{row['training_seconds']:.0f}",
+                "" if operations is None else f"{operations / 1e12:.1f}",
+                f"{row['seen_questions']:,}",
+                f"{row['learning_rate']:g}",
+                "" if row["p_against_soft_words"] is None else f"{row['p_against_soft_words']:.4f}",
+            ]
+        )
+    return markdown_table(header, lines)
 
 
 def _ratios(row: dict, *names: str) -> str:
     return ", ".join(f"{row[name]:.2f}" for name in names if row[name] is not None)
 
 
-def _difficulty(rows: Sequence[dict]) -> Iterator[str]:
+def _difficulty(rows: Sequence[dict]) -> str:
     steps = [group["steps"] for group in rows[0]["by_steps"]]
-    yield "Accuracy in % by number of reasoning steps:"
-    yield ""
-    yield f"| method | {' | '.join(map(str, steps))} |"
-    yield "|---" * (len(steps) + 1) + "|"
+    lines = []
     for row in rows:
         values = {group["steps"]: group["accuracy"] for group in row["by_steps"]}
-        yield f"| {row['title']} | {' | '.join(f'{100 * values[count]:.0f}' for count in steps)} |"
+        lines.append([row["title"], *(f"{100 * values[count]:.0f}" for count in steps)])
+    return markdown_table(["method", *map(str, steps)], lines)

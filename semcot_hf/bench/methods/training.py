@@ -92,16 +92,11 @@ class _ResetOptimizer(TrainerCallback):
         self.stage, self.last = stage, 0
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: torch.optim.Optimizer | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         stage = self.stage(state.global_step / max(1, state.max_steps))
-        if stage != self.last and optimizer is not None:
-            optimizer.state.clear()
+        if stage != self.last:
+            kwargs["optimizer"].state.clear()
             self.last = stage
 
 
@@ -139,7 +134,7 @@ class OperationCounter(TrainerCallback):
         self.mode: FlopCounterMode | None = None
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start to count, at the sampled steps."""
         if state.global_step % max(1, state.max_steps // self.samples) == 0:
@@ -147,7 +142,7 @@ class OperationCounter(TrainerCallback):
             self.mode.__enter__()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Store the count of a sampled step."""
         self.steps = state.max_steps

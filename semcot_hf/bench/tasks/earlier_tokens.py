@@ -49,13 +49,13 @@ class EarlierTokens(TrainerCallback):
         self.hooks = [embeddings.register_forward_hook(self._add), attention.register_forward_hook(self._silence)]
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the share of tokens with the aid."""
         self.share = 1 - faded(state.global_step / state.max_steps, self.span)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remove the hooks."""
         for hook in self.hooks:
