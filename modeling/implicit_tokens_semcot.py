@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_semcot import text_config
@@ -82,99 +82,6 @@ def retokenize(
     return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
 
-def parallel_states(
-    generator: PreTrainedModel,
-    thought_embedding: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    count: int,
-    offset: int = 0,
-    cache: Cache | None = None,
-) -> Tensor:
-    """Return the generator states of `count` implicit tokens from one pass over [query, count x <thought>].
-
-    Source: SemCoT (arXiv 2510.24940), section 3.2.
-
-    Args:
-        generator: backbone whose forward takes `inputs_embeds` and returns `last_hidden_state`.
-        thought_embedding: (generator hidden size,), the input embedding of <thought>.
-        input_ids: (batch, length), queries padded on the left; the part after the cached columns if there is a cache.
-        attention_mask: (batch, cached columns + length); `None` without padding and cache, which lets the backbone
-            build no masks.
-        count: number of tokens, at least 1.
-        offset: 0 for the states at the <thought> positions, -1 for those one position earlier.
-        cache: keys and values of the first columns of the queries; the pass appends to it.
-
-    Returns:
-        (batch, count, generator hidden size).
-    """
-    query = generator.get_input_embeddings()(input_ids)
-    embeds = torch.cat([query, thought_embedding.to(query.dtype).expand(query.shape[0], count, -1)], dim=1)
-    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-    if attention_mask is not None:
-        mask = extended_mask(attention_mask, count)
-        options |= {"attention_mask": mask, "position_ids": positions_from_mask(mask)[:, -embeds.shape[1] :]}
-    states = generator(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
-    start = query.shape[1] + offset
-    return states[:, start : start + count]
-
-
-def sequential_states(
-    generator: PreTrainedModel,
-    thought_embedding: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    count: int,
-    feedback: Callable[[Tensor], Tensor],
-    cache: Cache | None = None,
-) -> Tensor:
-    """Return the generator states of `count` implicit tokens, each fed back as the next input (Coconut's recurrence).
-
-    The query and one <thought> give the first state; each further state takes one step with cached keys and values.
-
-    Args:
-        feedback: maps the last state (batch, 1, size) to the next input embedding.
-        generator, thought_embedding, input_ids, attention_mask, count, cache: as in `parallel_states`.
-
-    Returns:
-        (batch, count, generator hidden size).
-
-    Raises:
-        ValueError: with gradients, for a backbone with recurrent layers, which overwrite their state at each step.
-    """
-    if generator._is_stateful and torch.is_grad_enabled():
-        raise ValueError(
-            f"generator_mode='sequential' cannot be trained with a {generator.config.model_type} generator, whose "
-            "layers overwrite their state at each step: choose generator_mode='parallel', or another generator."
-        )
-    query = generator.get_input_embeddings()(input_ids)
-    thought = thought_embedding.to(query.dtype).expand(query.shape[0], 1, -1)
-    if attention_mask is None:
-        read, mask, positions = 0, None, torch.arange(query.shape[1] + count, device=query.device)[None]
-    else:
-        read, mask = attention_mask.shape[1] - query.shape[1], extended_mask(attention_mask, count)
-        positions = positions_from_mask(mask)
-    if cache is None:
-        cache = DynamicCache(config=generator.config)
-    # When compiled, a separate pass over the query lets the compiler drop what its last layer computes beyond keys
-    # and values.
-    inputs = [query, thought] if torch.compiler.is_compiling() else [torch.cat([query, thought], dim=1)]
-    states: list[Tensor] = []
-    while len(states) < count:
-        embeds = inputs.pop(0) if inputs else feedback(states[-1])
-        start, read = read, read + embeds.shape[1]
-        state = generator(
-            inputs_embeds=embeds,
-            attention_mask=None if mask is None else mask[:, :read],
-            position_ids=positions[:, start:read],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1:]
-        if not inputs:
-            states.append(state)
-    return torch.cat(states, dim=1)
-
-
 class SemCoTTokensMixin(SemCoTPreTrainedModel):
     """The methods of `SemCoTForCausalLM` that compute implicit tokens and, for mixtures of words, decode them."""
 
@@ -182,13 +89,12 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
     _compiled_tokens: Callable[..., Tensor] | None = None
 
     def compile_generator(self, **options: Any) -> None:
-        """Compile the computation of implicit tokens: the pass over the query and all k steps become one graph.
+        """Compile the computation of implicit tokens, the pass over the query and all k steps, into one graph.
 
-        Python overhead dominates small generators, step by step; the compiled graph is a single call. Tokens differ by
-        rounding. The first call for each kind of input (one query or several, padded or not, each k) waits for the
-        compiler, up to a minute for small generators; on a CPU, torch needs a C++ compiler.
-        On a GPU, `mode="reduce-overhead", dynamic=False` also captures a CUDA graph for each shape of queries, which
-        removes the launch time of its kernels; each shape waits for the compiler.
+        This removes Python's overhead, which dominates small generators. Tokens differ by rounding. The first call for
+        each kind of input (one query or several, padded or not, each k) waits for the compiler, up to a minute for
+        small generators; on a CPU, torch needs a C++ compiler. On a GPU, `mode="reduce-overhead", dynamic=False` also
+        captures a CUDA graph for each shape of queries, which removes the time to launch its kernels.
         Calls with gradients (training) stay uncompiled. Saved checkpoints and copies of the model are unaffected.
 
         Args:
@@ -302,11 +208,70 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
         return ids, mask
 
     def generator_states(self, ids: Tensor, mask: Tensor | None, count: int, cache: Cache | None = None) -> Tensor:
-        """Return the generator states (batch, count, size) of the implicit tokens, see `parallel_states`."""
-        inputs = (self.generator, self.thought_embedding, ids, mask, count)
+        """Return the generator states of the implicit tokens.
+
+        In parallel mode they come from one pass over [query, count x <thought>] (SemCoT, section 3.2). In sequential
+        mode the query and one <thought> give the first state, and each further state takes one step with cached keys
+        and values, whose input is the `feedback` of the last state (Coconut's recurrence).
+
+        Args:
+            ids: (batch, length), queries padded on the left; without the cached columns if there is a cache.
+            mask: (batch, cached columns + length); `None` without padding and cache, which spares building masks.
+            count: number of tokens, at least 1.
+            cache: keys and values of the queries' first columns in the generator; the pass appends to it.
+
+        Returns:
+            (batch, count, generator hidden size).
+
+        Raises:
+            ValueError: for a sequential generator with recurrent layers, which overwrite their state at each step, if
+                gradients are enabled.
+        """
+        query = self.generator.get_input_embeddings()(ids)
+        thought = self.thought_embedding.to(query.dtype)
+        mask = None if mask is None else extended_mask(mask, count)
         if self.config.generator_mode == "sequential":
-            return sequential_states(*inputs, self.feedback, cache)
-        return parallel_states(*inputs, self.config.state_offset, cache)
+            return self._sequential_states(query, thought.expand(query.shape[0], 1, -1), mask, count, cache)
+        embeds = torch.cat([query, thought.expand(query.shape[0], count, -1)], dim=1)
+        options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        if mask is not None:
+            options |= {"attention_mask": mask, "position_ids": positions_from_mask(mask)[:, -embeds.shape[1] :]}
+        states = self.generator(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
+        start = query.shape[1] + self.config.state_offset
+        return states[:, start : start + count]
+
+    def _sequential_states(
+        self, query: Tensor, thought: Tensor, mask: Tensor | None, count: int, cache: Cache | None
+    ) -> Tensor:
+        if self.generator._is_stateful and torch.is_grad_enabled():
+            raise ValueError(
+                f"generator_mode='sequential' cannot be trained with a {self.generator.config.model_type} generator, "
+                "whose layers overwrite their state at each step: choose generator_mode='parallel', or another "
+                "generator."
+            )
+        if mask is None:
+            positions = torch.arange(query.shape[1] + count, device=query.device)[None]
+        else:
+            positions = positions_from_mask(mask)
+        read = positions.shape[1] - count - query.shape[1]
+        cache = DynamicCache(config=self.generator.config) if cache is None else cache
+        # Compiled, a separate pass over the query lets the compiler drop what its last layer computes beyond keys and
+        # values.
+        inputs = [query, thought] if torch.compiler.is_compiling() else [torch.cat([query, thought], dim=1)]
+        states: list[Tensor] = []
+        while len(states) < count:
+            embeds = inputs.pop(0) if inputs else self.feedback(states[-1])
+            start, read = read, read + embeds.shape[1]
+            state = self.generator(
+                inputs_embeds=embeds,
+                attention_mask=None if mask is None else mask[:, :read],
+                position_ids=positions[:, start:read],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1:]
+            if not inputs:
+                states.append(state)
+        return torch.cat(states, dim=1)
 
     def feedback(self, states: Tensor) -> Tensor:
         """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""

@@ -10,7 +10,6 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .configuration_semcot import SemCoTConfig
 from .generation_semcot import SemCoTGenerationMixin
 from .loading_semcot import SemCoTLoadingMixin
 from .question_cache_semcot import cacheable_columns, fill_question_cache
@@ -54,8 +53,6 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
         generator: the generator's backbone (no LM head); if `None`, it is built from `config.generator_config`.
         build_host: `False` leaves the host out until `attach_host`, as loading the attached layout does.
     """
-
-    config_class = SemCoTConfig
 
     @can_return_tuple
     def forward(

@@ -1,4 +1,4 @@
-"""The slow path that fast generation is held against: the host alone, by hand, one prompt at a time."""
+"""The slow path that generation is compared with: the host alone, one prompt at a time, without cache or mask."""
 
 import torch
 

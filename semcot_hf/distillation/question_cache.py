@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -33,14 +33,13 @@ class QuestionCache:
         with_generator: bool,
     ) -> None:
         self.model, self.answer_prompt = model, list(model.config.answer_prompt_ids or [])
-        prompts, embeddings = list(prompts), model.get_input_embeddings()
+        prompts = list(prompts)
         questions = [host_part(prompt, self.answer_prompt) for prompt in prompts]
-        self.host = DecoderQuestionCache(backbone_of(model.host), embeddings, questions, batch_size, budget)
+        self.host = DecoderQuestionCache(backbone_of(model.host), questions, batch_size, budget)
         self.generator: DecoderQuestionCache | None = None
         if with_generator and _is_cacheable(model):
             questions = [generator_part(prompt, self.answer_prompt) for prompt in prompts]
-            embeddings, budget = model.generator.get_input_embeddings(), budget - self.host.nbytes
-            self.generator = DecoderQuestionCache(model.generator, embeddings, questions, batch_size, budget)
+            self.generator = DecoderQuestionCache(model.generator, questions, batch_size, budget - self.host.nbytes)
 
     def host_cache(self, prompts: list[list[int]]) -> DynamicCache | None:
         """Return the host's cache of a batch of prompts, or `None` if one of them is not cached."""
@@ -81,7 +80,6 @@ class DecoderQuestionCache:
 
     Args:
         backbone: decoder without LM head, frozen and without dropout.
-        embeddings: its input embeddings.
         questions: sequences of token ids; duplicates are cached once.
         batch_size: questions per forward pass.
         budget: bytes on the decoder's device.
@@ -91,12 +89,7 @@ class DecoderQuestionCache:
     """
 
     def __init__(
-        self,
-        backbone: PreTrainedModel,
-        embeddings: nn.Module,
-        questions: Iterable[Sequence[int]],
-        batch_size: int,
-        budget: float,
+        self, backbone: PreTrainedModel, questions: Iterable[Sequence[int]], batch_size: int, budget: float
     ) -> None:
         self.states: dict[tuple[int, ...], Tensor] = {}
         self.nbytes, self._memory = 0, torch.empty(0)
@@ -105,7 +98,7 @@ class DecoderQuestionCache:
         total = sum(map(len, ordered))
         for start in range(0, len(ordered), batch_size):
             chunk = ordered[start : start + batch_size]
-            states = _compute_states(backbone, embeddings, chunk) if self.fits else None
+            states = _compute_states(backbone, chunk) if self.fits else None
             # All or nothing, known from the first batch: every token needs the same number of bytes.
             if states is None or states[0].nbytes // states[0].shape[3] * total > budget:
                 self.fits = False
@@ -145,17 +138,15 @@ class DecoderQuestionCache:
 
 
 @torch.no_grad()
-def _compute_states(
-    backbone: PreTrainedModel, embeddings: nn.Module, questions: list[tuple[int, ...]]
-) -> list[Tensor] | None:
+def _compute_states(backbone: PreTrainedModel, questions: list[tuple[int, ...]]) -> list[Tensor] | None:
     """Return (layers, 2, heads, tokens, size) of each question, or `None` for a decoder with another kind of cache."""
     width = max(map(len, questions))
-    device = next(embeddings.parameters()).device
     # Padding on the right is not attended to, so any id will do.
     ids = torch.tensor([[*question, *[question[0]] * (width - len(question))] for question in questions])
     # Sliding-window layers are kept whole, too: their mask excludes what lies outside the window.
     cache = DynamicCache()
-    backbone(inputs_embeds=embeddings(ids.to(device)), past_key_values=cache, use_cache=True)
+    embeds = backbone.get_input_embeddings()(ids.to(backbone.device))
+    backbone(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
     pairs = [(layer.keys, layer.values) for layer in cache.layers if type(layer) is DynamicLayer]
     tensors = [tensor for pair in pairs for tensor in pair if tensor is not None]
     shapes, dtypes = {tensor.shape for tensor in tensors}, {tensor.dtype for tensor in tensors}

@@ -1,4 +1,4 @@
-"""Stored keys and values of the training questions against the plain path: the same loss, gradients and weights."""
+"""The question cache of stage 2 against the plain forward pass: the same loss, gradients and weights."""
 
 import pytest
 import torch
@@ -21,15 +21,15 @@ def prompts_of(inputs):
 @pytest.mark.parametrize(
     ("family", "found"), [("llama", True), ("llama", False), ("gemma3_text", True), ("qwen3", True), ("mistral", True)]
 )
-def test_question_cache_give_the_same_loss_and_gradients(tiny_lm, tiny_semcot, family, mode, found):
-    """The batch is not the one that the table was made in, so that padding and order differ."""
+def test_the_question_cache_gives_the_same_loss_and_gradients(tiny_lm, tiny_semcot, family, mode, found):
+    """The cache was filled in another order, so padding differs."""
     sliding = {"sliding_window": 4} if family in ("gemma3_text", "mistral") else {}
     model = tiny_semcot(tiny_lm(family, **sliding), generator_mode=mode, answer_prompt_ids=ANSWER_PROMPT).train()
     inputs, width = batch(found=found)
-    stored = QuestionCache(model, prompts_of(inputs)[::-1], 2, GIB, with_generator=True)
+    cached = QuestionCache(model, prompts_of(inputs)[::-1], 2, GIB, with_generator=True)
     prompts = prompts_of(inputs)
     _, plain_logits, expected = loss_and_gradients(model, inputs)
-    tokens, cache = stored.implicit_embeddings(prompts), stored.host_cache(prompts)
+    tokens, cache = cached.implicit_embeddings(prompts), cached.host_cache(prompts)
     torch.testing.assert_close(
         tokens,
         model.implicit_embeddings(inputs["input_ids"], inputs["attention_mask"], None, inputs["completion_mask"]),
@@ -45,7 +45,7 @@ def test_question_cache_give_the_same_loss_and_gradients(tiny_lm, tiny_semcot, f
     torch.testing.assert_close(logits, plain_logits[:, -width - 1 :], rtol=1e-9, atol=1e-11)
     for name in ("thought_embedding", "projection.weight", "projection.bias"):
         torch.testing.assert_close(gradients[name], expected[name], rtol=1e-8, atol=1e-12)
-    # The stored cache was used: the host has read what comes behind the questions only.
+    # The cache was used: the host has appended the columns after the questions.
     assert cache.get_seq_length() > prompts_length(prompts)
 
 
@@ -53,10 +53,10 @@ def test_a_question_cache_of_another_batch_is_computed_anew(tiny_semcot):
     """As under DataParallel, which gives every replica the cache of the whole batch."""
     model = tiny_semcot(answer_prompt_ids=ANSWER_PROMPT)
     inputs, width = batch(lengths=(6, 6, 6))
-    stored = QuestionCache(model, prompts_of(inputs), 2, GIB, with_generator=False)
+    cached = QuestionCache(model, prompts_of(inputs), 2, GIB, with_generator=False)
     part = {name: value[1:] for name, value in inputs.items()}
     expected = model(**part, logits_to_keep=width + 1).logits
-    cache = stored.host_cache(prompts_of(inputs))
+    cache = cached.host_cache(prompts_of(inputs))
     logits = model(**part, logits_to_keep=width + 1, use_question_cache=True, question_cache=cache).logits
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-11)
 
@@ -65,20 +65,20 @@ def prompts_length(prompts):
     return max(map(len, prompts)) - len(ANSWER_PROMPT)
 
 
-def test_the_generators_gradients_are_those_of_its_whole_pass_over_a_stored_host(tiny_semcot):
+def test_the_generators_gradients_are_those_of_its_whole_pass_with_a_cached_host(tiny_semcot):
     model = tiny_semcot(generator_mode="parallel", answer_prompt_ids=ANSWER_PROMPT).train()
     inputs, width = batch()
     _, _, expected = loss_and_gradients(model, inputs)
-    stored = QuestionCache(model, prompts_of(inputs), 2, GIB, with_generator=False)
-    assert stored.implicit_embeddings(prompts_of(inputs)) is None
-    options = {"use_question_cache": True, "question_cache": stored.host_cache(prompts_of(inputs))}
+    cached = QuestionCache(model, prompts_of(inputs), 2, GIB, with_generator=False)
+    assert cached.implicit_embeddings(prompts_of(inputs)) is None
+    options = {"use_question_cache": True, "question_cache": cached.host_cache(prompts_of(inputs))}
     _, _, gradients = loss_and_gradients(model, inputs, logits_to_keep=width + 1, **options)
     assert gradients.keys() == expected.keys() and len(gradients) > 5
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-8, atol=1e-12)
 
 
-def test_what_does_not_fit_or_is_not_known_is_not_stored(tiny_semcot, tiny_lm):
+def test_what_does_not_fit_or_is_unknown_is_not_cached(tiny_semcot, tiny_lm):
     model = tiny_semcot(answer_prompt_ids=ANSWER_PROMPT)
     prompts = [[5, 6, 7, 8], [9, 5, 6, 7, 8], [4, 3, 2, 7, 8]]
     whole = QuestionCache(model, prompts, 2, GIB, with_generator=True)
@@ -93,13 +93,13 @@ def test_what_does_not_fit_or_is_not_known_is_not_stored(tiny_semcot, tiny_lm):
     assert not nothing.host.fits and nothing.host_cache(prompts) is None and not nothing.host.states
 
 
-def test_a_generator_with_dropout_is_never_stored(tiny_semcot, tiny_lm):
+def test_a_generator_with_dropout_is_never_cached(tiny_semcot, tiny_lm):
     model = tiny_semcot(generator=tiny_lm("gpt2").base_model, answer_prompt_ids=ANSWER_PROMPT)
     assert QuestionCache(model, [[5, 6, 7, 8]], 2, GIB, with_generator=True).generator is None
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_a_run_with_question_cache_takes_the_same_steps(parts, tiny_tokenizer, rows, tmp_path, mode):
+def test_a_run_with_the_question_cache_takes_the_same_steps(parts, tiny_tokenizer, rows, tmp_path, mode):
     logs, weights = [], []
     for gigabytes in (0.0, 1e-6, 1.0):
         model = parts(generator_mode=mode)
@@ -132,7 +132,7 @@ def test_a_run_with_question_cache_takes_the_same_steps(parts, tiny_tokenizer, r
             assert name not in plain or fast[name] == pytest.approx(plain[name], rel=1e-3)
 
 
-def test_one_epoch_stores_nothing(parts, tiny_tokenizer, rows, tmp_path):
+def test_one_epoch_caches_nothing(parts, tiny_tokenizer, rows, tmp_path):
     args = config(tmp_path / "run", num_train_epochs=1, max_steps=-1)
     trainer = SemCoTDistillationTrainer(model=parts(), args=args, train_dataset=rows, processing_class=tiny_tokenizer)
     trainer.train()

@@ -1,4 +1,4 @@
-"""The questions' pass without gradient against the plain path: the same loss and gradients."""
+"""`use_question_cache` against the plain forward pass: the same loss and gradients."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("datasets_cache")
 @pytest.mark.parametrize(
     ("family", "found"), [("llama", True), ("llama", False), ("gpt2", True), ("gemma3_text", True), ("qwen3", True)]
 )
-def test_cached_question_gives_the_same_loss_and_gradients(tiny_lm, tiny_semcot, family, mode, found):
+def test_a_question_cache_gives_the_same_loss_and_gradients(tiny_lm, tiny_semcot, family, mode, found):
     sliding = {"sliding_window": 4} if family == "gemma3_text" else {}
     model = tiny_semcot(tiny_lm(family, **sliding), generator_mode=mode, answer_prompt_ids=ANSWER_PROMPT).train()
     inputs, width = batch(found=found)

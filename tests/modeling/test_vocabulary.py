@@ -111,7 +111,7 @@ def test_training_moves_the_distribution_and_no_word(parts, tiny_tokenizer, rows
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_question_cache_give_the_same_tokens(parts, tiny_tokenizer, mode):
+def test_the_question_cache_gives_the_same_tokens(parts, tiny_tokenizer, mode):
     model = parts(generator_mode=mode, projection="vocabulary")
     prompts = [[11, 12, 13, 14], [15, 16, 17]]
     stored = QuestionCache(model, prompts, batch_size=2, budget=2**30, with_generator=True)
