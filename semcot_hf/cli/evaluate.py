@@ -36,9 +36,10 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"few_shot={args.few_shot}: there are only {len(splits.get('train', ()))} training rows.")
     model, tokenizer = load_model(args)
     if args.compile_generator:
-        if not hasattr(model, "compile_generator"):
+        compile_generator = getattr(model, "compile_generator", None)
+        if compile_generator is None:
             raise ValueError(f"compile_generator=True: {args.model} is not a SemCoT checkpoint; leave the flag out.")
-        model.compile_generator()
+        compile_generator()
     report = evaluate(
         model,
         tokenizer,

@@ -136,7 +136,9 @@ def evaluate(
                 run = runs[job.name]
                 if few_shot and run.batches:
                     job.answerer.share_prefix(job.prompts)
-                for indices, answers in job.answerer.batches(job.prompts, run.batches, embeddings_for=job.embeddings):
+                for indices, answers in job.answerer.batches(
+                    job.prompts, run.batches, implicit_embeddings_for=job.embeddings
+                ):
                     run.append(
                         [
                             _record(index, queries[index], golds[index], answer, answer_type)

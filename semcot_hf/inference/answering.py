@@ -164,7 +164,7 @@ class Answerer:
         prompts: Prompts,
         indices: Sequence[int],
         *,
-        embeddings_for: EmbeddingsFor | None = None,
+        implicit_embeddings_for: EmbeddingsFor | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[list[int], list[Answer]]]:
         """Yield (consecutive part of the indices, their answers), with as many prompts at once as fit the budget.
@@ -172,21 +172,21 @@ class Answerer:
         Args:
             prompts: token ids.
             indices: the prompts to answer.
-            embeddings_for: returns the implicit embeddings (len(indices), k, host hidden size) of the prompts at
-                given indices, in place of the model's own.
+            implicit_embeddings_for: returns the implicit embeddings (len(indices), k, host hidden size) of the prompts
+                at given indices, in place of the model's own.
             seed: of the sampling; torch's own generator when `None`.
 
         Raises:
             ValueError: when memory is too small for a single question, or the method has no implicit tokens.
         """
-        if embeddings_for is not None and self.method != "semcot":
+        if implicit_embeddings_for is not None and self.method != "semcot":
             raise ValueError(f"implicit embeddings need method='semcot', got method={self.method!r}.")
         lengths, done = [len(prompts[index]) for index in indices], 0
         while done < len(indices):
             size = batch_within(lengths, self.extra, self.tokens_per_batch, done)
             part = list(indices[done : done + size])
             try:
-                answers = self._answer([prompts[i] for i in part], self._implicit(part, embeddings_for), seed)
+                answers = self._answer([prompts[i] for i in part], self._implicit(part, implicit_embeddings_for), seed)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -218,7 +218,7 @@ class Answerer:
         queries: Iterable[Query],
         *,
         batch_size: int = 64,
-        embeddings_for: EmbeddingsFor | None = None,
+        implicit_embeddings_for: EmbeddingsFor | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
         """Return one answer per question, in their order; few-shot examples are read once for all questions.
@@ -226,7 +226,7 @@ class Answerer:
         Args:
             queries: texts or lists of chat messages.
             batch_size: questions at once.
-            embeddings_for: see `parts`.
+            implicit_embeddings_for: see `parts`.
             progress: called with the number of questions of each finished batch.
         """
         prompts = list(self.prompts(queries))
@@ -234,16 +234,16 @@ class Answerer:
             self.share_prefix(prompts)
         found: dict[int, Answer] = {}
         plan = plan_batches([len(prompt) for prompt in prompts], batch_size)
-        for indices, answers in self.batches(prompts, plan, embeddings_for=embeddings_for):
+        for indices, answers in self.batches(prompts, plan, implicit_embeddings_for=implicit_embeddings_for):
             found.update(zip(indices, answers, strict=True))
             if progress is not None:
                 progress(len(indices))
         return [found[index] for index in range(len(prompts))]
 
-    def _implicit(self, indices: list[int], embeddings_for: EmbeddingsFor | None) -> dict[str, Any]:
+    def _implicit(self, indices: list[int], implicit_embeddings_for: EmbeddingsFor | None) -> dict[str, Any]:
         """Return the arguments of `generate` that decide these prompts' implicit tokens."""
-        if embeddings_for is not None:
-            return {"implicit_embeddings": embeddings_for(indices).to(self.device)}
+        if implicit_embeddings_for is not None:
+            return {"implicit_embeddings": implicit_embeddings_for(indices).to(self.device)}
         return {"num_implicit_tokens": self.num_implicit_tokens} if makes_implicit_tokens(self.model) else {}
 
     def _answer(self, prompts: Prompts, implicit: dict[str, Any], seed: int | None) -> list[Answer]:
@@ -302,4 +302,6 @@ def answer_questions(
         ValueError: for settings that do not fit the model; when memory is too small for one question.
     """
     answerer = Answerer(model, tokenizer, with_overrides(settings or AnswerSettings(), overrides))
-    return answerer.answers(queries, batch_size=batch_size, embeddings_for=implicit_embeddings_for, progress=progress)
+    return answerer.answers(
+        queries, batch_size=batch_size, implicit_embeddings_for=implicit_embeddings_for, progress=progress
+    )
