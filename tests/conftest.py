@@ -185,4 +185,4 @@ def captured(capturing, monkeypatch):
 @pytest.fixture(autouse=True)
 def float32_by_default(monkeypatch):
     """Train in float32 by default on every CPU, so that the numbers are the same on all."""
-    monkeypatch.setattr("semcot_hf.training.options.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("semcot_hf.training.device_defaults.cpu_has_bfloat16", lambda: False)

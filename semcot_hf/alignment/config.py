@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from ..training.options import check_range, option, set_device_defaults
+from ..options import check_range, option
+from ..training.device_defaults import set_device_defaults
 from .encoder import POOLINGS
 
 

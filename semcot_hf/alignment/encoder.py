@@ -215,11 +215,6 @@ def takes_hidden_states(encoder: SentenceTransformer) -> bool:
     return getattr(backbone_in(encoder).config, _FIELD)["takes_hidden_states"]
 
 
-def frozen_part(encoder: SentenceTransformer) -> PreTrainedModel:
-    """Return the host's embedding and the layers below the encoder's first, on the encoder's own parameters."""
-    return layers_view(backbone_in(encoder), 0, alignment_layers(encoder)[0])
-
-
 def frozen_states(encoder: SentenceTransformer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the host's `hidden_states[first_layer]` of tokenized texts, (batch, tokens, d_host)."""
     return states_before(backbone_in(encoder), alignment_layers(encoder)[0], input_ids, attention_mask)

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..storage import text_digest
 from ..training.tensor_store import fingerprint, stored_tensor
-from .encoder import backbone_in, encode_hidden_states, frozen_part, frozen_states, token_states
+from .decoder_layers import layers_view
+from .encoder import alignment_layers, backbone_in, encode_hidden_states, frozen_states, token_states
 
 Features = dict[str, torch.Tensor]
 
@@ -69,7 +70,8 @@ class LayerStates:
         size = backbone.dtype.itemsize * backbone.config.get_text_config().hidden_size
         self.fits = self.starts[-1] * size <= budget
         if self.fits:
-            part = frozen_part(encoder)
+            # The embedding and the layers below the encoder's first.
+            part = layers_view(backbone, 0, alignment_layers(encoder)[0])
             self.states = stored_tensor("states", texts.key(part, part.config.to_json_string()), self._compute)
 
     @torch.no_grad()

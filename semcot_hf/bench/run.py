@@ -13,8 +13,8 @@ from ..answers import infer_answer_type
 from ..data import load_reasoning_dataset
 from ..demo import GENERATOR_PATH, HOST_PATH
 from ..inference.prompting import shares_tokenizer
+from ..options import option
 from ..progress import progress_bar
-from ..training.options import option
 from .catalogue import BENCH_METHODS, chosen
 from .method_run import QuestionSet, RunSettings, run_method
 from .recipe import Recipe

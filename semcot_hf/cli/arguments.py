@@ -13,7 +13,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from ..data import load_reasoning_dataset
 from ..data.loading import pick_split
 from ..demo import GENERATOR_PATH, HOST_PATH
-from ..training.options import option
+from ..options import option
 
 if TYPE_CHECKING:
     from peft import PeftConfig

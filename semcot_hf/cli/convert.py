@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..convert import convert_original
-from ..training.options import option
+from ..options import option
 from .arguments import parse
 
 

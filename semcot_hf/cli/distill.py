@@ -10,7 +10,7 @@ from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
 from ..inference.prompting import shares_tokenizer
 from ..modeling import SemCoTForCausalLM
-from ..training.options import option
+from ..options import option
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 

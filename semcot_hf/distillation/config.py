@@ -6,7 +6,8 @@ from typing import Any
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.base_config import _BaseConfig
 
-from ..training.options import check_range, option, set_device_defaults
+from ..options import check_range, option
+from ..training.device_defaults import set_device_defaults
 
 ALIGNMENT_VIEWS = ("embedding", "hidden_state", "mean_pooled")
 

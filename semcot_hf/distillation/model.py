@@ -81,16 +81,9 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
     for module in (model.step_decoder, model.step_projection):
         if args.step_weight == 0 and module is not None:
             module.requires_grad_(False)
-    _full_precision(model, adapted=peft_config is not None)
-
-
-def _full_precision(model: SemCoTForCausalLM, adapted: bool) -> None:
-    """Convert trained weights to float32: 16-bit weights lose updates of 1e-5; `bf16` autocasts the computation.
-
-    Args:
-        adapted: whether the generator has adapters, which `add_adapters` makes in float32; its weights are frozen.
-    """
-    for module in (model.projection, model.step_decoder, model.step_projection, None if adapted else model.generator):
+    # 16-bit weights lose updates of 1e-5, and `bf16` autocasts the computation; adapters are in float32 already.
+    trained = [model.projection, model.step_decoder, model.step_projection, model.generator]
+    for module in trained[:3] if peft_config is not None else trained:
         if module is not None and any(weight.dtype in HALF for weight in module.parameters()):
             module.float()
     if model.thought_embedding.dtype in HALF:

@@ -1,10 +1,10 @@
 """Embeddings of the true reasoning, the targets of the semantic alignment: computed once and reused by every run."""
 
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import IterableDataset, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,20 +14,9 @@ from ..modeling.splicing_semcot import context_of
 from ..storage import text_digest
 from ..training.tensor_store import fingerprint, store_folder
 from .batches import pad
+from .data import AnyDataset
 
 COLUMN = "reasoning_embedding"
-
-AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
-
-
-class Embedder(Protocol):
-    """What turns reasoning texts into vectors."""
-
-    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
-        """Return a float32 array (texts, dim)."""
-
-    def fingerprint(self) -> str:
-        """Return a hash of everything that the vectors depend on."""
 
 
 class MeanStates:
@@ -75,6 +64,7 @@ class MeanStates:
         return torch.cat(vectors).numpy()
 
     def fingerprint(self) -> str:
+        """Return a hash of everything that the vectors depend on."""
         description = f"mean of states {self.layer} {self.backbone.config.to_json_string()}"
         return fingerprint(self.backbone, self.tokenizer, description)
 
@@ -86,15 +76,17 @@ class EncoderEmbeddings:
         self.encoder = encoder
 
     def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+        """Return a float32 array (texts, dim)."""
         return self.encoder.encode(texts, batch_size=batch_size, show_progress_bar=False).astype("float32")
 
     def fingerprint(self) -> str:
+        """Return a hash of everything that the vectors depend on."""
         encoder = self.encoder
         description = f"{encoder!r} up to {encoder.max_seq_length} {backbone_in(encoder).config.to_json_string()}"
         return fingerprint(encoder, encoder.tokenizer, description)
 
 
-def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: Embedder) -> AnyDataset:
+def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: MeanStates | EncoderEmbeddings) -> AnyDataset:
     """Return the dataset with a column of embeddings of its reasoning.
 
     They are stored in the folder of the datasets cache (`HF_DATASETS_CACHE`) under a hash of the texts and of
@@ -124,5 +116,5 @@ def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: Embedder)
     return concatenate_datasets([dataset, vectors], axis=1)
 
 
-def _embed(batch: dict[str, Any], embedder: Embedder) -> dict[str, np.ndarray]:
+def _embed(batch: dict[str, Any], embedder: MeanStates | EncoderEmbeddings) -> dict[str, np.ndarray]:
     return {COLUMN: embedder.encode(batch["reasoning"])}

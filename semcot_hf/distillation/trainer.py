@@ -38,7 +38,7 @@ from .model import (
 )
 from .objectives import LossParts, embed_tokens, frozen_encoder, semantic_alignment_loss, teacher_losses
 from .question_cache import QuestionCache, question_ids
-from .targets import COLUMN, Embedder, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -100,13 +100,11 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         prepare_model(model, args, peft_config)
         self._settings = row_settings(model, args)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
-        self._embedder: Embedder | None = None
-        if args.alpha > 0:
-            self._embedder = (
-                MeanStates(cast(Any, model.host).to(args.device), processing_class)
-                if self.alignment_encoder is None
-                else EncoderEmbeddings(self.alignment_encoder.to(args.device))
-            )
+        self._embedder: MeanStates | EncoderEmbeddings | None = None
+        if self.alignment_encoder is not None:
+            self._embedder = EncoderEmbeddings(self.alignment_encoder.to(args.device))
+        elif args.alpha > 0:
+            self._embedder = MeanStates(cast(Any, model.host).to(args.device), processing_class)
         # Trainer sets these too, but the datasets are tokenized before.
         self.args, self.processing_class = args, processing_class
         self._questions: dict[str, list[dict]] = {}

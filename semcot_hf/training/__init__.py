@@ -1,1 +1,1 @@
-"""Code shared by both training stages: options, the base trainer, adapters, checkpoints, stored tensors, cards."""
+"""Code shared by both training stages: device defaults, the base trainer, adapters, checkpoints, cards."""

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from ...data import load_reasoning_dataset
 from ...evaluation.report import METHOD_NAMES as EVALUATION_NAMES
-from ...training.options import option
+from ...options import option
 from .shapes import ANSWER_PROMPT_IDS, GPU_SIZES, SIZES, configs
 
 # Parallel SemCoT whose host has the common beginning of all prompts in its cache.

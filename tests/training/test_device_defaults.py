@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from semcot_hf import SemCoTAlignmentConfig, SemCoTDistillationConfig
-from semcot_hf.training import options
+from semcot_hf.training import device_defaults
 
 CONFIGS = [SemCoTAlignmentConfig, SemCoTDistillationConfig]
 
@@ -40,7 +40,7 @@ def test_an_accelerator_gets_pinned_memory_and_bfloat16_where_it_has_it(config, 
     assert seen == {"bf16": supported, "pin": True}
     config(str(tmp_path), bf16=not supported, dataloader_pin_memory=False)
     assert seen == {"bf16": not supported, "pin": False}
-    monkeypatch.setattr(options, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(device_defaults, "cpu_has_bfloat16", lambda: False)
     config(str(tmp_path), use_cpu=True)
     assert seen == {"bf16": False, "pin": False}
 
@@ -48,7 +48,7 @@ def test_an_accelerator_gets_pinned_memory_and_bfloat16_where_it_has_it(config, 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_cpu_computes_in_bfloat16_where_it_does_so_in_hardware(config, supported, tmp_path, monkeypatch):
-    monkeypatch.setattr(options, "cpu_has_bfloat16", lambda: supported)
+    monkeypatch.setattr(device_defaults, "cpu_has_bfloat16", lambda: supported)
     assert config(str(tmp_path), use_cpu=True).bf16 is supported
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     args = config(str(tmp_path))
@@ -63,4 +63,4 @@ def test_a_cpu_computes_in_bfloat16_where_it_does_so_in_hardware(config, support
 def test_the_cpus_own_capabilities_decide(capabilities, expected, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert options.cpu_has_bfloat16() is expected
+    assert device_defaults.cpu_has_bfloat16() is expected
