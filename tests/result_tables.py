@@ -27,20 +27,19 @@ def results_of_all_tasks():
     """A row per task: the ends of the scale, the best implicit peer, SemCoT, and the generator alone."""
     lines = [
         "| task | no CoT | explicit CoT | best implicit peer | SemCoT (paper) | SemCoT (soft words) "
-        "| audit: SemCoT (soft words) | audit: generator alone |",
-        "|---|---|---|---|---|---|---|---|",
+        "| generator alone |",
+        "|---|---|---|---|---|---|---|",
     ]
     audit = read("generator-alone.json")["tasks"]
     for task in read("methods/report.json")["tasks"]:
         rows = {row["method"]: row for row in task["rows"]}
         peer = max((rows[name] for name in rows if BENCH_METHODS[name].peer), key=lambda row: row["accuracy"])
-        alone = audit[task["task"]]
         cells = [
             NAMES[task["task"]],
             *(timed(rows[name]) for name in ("no_cot", "cot")),
             f"{peer['title']} {timed(peer)}",
             *(timed(rows[name]) for name in ("semcot", "semcot_soft_words")),
-            *(audited(alone[name]) for name in ("semcot_soft_words", "generator_alone")),
+            audited(audit[task["task"]]["generator_alone"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

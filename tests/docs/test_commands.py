@@ -53,7 +53,7 @@ def steps(page):
     """(language, text) of the commands and snippets of a page, in their order."""
     found = []
     for language, text in BLOCK.findall(page.read_text()):
-        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
         found += [("bash", line) for line in lines] if language == "bash" else [("python", text)]
     return found
 

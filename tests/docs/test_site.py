@@ -75,7 +75,7 @@ def test_the_list_of_files_is_the_tree(site):
 
 def test_the_reference_shows_signatures_and_fields(site):
     text = (site / "api.html").read_text()
-    for name in ("semcot_hf.modeling.SemCoTForCausalLM.generate", "semcot_hf.evaluation.evaluate"):
+    for name in ("semcot_hf.modeling.SemCoTForCausalLM.generate", "semcot_hf.evaluation.evaluate.evaluate"):
         assert f'id="{name}"' in text
     for name in ("projection_warmup", "head_warmup", "num_implicit_tokens"):
         assert name in text
