@@ -28,6 +28,9 @@ def on_config(config: MkDocsConfig) -> None:
     for source, target in ((ROOT / "semcot_hf", package), (ROOT / "modeling", package / "modeling")):
         # The demo's models are not needed.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("models", "__pycache__"))
+    for file in package.rglob("*.py"):
+        # Outside code spans Markdown would take it for an HTML tag.
+        file.write_text(re.sub(r"(?<!`)<thought>(?!`)", "`<thought>`", file.read_text()))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -67,16 +70,22 @@ def file_list(names: Iterable[str]) -> str:
 
 
 def field_table(module: str, name: str) -> str:
-    """Return a Markdown table of the fields that a configuration class defines itself: name, default and help."""
+    """Return a Markdown table of a configuration's fields that this package defines: name, default, help."""
     config = getattr(import_module(module), name)
+    classes = [base for base in config.__mro__ if base.__module__.startswith("semcot_hf")]
+    own = set().union(*(vars(base).get("__annotations__", {}) for base in classes))
     lines = ["| field | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(config):
-        if field.name in vars(config)["__annotations__"]:
-            meaning = field.metadata["help"].replace("|", "\\|")
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            lines.append(f"| `{field.name}` | `{default!r}` | {meaning} |")
+        if field.name in own:
+            meaning = field.metadata["help"].replace("|", "\\|").replace("<", "&lt;")
+            lines.append(f"| `{field.name}` | {_default(field)} | {meaning} |")
     return "\n".join(lines)
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`"
+    return "required" if field.default_factory is dataclasses.MISSING else f"`{field.default_factory()!r}`"
 
 
 def _inside(match: re.Match[str]) -> str:
