@@ -20,8 +20,8 @@ from semcot_hf.answers import check_answer
 from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text
-from semcot_hf.options import set_device_defaults
 from semcot_hf.storage import read_json_lines
+from semcot_hf.training.device_defaults import set_device_defaults
 
 MODELS = Path(__file__).parent / "bench" / "models" / "graph"
 

@@ -202,7 +202,7 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, set
     end = [tokenizer.eos_token_id]
     groups = group_steps(row["steps"], settings.num_implicit_tokens, settings.steps_per_token)
     left = [" ".join(filter(None, groups[stage:])) for stage in range(1, len(groups))] if settings.words else []
-    answer_prompt = tokenizer.decode(prompt[cut:])
+    answer_prompt = str(tokenizer.decode(prompt[cut:]))
     reasoning, *left = (reasoning_before(part, answer_prompt) for part in (row["reasoning"], *left))
     return {
         "prompt_ids": prompt,
