@@ -7,7 +7,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -194,8 +194,9 @@ class Journal:
     def close(self) -> None:
         """Close the file and let other processes open it."""
         self._file.close()
-        # Unlinked while it is held, so that no other process can hold the file that disappears.
-        Path(self._process_lock.lock_file).unlink(missing_ok=True)
+        # Unlinked while it is held, so that no other process can hold the deleted file; Windows does not permit it.
+        with suppress(OSError):
+            Path(self._process_lock.lock_file).unlink()
         self._process_lock.release()
 
     def __enter__(self: _Self) -> _Self:

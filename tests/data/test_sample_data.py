@@ -3,10 +3,18 @@
 import importlib.util
 from pathlib import Path
 
+import datasets
+import pytest
+
 from semcot_hf.data import check_dataset, load_reasoning_dataset
 
 FOLDER = Path(__file__).parents[2] / "examples" / "data"
 FILES = [f"arithmetic/{split}.jsonl" for split in ("train", "validation", "test")] + ["no_reasoning.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
 
 
 def test_the_script_makes_the_same_bytes(tmp_path):
