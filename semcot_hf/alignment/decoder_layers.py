@@ -115,7 +115,7 @@ def _sliced_config(config: PreTrainedConfig, num_layers: int, kept: slice) -> Pr
 
 
 class _Replacement(nn.Module):
-    """Stands for a decoder layer; transformers models look up a layer's kind of attention on the layer."""
+    """Replaces a decoder layer; transformers models look up a layer's kind of attention on the layer."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -136,7 +136,7 @@ class _FirstLayer(_Replacement):
 
 
 class _LastLayer(_Replacement):
-    """Ends the model's forward before the layer it stands for."""
+    """Ends the model's forward before the layer that it replaces."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> NoReturn:
         raise _Stopped(hidden_states)

@@ -1,4 +1,4 @@
-"""PEFT adapters in a model that is trained: added, merged for saving, and stored beside a checkpoint for resuming."""
+"""PEFT adapters of a model in training: added, merged for saving, and stored in checkpoints for resuming."""
 
 import contextlib
 import copy
@@ -86,7 +86,7 @@ def save_adapters(model: nn.Module, folder: str) -> None:
 
 
 def save_apart(weights: Mapping[str, torch.Tensor], folder: str, name: str) -> None:
-    """Store weights that a checkpoint's own file does not have in a file `name` beside it; nothing without weights."""
+    """Store weights that are not in the checkpoint's own file in a separate file `name`, if there are any."""
     if weights:
         # Copies, since safetensors refuses two names for one tensor (tied weights).
         save_file({key: value.clone().contiguous() for key, value in weights.items()}, os.path.join(folder, name))
