@@ -59,7 +59,7 @@ def test_every_imported_distribution_is_declared(path):
 def test_every_declared_distribution_is_imported():
     used = third_party(set().union(*map(imports, FILES)))
     # accelerate and peft are what transformers and TRL need for training and for adapters.
-    assert declared() - used <= {"accelerate", "peft", "scipy"}
+    assert declared() - used <= {"accelerate", "peft"}
 
 
 def test_the_tests_and_examples_import_what_is_declared():
