@@ -18,7 +18,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 
 def take_turns(calls: Calls, *, seconds: float, device: torch.device) -> dict[str, list[float]]:
-    """Measure the seconds of each call, turn by turn in rotating order, so that other load affects all calls alike.
+    """Measure the seconds of each call, turn by turn in rotating order, so that other load affects all calls equally.
 
     Args:
         calls: what to time, by name.

@@ -29,8 +29,8 @@ def arithmetic_rows(fewest: int, most: int, words_every: int = 0, bare_every: in
 
     Args:
         fewest, most: number of steps.
-        words_every: every so many rows one reasons in its words; 0 for none.
-        bare_every: every so many rows one is `_bare`; 0 for none.
+        words_every: interval of the rows that reason in their words; 0 for none.
+        bare_every: interval of the rows that are `_bare`; 0 for none.
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
@@ -73,7 +73,7 @@ def multiplication_rows(second_digits: int = 4, bare_every: int = 0) -> Generate
 
     Args:
         second_digits: digits of the second factor; the first has 4.
-        bare_every: every so many rows one is `_bare`; 0 for none.
+        bare_every: interval of the rows that are `_bare`; 0 for none.
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
@@ -97,7 +97,7 @@ def graph_rows(fewest: int, most: int, bare_every: int = 0) -> Generate:
 
     Args:
         fewest, most: number of rules in the chain.
-        bare_every: every so many rows one is `_bare`; 0 for none.
+        bare_every: interval of the rows that are `_bare`; 0 for none.
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
