@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..evaluation.config import EvaluationConfig
+from ..options import option
 from .arguments import DataArguments, load_model, load_splits, parse
 
 
@@ -14,16 +15,12 @@ class EvaluateArguments(EvaluationConfig):
 
     model: str = field(metadata={"help": "Folder or id of a SemCoT checkpoint or any causal LM."})
     output_dir: str = field(metadata={"help": "Folder of the report, the plots and the answer to every question."})
-    split: str = field(default="test", metadata={"help": "Split of the dataset that is evaluated."})
-    few_shot: int = field(default=0, metadata={"help": "Training questions with answers shown before each question."})
-    compare_with: str | None = field(
-        default=None, metadata={"help": "Folder of another evaluation of the same questions, for paired p-values."}
-    )
-    compile_generator: bool = field(
-        default=False, metadata={"help": "Make implicit tokens with compiled code; faster for small generators."}
-    )
-    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    split: str = option("test", "Split of the dataset that is evaluated.")
+    few_shot: int = option(0, "Training questions with answers shown before each question.")
+    compare_with: str | None = option(None, "Folder of another evaluation of the same questions, for paired p-values.")
+    compile_generator: bool = option(False, "Make implicit tokens with compiled code; faster for small generators.")
+    dtype: str = option("auto", "Data type of the weights.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
 
 
 def run(argv: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ..inference.generate_file import GenerateConfig, generate_file
 from ..inference.question_file import read_questions
+from ..options import option
 from .arguments import load_model, parse
 
 
@@ -20,14 +21,10 @@ class GenerateArguments(GenerateConfig):
     output: str = field(
         metadata={"help": "JSONL file to write: each row with its answer. A rerun continues a killed run."}
     )
-    column: str = field(
-        default="query", metadata={"help": "Field of the question: a text or a list of chat messages."}
-    )
-    output_column: str = field(
-        default="output", metadata={"help": "Field of the answer; '<output_column>_tokens' is its length."}
-    )
-    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    column: str = option("query", "Field of the question: a text or a list of chat messages.")
+    output_column: str = option("output", "Field of the answer; '<output_column>_tokens' is its length.")
+    dtype: str = option("auto", "Data type of the weights.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
 
 
 def run(argv: Sequence[str]) -> None:

@@ -1,66 +1,42 @@
 """`EvaluationConfig`: the options of `evaluate` and the flags of `semcot evaluate`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from ..options import check_range, option
 
 
 @dataclass
 class EvaluationConfig:
     """What is evaluated and reported, and how."""
 
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder of predictions, report and plots; by default nothing is written."},
+    output_dir: str | None = option(None, "Folder of predictions, report and plots; by default nothing is written.")
+    answer_type: str | None = option(
+        None, "numeric, choice, yes_no or sequence; by default inferred from the answers."
     )
-    answer_type: str | None = field(
-        default=None,
-        metadata={"help": "numeric, choice, yes_no or sequence; by default inferred from the answers."},
+    methods: list[str] | None = option(None, "Of no_cot, cot and semcot; by default all that the model has.")
+    controls: bool = option(
+        True, "Also run a SemCoT model with no implicit tokens, another question's, their mean, and noise."
     )
-    methods: list[str] | None = field(
-        default=None, metadata={"help": "Of no_cot, cot and semcot; by default all that the model has."}
+    token_counts: list[int] = option([], "Further numbers of implicit tokens to run SemCoT with.")
+    overwrite: bool = option(False, "Discard another run's predictions in output_dir.")
+    batch_size: int = option(64, "Questions answered at once.")
+    max_new_tokens: int = option(256, "Most tokens of one answer, explicit reasoning included.")
+    answer_prompt: str | None = option(
+        None, "Text after the generation prompt; by default the one that the model was trained with."
     )
-    controls: bool = field(
-        default=True,
-        metadata={
-            "help": "Also run a SemCoT model with no implicit tokens, another question's, their mean, and noise."
-        },
+    chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
+    seed: int = option(0, "Seed of the controls, the bootstrap and the choice of questions for latency.")
+    latency_samples: int = option(50, "Questions whose latency is measured; 0 measures none.")
+    latency_batch_sizes: list[int] = option(
+        [1], "Batch sizes at which latency is measured; the report's rows give the first."
     )
-    token_counts: list[int] = field(
-        default_factory=list, metadata={"help": "Further numbers of implicit tokens to run SemCoT with."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Discard another run's predictions in output_dir."})
-    batch_size: int = field(default=64, metadata={"help": "Questions answered at once."})
-    max_new_tokens: int = field(
-        default=256, metadata={"help": "Most tokens of one answer, explicit reasoning included."}
-    )
-    answer_prompt: str | None = field(
-        default=None,
-        metadata={"help": "Text after the generation prompt; by default the one that the model was trained with."},
-    )
-    chat: bool | None = field(
-        default=None, metadata={"help": "Use the chat template; by default where the tokenizer has one."}
-    )
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the controls, the bootstrap and the choice of questions for latency."}
-    )
-    latency_samples: int = field(
-        default=50, metadata={"help": "Questions whose latency is measured; 0 measures none."}
-    )
-    latency_batch_sizes: list[int] = field(
-        default_factory=lambda: [1],
-        metadata={"help": "Batch sizes at which latency is measured; the report's rows give the first."},
-    )
-    model_name: str | None = field(
-        default=None, metadata={"help": "Name of the model in the report; by default its path."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "Name of the dataset in the report."})
-    command: str | None = field(
-        default=None, metadata={"help": "Command line in the report; by default that of this process."}
-    )
+    model_name: str | None = option(None, "Name of the model in the report; by default its path.")
+    dataset_name: str | None = option(None, "Name of the dataset in the report.")
+    command: str | None = option(None, "Command line in the report; by default that of this process.")
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("latency_samples", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be {least} or more.")
+        check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
+        check_range(self, "[0, inf)", "latency_samples")
         if self.latency_samples and (not self.latency_batch_sizes or min(self.latency_batch_sizes) < 1):
             raise ValueError(f"latency_batch_sizes={self.latency_batch_sizes}: give sizes of 1 or more.")
         if self.methods is not None and not self.methods:

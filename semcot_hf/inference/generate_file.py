@@ -5,13 +5,14 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..options import check_range, option
 from ..progress import progress_bar
 from ..storage import Journal, check_same_run, config_digest, text_digest, weights_digest
 from .answering import Answer, Answerer
@@ -24,42 +25,29 @@ from .settings import AnswerSettings, with_overrides
 class GenerateConfig:
     """How `generate_file` answers the questions of a file; the flags of `semcot generate`."""
 
-    method: str | None = field(
-        default=None,
-        metadata={"help": "no_cot, cot or semcot; by default semcot for a SemCoT checkpoint and no_cot otherwise."},
+    method: str | None = option(
+        None, "no_cot, cot or semcot; by default semcot for a SemCoT checkpoint and no_cot otherwise."
     )
-    num_implicit_tokens: int | None = field(
-        default=None, metadata={"help": "Implicit tokens of semcot; by default the checkpoint's own number."}
+    num_implicit_tokens: int | None = option(
+        None, "Implicit tokens of semcot; by default the checkpoint's own number."
     )
-    max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of one answer."})
-    tokens_per_batch: int = field(
-        default=16384,
-        metadata={
-            "help": "Most tokens of one batch: questions x (longest prompt + implicit tokens + max_new_tokens). "
-            "Halved when memory is too small. It does not change the answers."
-        },
+    max_new_tokens: int = option(256, "Most tokens of one answer.")
+    tokens_per_batch: int = option(
+        16384,
+        "Most tokens of one batch: questions x (longest prompt + implicit tokens + max_new_tokens). "
+        "Halved when memory is too small. It does not change the answers.",
     )
-    chat: bool | None = field(
-        default=None, metadata={"help": "Use the chat template; by default where the tokenizer has one."}
+    chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
+    shared_prefix: str = option(
+        "auto",
+        "'auto' computes the beginning that all prompts share (system prompt, examples) once; 'off' does "
+        "not. The generator reads whole prompts in any case.",
     )
-    shared_prefix: str = field(
-        default="auto",
-        metadata={
-            "help": "'auto' computes the beginning that all prompts share (system prompt, examples) once; 'off' does "
-            "not. The generator reads whole prompts in any case."
-        },
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the output, and discard unfinished work of other settings."}
-    )
-    model_name: str | None = field(
-        default=None, metadata={"help": "Name of the model in the work file; by default its path."}
-    )
+    overwrite: bool = option(False, "Replace the output, and discard unfinished work of other settings.")
+    model_name: str | None = option(None, "Name of the model in the work file; by default its path.")
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "tokens_per_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more.")
+        check_range(self, "[1, inf)", "max_new_tokens", "tokens_per_batch")
         if self.shared_prefix not in ("auto", "off"):
             raise ValueError(f"shared_prefix={self.shared_prefix!r}: must be 'auto' or 'off'.")
 

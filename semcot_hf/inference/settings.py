@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..options import check_range
 from .prompting import default_answer_prompt, without_template
 
 ANSWER_METHODS = ("no_cot", "cot", "semcot")
@@ -84,10 +85,8 @@ class AnswerSettings:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be 1 or more.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more.")
+        check_range(self, "[1, inf)", "max_new_tokens")
+        check_range(self, "[0, inf)", "temperature")
 
 
 def check_method(model: PreTrainedModel, settings: AnswerSettings) -> str:

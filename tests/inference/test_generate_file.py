@@ -114,7 +114,7 @@ def test_method_is_semcot_where_there_are_implicit_tokens_and_no_cot_elsewhere(m
     assert run(model, tokenizer, name="none.jsonl", num_implicit_tokens=0)[0] == rows["no_cot"]
     with pytest.raises(ValueError, match="num_implicit_tokens=2 needs method='semcot', got method='no_cot'"):
         run(model, tokenizer, name="bad.jsonl", method="no_cot", num_implicit_tokens=2)
-    with pytest.raises(ValueError, match="tokens_per_batch=0: must be 1 or more"):
+    with pytest.raises(ValueError, match="tokens_per_batch=0 must lie in"):
         run(model, tokenizer, name="bad.jsonl", tokens_per_batch=0)
 
 
