@@ -21,8 +21,11 @@ _FIELDS = re.compile(r"<!-- fields: ([\w.]+)\.(\w+) -->")
 _LISTED = ("modeling", "semcot_hf", "examples")
 
 
-def on_config(config: MkDocsConfig) -> None:
-    """Copy the package into build/docs as an installation lays it out: modeling/ inside semcot_hf/."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Copy the package into build/docs as an installation lays it out: modeling/ inside semcot_hf/.
+
+    mkdocstrings looks for the folder when it is configured, which is after this event.
+    """
     package = ROOT / "build" / "docs" / "semcot_hf"
     shutil.rmtree(package, ignore_errors=True)
     for source, target in ((ROOT / "semcot_hf", package), (ROOT / "modeling", package / "modeling")):
