@@ -109,10 +109,12 @@ def test_options_have_the_defaults_that_the_training_page_gives():
                 assert default.strip("`") == str(defaults[name] or "unset"), line
 
 
-def test_architecture_names_every_folder():
+def test_architecture_names_every_folder_and_shared_file():
     text = (ROOT / "docs/architecture.md").read_text()
     for folder in (path.parent for path in (ROOT / "semcot_hf").glob("*/__init__.py")):
         assert f"`semcot_hf/{folder.name}/`" in text
+    for file in (ROOT / "semcot_hf").glob("[a-z]*.py"):
+        assert f"`semcot_hf/{file.name}`" in text
     for named in re.findall(r"`((?:semcot_hf|modeling|examples|tests)/[\w/.]*)`", text):
         assert (ROOT / named).exists(), named
 
