@@ -1,4 +1,4 @@
-"""Loading and saving SemCoT models, in the attached and the whole layout; peft adapters are merged when saving."""
+"""Build a SemCoT model from pretrained host and generator, load it and save it (attached or whole layout)."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""The parts of a SemCoT model (host, generator, projection, <thought>, step decoder): built, attached and checked."""
+"""SemCoTPreTrainedModel, the base class that holds host, generator, projection, <thought> and step decoder."""
 
 import copy
 from inspect import signature

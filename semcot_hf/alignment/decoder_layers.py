@@ -1,4 +1,4 @@
-"""Views of a decoder that run only some of its layers, on the decoder's own parameters."""
+"""Views of a decoder with some of its layers, sliced configurations included, on the decoder's own parameters."""
 
 import copy
 from typing import Any, NoReturn, cast

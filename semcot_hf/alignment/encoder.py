@@ -1,4 +1,4 @@
-"""The alignment encoder f (SemCoT): a SentenceTransformer cut out of the host, for texts and for implicit tokens."""
+"""The alignment encoder f (SemCoT) as a SentenceTransformer: built from host layers, loaded, and run."""
 
 import copy
 import os

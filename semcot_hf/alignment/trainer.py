@@ -1,4 +1,4 @@
-"""SemCoTAlignmentTrainer: stage 1, the contrastive training of the alignment encoder on reasoning pairs."""
+"""SemCoTAlignmentTrainer: stage 1, contrastive training of the alignment encoder, evaluated by retrieval."""
 
 import contextlib
 import copy

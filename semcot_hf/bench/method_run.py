@@ -1,4 +1,4 @@
-"""One training and evaluation of one method, with its learning-rate search; finished runs are kept."""
+"""One run of the bench: train one method, search its learning rate, evaluate it; finished runs are kept."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""How SemCoT (soft words) makes its tokens: the recipe of a task, and the layers that its generator keeps."""
+"""The recipe of a task for SemCoT (soft words): how its generator is made from the given one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`semcot bench methods`: train and evaluate every method, task and seed in turn, resumable, with one report."""
+"""`semcot bench methods`: prepare models, questions and the settings of each run, do all runs, write one report."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""`check_dataset` finds faulty rows and overlapping splits; `clean_dataset` removes them."""
+"""`check_dataset` reports faulty rows and overlapping splits as tables; `clean_dataset` removes them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The demo: both training stages, evaluation with controls, and a reload in a process without semcot_hf."""
+"""The demo: both training stages, the saved model, evaluation with controls, and a reload without semcot_hf."""
 
 import json
 import os

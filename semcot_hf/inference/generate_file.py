@@ -1,4 +1,4 @@
-"""`generate_file`: answers to the questions of a file in batches that fill the memory, resumable after a kill."""
+"""`generate_file` answers a file of questions in full batches; its work file keeps them, so a run can be resumed."""
 
 import json
 import time

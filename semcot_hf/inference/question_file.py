@@ -1,4 +1,4 @@
-"""The questions of a JSONL file, checked line by line, and the file of their answers."""
+"""Read the questions of a JSONL file, checked line by line, and write the finished file of their answers."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""SemCoT as in the paper, its four ablations, and SemCoT (soft words), with the package's own two trainers."""
+"""SemCoT as in the paper, without alignment, encoder, warm-up or small generator, and SemCoT (soft words)."""
 
 import copy
 from collections.abc import Mapping
