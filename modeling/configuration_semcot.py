@@ -7,6 +7,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
+THOUGHT_LENGTHS = ("fixed", "adaptive")
 
 
 class SemCoTConfig(PreTrainedConfig):
@@ -28,6 +29,21 @@ class SemCoTConfig(PreTrainedConfig):
             sizes needed). "vocabulary" makes each token a mixture of the host's word embeddings, weighted by the
             generator's next-token distribution (its LM head, trained further), and feeds the same mixture of the
             generator's word embeddings back in sequential mode; host and generator must share a tokenizer.
+        thought_length: "fixed" makes `num_implicit_tokens` tokens for each question. "adaptive" lets the generator end
+            each question's thought by itself, before the first token whose most probable word is an end-of-thought
+            token; `num_implicit_tokens` is then the limit. It needs generator_mode="sequential" and
+            projection="vocabulary".
+        end_of_thought_token_ids: the generator's token ids that end a thought; its end-of-sequence tokens if `None`.
+        mixture_top_k: number of most probable words in each mixture, whose weights are normalized to sum to 1; 1 gives
+            the words themselves, 0 or `None` all words.
+        mixture_temperature: temperature of the next-token distribution that weighs a mixture.
+        starts_with_thought_token: whether <thought> stands between the query and the first token. `False` lets a
+            sequential generator continue the query as a language model does: its state at the query's last token gives
+            the first token.
+        thought_prompt_ids: the generator's token ids before and after each question, such as those of worked examples;
+            `None` has the generator read the host's prompt as it is.
+        question_marker_ids: with a thought prompt, the host's token ids between which the question is found in a
+            prompt: those that open the last user message and those that close it.
         answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".
             The tokens are inserted before them, or at the end of a prompt that does not end with them.
         separate_generator_tokenizer: whether the generator has its own tokenizer; the checkpoint then has both.
@@ -51,6 +67,13 @@ class SemCoTConfig(PreTrainedConfig):
     state_offset: int = 0
     feedback_scale: float = 1.0
     projection: str = "linear"
+    thought_length: str = "fixed"
+    end_of_thought_token_ids: list[int] | None = None
+    mixture_top_k: int | None = None
+    mixture_temperature: float = 1.0
+    starts_with_thought_token: bool = True
+    thought_prompt_ids: list[list[int]] | None = None
+    question_marker_ids: list[list[int]] | None = None
     answer_prompt_ids: list[int] | None = None
     separate_generator_tokenizer: bool = False
     includes_host: bool = False
@@ -112,6 +135,7 @@ class SemCoTConfig(PreTrainedConfig):
                 "projection='vocabulary' mixes the words of one vocabulary, but separate_generator_tokenizer is set: "
                 "use projection='linear'."
             )
+        self._check_thoughts()
         if self.projection == "identity" and self.host_config is not None and self.generator_config is not None:
             host_size, generator_size = (
                 text_config(config).hidden_size for config in (self.host_config, self.generator_config)
@@ -121,6 +145,47 @@ class SemCoTConfig(PreTrainedConfig):
                     f"projection='identity' needs equal hidden sizes, got {generator_size} for the generator and "
                     f"{host_size} for the host: use projection='linear'."
                 )
+
+    def _check_thoughts(self) -> None:
+        if self.thought_length not in THOUGHT_LENGTHS:
+            raise ValueError(f"thought_length={self.thought_length!r}: must be one of {THOUGHT_LENGTHS}.")
+        words = self.generator_mode == "sequential" and self.projection == "vocabulary"
+        if self.thought_length == "adaptive" and not words:
+            raise ValueError(
+                f"thought_length='adaptive' with generator_mode={self.generator_mode!r} and "
+                f"projection={self.projection!r}: only a generator that continues in words can end its thought: set "
+                "generator_mode='sequential' and projection='vocabulary'."
+            )
+        if self.thought_length == "adaptive" and self.generator_config is not None and not self.thought_ends:
+            raise ValueError(
+                "thought_length='adaptive' needs a token that ends a thought, but end_of_thought_token_ids is "
+                f"{self.end_of_thought_token_ids!r} and the generator's config has no eos_token_id: pass "
+                "end_of_thought_token_ids."
+            )
+        if self.mixture_top_k is not None and self.mixture_top_k < 0:
+            raise ValueError(f"mixture_top_k={self.mixture_top_k}: must be 1 or more, or 0 for all words.")
+        if not self.mixture_temperature > 0:
+            raise ValueError(
+                f"mixture_temperature={self.mixture_temperature}: must be above 0; mixture_top_k=1 gives the most "
+                "probable word."
+            )
+        if not self.starts_with_thought_token and self.generator_mode != "sequential":
+            raise ValueError(
+                "starts_with_thought_token=False belongs to generator_mode='sequential': parallel tokens are read at "
+                "<thought> positions."
+            )
+        for name in ("thought_prompt_ids", "question_marker_ids"):
+            pair = getattr(self, name)
+            if pair is not None and len(pair) != 2:
+                raise ValueError(f"{name} has {len(pair)} parts: must be two lists of token ids.")
+
+    @property
+    def thought_ends(self) -> list[int]:
+        """The generator's token ids that end a thought."""
+        ends: Any = self.end_of_thought_token_ids
+        if ends is None and self.generator_config is not None:
+            ends = text_config(self.generator_config).eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or [])
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the host's configuration, which caches, vocabulary checks and context limits refer to."""

@@ -15,19 +15,24 @@ from transformers.utils import logging
 
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .splicing_semcot import (
+    Slots,
     check_context,
     check_layout,
     check_shapes,
     context_of,
     generator_queries,
     inferred_mask,
-    positions_from_mask,
+    packed,
     prompt_layout,
     splice,
+    spliced_mask,
 )
 from .text_view_semcot import TextCandidates, TextProcessors, text_criteria
 
 logger = logging.get_logger(__name__)
+
+# What `generate` hands to the loops beside the host's own arguments.
+OWN_ARGUMENTS = ("implicit_embeddings", "implicit_columns", "implicit_unused", "implicit_start")
 
 
 class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
@@ -48,6 +53,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         *,
         num_implicit_tokens: int | None = None,
         implicit_embeddings: Tensor | None = None,
+        implicit_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate answers with k implicit tokens in the host's input.
@@ -58,6 +64,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
             generation_config, logits_processor, stopping_criteria: as in transformers.
             num_implicit_tokens: k; `config.num_implicit_tokens` if `None`; 0 gives the host's own output.
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's tokens.
+            implicit_attention_mask: (batch, k), 1 where `implicit_embeddings` holds a token; all ones if `None`.
             kwargs: all other arguments of transformers' `generate`. `past_key_values` is either the host's cache of
                 the first columns of the prompts, such as a shared prefix (`inputs` stay whole, since the generator
                 reads all of them), or a cache that this method returned, to continue from.
@@ -73,7 +80,9 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("inputs and input_ids were both passed: pass one of the two.")
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        count = self._check_tokens_argument(implicit_embeddings, num_implicit_tokens, input_ids)
+        count = self._check_tokens_argument(
+            implicit_embeddings, num_implicit_tokens, input_ids, implicit_attention_mask
+        )
         cache: Any = kwargs.get("past_key_values")
         # A cache of an earlier turn contains its implicit tokens; a zero-width placeholder keeps their count.
         held = _holds_tokens(cache, getattr(generation_config, "is_assistant", False))
@@ -88,9 +97,11 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         layout = prompt_layout(input_ids, mask, self.config.answer_prompt_ids or [])
         check_layout(layout, host_config.vocab_size)
         check_context(layout.longest, count, _new_tokens(input_ids, kwargs), context_of(host_config))
-        columns = layout.columns
+        columns, slots = layout.columns, None
         if held:
-            columns = _held_columns(cache.implicit_columns, input_ids.shape[0])
+            columns = _held_rows(cache.implicit_columns, input_ids.shape[0])
+            slots = getattr(cache, "implicit_slots", None)
+            slots = slots and slots._replace(unused=_held_rows(slots.unused, input_ids.shape[0]))
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
         else:
             _check_prefix(cache, columns)
@@ -103,7 +114,9 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
                 )
             if implicit_embeddings is None:
                 queries = generator_queries(input_ids, mask, columns, self._pad_id(), layout.extent)
-                implicit_embeddings = self._make_tokens(*queries, count)
+                implicit_embeddings, implicit_attention_mask = self._make_tokens(*queries, count)
+            implicit_embeddings, slots = packed(implicit_embeddings, implicit_attention_mask)
+            slots = slots and _slots_behind(cache, slots)
             # NaN and infinity survive the sum, which could overflow in float16.
             if not math.isfinite(implicit_embeddings.sum(dtype=torch.float32)):
                 raise ValueError(
@@ -111,6 +124,8 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
                     "embeddings passed, or else the checkpoint's weights and dtype."
                 )
         tokens = {"implicit_embeddings": implicit_embeddings, "implicit_columns": columns}
+        if slots is not None:
+            tokens |= {"implicit_unused": slots.unused, "implicit_start": slots.start}
         options = {**kwargs, **hooks, **tokens, "attention_mask": mask}
         return self._transformers.generate(input_ids, generation_config, **options)
 
@@ -151,7 +166,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         The host runs it itself where the loop accepts the embeddings of the prompt's pass, so that a decoding step is
         the host's own. Loops without a cache and assisted ones read ids again at each step.
         """
-        tokens, columns = kwargs.get("implicit_embeddings"), kwargs.get("implicit_columns")
+        tokens, columns, slots = _tokens_in(kwargs)
         by_host = name != "_assisted_decoding" and kwargs["use_cache"] and not generation_config.is_assistant
         loop = getattr(self.host if by_host else self._transformers, name)
         if tokens is None or columns is None:
@@ -170,17 +185,18 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
                 f"past_key_values that holds columns already cannot be used with {other}: leave one of the two out."
             )
         if by_host:
-            del kwargs["implicit_embeddings"], kwargs["implicit_columns"]
+            kwargs = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
             if size > 0:
-                kwargs["inputs_embeds"] = self._spliced_prompt(input_ids, tokens, columns)
+                kwargs["inputs_embeds"] = self._spliced_prompt(input_ids, tokens, columns, slots)
         mask, length = kwargs.get("attention_mask"), input_ids.shape[1]
+        if mask is None and slots is not None:
+            mask = torch.ones_like(input_ids)
         if mask is None:
             kwargs["position_ids"] = torch.arange(length + count, device=input_ids.device)[None]
             longest = length
         else:
             longest = int(mask.sum(dim=1).max())
-            kwargs["attention_mask"] = splice(mask, mask.new_ones(mask.shape[0], count), columns)
-            kwargs["position_ids"] = positions_from_mask(kwargs["attention_mask"])
+            kwargs["attention_mask"], kwargs["position_ids"] = spliced_mask(mask, count, columns, slots)
         max_length = count + self._length_in_context(generation_config.max_length, length, longest, count)
         generation_config.max_length = max_length
         if getattr(generation_config, "_mask_length", None) is not None:
@@ -195,15 +211,15 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         is_tensor = isinstance(outputs, Tensor)
         for filled in (cache, None if is_tensor else outputs.past_key_values):
             if filled is not None:
-                filled.implicit_count, filled.implicit_columns = count, columns
+                filled.implicit_count, filled.implicit_columns, filled.implicit_slots = count, columns, slots
         if is_tensor:
             return outputs[:, count:]
         outputs.sequences = outputs.sequences[:, count:]
         return outputs
 
-    def _spliced_prompt(self, text_ids: Tensor, tokens: Tensor, columns: int | Tensor) -> Tensor:
+    def _spliced_prompt(self, text_ids: Tensor, tokens: Tensor, columns: int | Tensor, slots: Slots | None) -> Tensor:
         embeds = self.get_input_embeddings()(text_ids.to(tokens.device))
-        return splice(embeds, tokens.to(embeds), columns)
+        return splice(embeds, tokens.to(embeds), columns, slots)
 
     def _length_in_context(self, max_length: int, width: int, longest: int, count: int) -> int:
         """Return `max_length` in text tokens, limited to what the host's context holds beside the implicit tokens."""
@@ -249,13 +265,16 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         is_first_iteration: bool | None = False,
         implicit_embeddings: Tensor | None = None,
         implicit_columns: int | Tensor | None = None,
+        implicit_unused: Tensor | None = None,
+        implicit_start: int = 0,
         **kwargs: Any,
     ) -> Any:
         """Prepare inputs as the host does; the pass over the prompt gets embeddings with the implicit tokens."""
         starts = past_key_values is None or past_key_values.get_seq_length() == 0
         if implicit_embeddings is not None and implicit_columns is not None and starts:
             text = input_ids[:, implicit_embeddings.shape[1] :]
-            inputs_embeds = self._spliced_prompt(text, implicit_embeddings, implicit_columns)
+            slots = None if implicit_unused is None else Slots(implicit_unused, implicit_start)
+            inputs_embeds = self._spliced_prompt(text, implicit_embeddings, implicit_columns, slots)
             next_sequence_length, is_first_iteration = None, True
         host: Any = self.host
         return host.prepare_inputs_for_generation(
@@ -297,23 +316,27 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Validate all but this model's own arguments by the host's forward."""
-        own = ("implicit_embeddings", "implicit_columns")
         host: Any = self.host
-        host._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in own})
+        host._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in OWN_ARGUMENTS})
 
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]  # depends on the instance's host
         host: Any = self.host
         return host._supports_default_dynamic_cache()
 
     def _check_tokens_argument(
-        self, implicit_embeddings: Tensor | None, num_implicit_tokens: int | None, input_ids: Tensor | None
+        self,
+        implicit_embeddings: Tensor | None,
+        num_implicit_tokens: int | None,
+        input_ids: Tensor | None,
+        mask: Tensor | None,
     ) -> int:
         count = self._check_count(num_implicit_tokens)
         if input_ids is None and (implicit_embeddings is not None or count > 0):
             raise ValueError("implicit tokens need input_ids: pass them, or num_implicit_tokens=0 for the host alone.")
         if implicit_embeddings is None or input_ids is None:
+            self._check_mask_alone(implicit_embeddings, mask)
             return count
-        self._check_shape(implicit_embeddings, input_ids.shape[0])
+        self._check_shape(implicit_embeddings, input_ids.shape[0], mask)
         if num_implicit_tokens not in (None, implicit_embeddings.shape[1]):
             raise ValueError(
                 f"num_implicit_tokens={num_implicit_tokens} does not fit implicit_embeddings of shape "
@@ -385,12 +408,34 @@ def _held_tokens(cache: Any, num_implicit_tokens: int | None, implicit_embedding
     return cache.implicit_count
 
 
-def _held_columns(columns: int | Tensor, batch: int) -> int | Tensor:
-    """Return the columns of the implicit tokens in a cache for `batch` rows, also after `batch_repeat_interleave`."""
-    if isinstance(columns, int) or len(columns) == batch:
-        return columns
-    if batch % len(columns):
+def _held_rows(values: Any, batch: int) -> Any:
+    """Return what a cache says of each row's tokens for `batch` rows, also after `batch_repeat_interleave`."""
+    if isinstance(values, int) or len(values) == batch:
+        return values
+    if batch % len(values):
         raise ValueError(
-            f"past_key_values holds the implicit tokens of {len(columns)} rows, input_ids has {batch}: pass as many."
+            f"past_key_values holds the implicit tokens of {len(values)} rows, input_ids has {batch}: pass as many."
         )
-    return columns.repeat_interleave(batch // len(columns))
+    return values.repeat_interleave(batch // len(values))
+
+
+def _slots_behind(cache: Cache | None, slots: Slots) -> Slots:
+    """Return the slots, of which the unused ones follow the columns in a cache of the prompts.
+
+    Raises:
+        ValueError: for a cache with sliding windows, which count columns, so that unused slots would narrow them.
+    """
+    cached = 0 if cache is None else int(cache.get_seq_length())
+    if cached and cache is not None and any(cache.is_sliding):
+        raise ValueError(
+            f"past_key_values holds {cached} columns of a host with sliding windows, and the questions have different "
+            "numbers of implicit tokens: leave past_key_values out, or pass one question at a time."
+        )
+    return slots._replace(start=cached)
+
+
+def _tokens_in(kwargs: dict[str, Any]) -> tuple[Any, Any, Slots | None]:
+    """Return the implicit tokens among the arguments of a loop: embeddings, columns and slots."""
+    unused = kwargs.get("implicit_unused")
+    slots = None if unused is None else Slots(unused, kwargs["implicit_start"])
+    return kwargs.get("implicit_embeddings"), kwargs.get("implicit_columns"), slots

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_semcot import text_config
-from .parts_semcot import SemCoTPreTrainedModel
 from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
+from .thoughts_semcot import SemCoTThoughtsMixin
 
 logger = logging.get_logger(__name__)
 
@@ -82,11 +82,11 @@ def retokenize(
     return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
 
-class SemCoTTokensMixin(SemCoTPreTrainedModel):
+class SemCoTTokensMixin(SemCoTThoughtsMixin):
     """The methods of `SemCoTForCausalLM` that compute implicit tokens and, for mixtures of words, decode them."""
 
     # Set by `compile_generator`.
-    _compiled_tokens: Callable[..., Tensor] | None = None
+    _compiled_tokens: Callable[..., tuple[Tensor, Tensor | None]] | None = None
 
     def compile_generator(self, **options: Any) -> None:
         """Compile the computation of implicit tokens, the pass over the query and all k steps, into one graph.
@@ -95,6 +95,8 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
         each kind of input (one query or several, padded or not, each k) waits for the compiler, up to a minute for
         small generators; on a CPU, torch needs a C++ compiler. On a GPU, `mode="reduce-overhead", dynamic=False` also
         captures a CUDA graph for each shape of queries, which removes the time to launch its kernels.
+        With thought_length="adaptive", a compiled generator always takes all k steps, and what follows a thought's end
+        is left out afterwards; a thought prompt is read again for each question.
         Calls with gradients (training) stay uncompiled. Saved checkpoints and copies of the model are unaffected.
 
         Args:
@@ -117,7 +119,8 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
         attention_mask: Tensor | None = None,
         num_implicit_tokens: int | None = None,
         completion_mask: Tensor | None = None,
-    ) -> Tensor:
+        return_mask: bool = False,
+    ) -> Any:
         """Compute the implicit tokens Z of prompts (SemCoT, equations of section 3.2).
 
         Args:
@@ -125,15 +128,22 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
             attention_mask: (batch, length), padding on either side; all ones if `None`.
             num_implicit_tokens: k; `config.num_implicit_tokens` if `None`.
             completion_mask: (batch, length), 1 on tokens that follow the prompt, which the generator does not read.
+            return_mask: whether to return the mask of the tokens, too.
 
         Returns:
-            FloatTensor (batch, k, host hidden size), in the host's embedding space and dtype.
+            FloatTensor (batch, k, host hidden size), in the host's embedding space and dtype. With
+            thought_length="adaptive", k is the length of the batch's longest thought, and zeros follow shorter ones.
+            With `return_mask`, a pair of these and LongTensor (batch, k), 1 where a token is.
 
         Raises:
             ValueError: for k out of range or a prompt without tokens.
         """
         count = self._check_count(num_implicit_tokens)
-        return self._make_tokens(*self._queries(input_ids, attention_mask, completion_mask), count)
+        tokens, mask = self._make_tokens(*self._queries(input_ids, attention_mask, completion_mask), count)
+        if not return_mask:
+            return tokens
+        ones = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        return tokens, ones if mask is None else mask
 
     @torch.no_grad()
     def implicit_words(
@@ -146,7 +156,7 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
 
         Returns:
             LongTensor (batch, k), the id of each token's most probable word, and FloatTensor (batch, k), its weight
-            in the mixture.
+            in the mixture. Words that follow a thought's end (thought_length="adaptive") have id -1 and weight 0.
 
         Raises:
             ValueError: for another projection.
@@ -160,9 +170,54 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
         ids, mask = self._queries(input_ids, attention_mask)
         if count == 0:
             return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
-        states = self.generator_states(*self._generator_inputs(ids, mask), count)
-        share, word = self._shares(states, self.get_input_embeddings().weight).max(dim=-1)
-        return word, share
+        states, used = self._states(*self._generator_inputs(ids, mask), count)
+        if states.shape[1] == 0:
+            return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
+        weights, words = self._weights(self.word_logits(states), self.get_input_embeddings().weight)
+        share, place = weights.max(dim=-1)
+        word = place if words is None else words.gather(-1, place[..., None])[..., 0]
+        if used is None:
+            return word, share
+        return word.masked_fill(used == 0, -1), share.masked_fill(used == 0, 0)
+
+    def implicit_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        num_implicit_tokens: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[str]:
+        """Return what each prompt's implicit tokens say: the text of their most probable words.
+
+        Args:
+            input_ids, attention_mask, num_implicit_tokens: as in `implicit_embeddings`.
+            tokenizer: the generator's; if `None`, that of the model, or else of the checkpoint, generator or host that
+                the configuration names.
+
+        Raises:
+            ValueError: for another projection than "vocabulary", or if no tokenizer is found.
+        """
+        words, _ = self.implicit_words(input_ids, attention_mask, num_implicit_tokens)
+        tokenizer = self.words_tokenizer() if tokenizer is None else tokenizer
+        rows = [[word for word in row if word >= 0] for row in words.tolist()]
+        return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
+
+    def words_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of the generator's words, loaded on first use where the model has none."""
+        names = (self.config.name_or_path, self.config.generator_name_or_path, self.config.host_name_or_path)
+        for name in names if self.generator_tokenizer is None else ():
+            try:
+                self.generator_tokenizer = AutoTokenizer.from_pretrained(name) if name else None
+            except (OSError, ValueError):
+                continue
+            if self.generator_tokenizer is not None:
+                break
+        if self.generator_tokenizer is None:
+            raise ValueError(
+                f"tokenizer=None, and no tokenizer is found at {[name for name in names if name]}: pass tokenizer=, "
+                "or set model.generator_tokenizer."
+            )
+        return self.generator_tokenizer
 
     def _queries(
         self, input_ids: Tensor, attention_mask: Tensor | None, completion_mask: Tensor | None = None
@@ -172,29 +227,44 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids or [], completion_mask)
         return generator_queries(input_ids, mask, columns, self._pad_id())
 
-    def _make_tokens(self, ids: Tensor, mask: Tensor | None, count: int) -> Tensor:
-        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded."""
+    def _make_tokens(self, ids: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded.
+
+        Returns:
+            (batch, k, host hidden size), and the mask (batch, k) of the tokens or `None` if all of them are used.
+        """
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
-            return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype)
+            return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype), None
         ids, mask = self._generator_inputs(ids, mask)
         context = context_of(text_config(self.config.generator_config))
-        if context is not None and ids.shape[1] + count > context:
+        prompt = sum(map(len, self.config.thought_prompt_ids or []))
+        if context is not None and prompt + ids.shape[1] + count > context:
+            further = f", a thought prompt of {prompt}" if prompt else ""
             raise ValueError(
-                f"A query of {ids.shape[1]} tokens and {count} implicit tokens are more than the generator's context "
-                f"of {context}: shorten the query."
+                f"A query of {ids.shape[1]} tokens{further} and {count} implicit tokens are more than the generator's "
+                f"context of {context}: shorten the query."
             )
         if self._compiled_tokens is None or torch.is_grad_enabled():
-            return _tokens(self, ids, mask, count)
-        # Slices of wider prompts have strides that would need a graph of their own.
-        inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
-        tokens = self._compiled_tokens(self, *inputs, count)
-        # With captured CUDA graphs (mode="reduce-overhead") the next call overwrites the returned tensor.
-        return tokens.clone() if tokens.is_cuda else tokens
+            tokens, used = _tokens(self, ids, mask, count)
+        else:
+            # Slices of wider prompts have strides that would need a graph of their own.
+            inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
+            tokens, used = self._compiled_tokens(self, *inputs, count)
+            # With captured CUDA graphs (mode="reduce-overhead") the next call overwrites the returned tensors.
+            tokens = tokens.clone() if tokens.is_cuda else tokens
+            used = used.clone() if used is not None and used.is_cuda else used
+        if used is None:
+            return tokens, None
+        longest = int(used.sum(dim=1).max())
+        tokens, used = tokens[:, :longest], used[:, :longest]
+        return tokens.masked_fill(used[..., None] == 0, 0), used
 
     def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return queries and their mask in the generator's token ids, checked and on its device."""
         device, host_words = self.projection_device(), self.get_input_embeddings().weight
+        if self.config.thought_prompt_ids is not None:
+            ids, mask = self._questions(ids, mask)
         if self.config.separate_generator_tokenizer:
             ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
         ids, mask = ids.to(device), mask if mask is None else mask.to(device)
@@ -227,6 +297,17 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
             ValueError: for a sequential generator with recurrent layers, which overwrite their state at each step, if
                 gradients are enabled.
         """
+        return self._states(ids, mask, count, cache)[0]
+
+    def _states(
+        self, ids: Tensor, mask: Tensor | None, count: int, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `generator_states`, and with thought_length="adaptive" the mask (batch, k) of what precedes an end.
+
+        With a thought prompt and without a cache, `ids` are questions around which the prompt is put.
+        """
+        if self.config.thought_prompt_ids is not None and cache is None:
+            ids, mask, cache = self._prompted(ids, mask)
         query = self.generator.get_input_embeddings()(ids)
         thought = self.thought_embedding.to(query.dtype)
         mask = None if mask is None else extended_mask(mask, count)
@@ -238,11 +319,11 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
             options |= {"attention_mask": mask, "position_ids": positions_from_mask(mask)[:, -embeds.shape[1] :]}
         states = self.generator(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
         start = query.shape[1] + self.config.state_offset
-        return states[:, start : start + count]
+        return states[:, start : start + count], None
 
     def _sequential_states(
         self, query: Tensor, thought: Tensor, mask: Tensor | None, count: int, cache: Cache | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         if self.generator._is_stateful and torch.is_grad_enabled():
             raise ValueError(
                 f"generator_mode='sequential' cannot be trained with a {self.generator.config.model_type} generator, "
@@ -255,12 +336,26 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
             positions = positions_from_mask(mask)
         read = positions.shape[1] - count - query.shape[1]
         cache = DynamicCache(config=self.generator.config) if cache is None else cache
-        # Compiled, a separate pass over the query lets the compiler drop what its last layer computes beyond keys and
-        # values.
-        inputs = [query, thought] if torch.compiler.is_compiling() else [torch.cat([query, thought], dim=1)]
+        compiling = torch.compiler.is_compiling()
+        if not self.config.starts_with_thought_token:
+            inputs = [query]
+        elif compiling:
+            # A separate pass over the query lets the compiler drop what its last layer computes beyond keys and
+            # values.
+            inputs = [query, thought]
+        else:
+            inputs = [torch.cat([query, thought], dim=1)]
+        adaptive = self.config.thought_length == "adaptive"
         states: list[Tensor] = []
+        used: list[Tensor] = []
+        logits = None
         while len(states) < count:
-            embeds = inputs.pop(0) if inputs else self.feedback(states[-1])
+            if inputs:
+                embeds = inputs.pop(0)
+            elif logits is None:
+                embeds = self.feedback(states[-1])
+            else:
+                embeds = self._mixture(logits, self.generator.get_input_embeddings()).to(query.dtype)
             start, read = read, read + embeds.shape[1]
             state = self.generator(
                 inputs_embeds=embeds,
@@ -269,35 +364,18 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, -1:]
-            if not inputs:
-                states.append(state)
-        return torch.cat(states, dim=1)
+            if inputs:
+                continue
+            states.append(state)
+            if adaptive:
+                logits = self.word_logits(state)
+                goes_on = ~self.ends_thought(logits)
+                used.append(goes_on & used[-1] if used else goes_on)
+                if not compiling and not used[-1].any():
+                    break
+        return torch.cat(states, dim=1), torch.cat(used, dim=1).long() if adaptive else None
 
-    def feedback(self, states: Tensor) -> Tensor:
-        """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
-        if self.config.projection == "vocabulary":
-            return self._mixture(states, self.generator.get_input_embeddings()).to(states.dtype)
-        return states * self.config.feedback_scale
-
-    def tokens_of(self, states: Tensor) -> Tensor:
-        """Map generator states (batch, k, size) to implicit tokens (batch, k, host hidden size)."""
-        words = self.get_input_embeddings()
-        if self.config.projection == "vocabulary":
-            return self._mixture(states, words).to(words.weight.dtype)
-        return self.projection(states.to(self.thought_embedding.dtype)).to(words.weight.dtype)
-
-    def _mixture(self, states: Tensor, words: Any) -> Tensor:
-        """Return the mean of word embeddings, weighted by each state's next-token distribution."""
-        shares = self._shares(states, words.weight).to(words.weight)
-        # Some families scale word embeddings in their lookup.
-        return shares @ words.weight[: shares.shape[-1]] * getattr(words, "embed_scale", 1.0)
-
-    def _shares(self, states: Tensor, words: Tensor) -> Tensor:
-        """Return each state's next-token distribution over the words that both the generator and `words` have."""
-        logits = self.projection(states.to(self.thought_embedding.dtype))
-        return logits[..., : words.shape[0]].softmax(dim=-1, dtype=torch.float32)
-
-    def _check_shape(self, embeddings: Tensor, batch: int) -> None:
+    def _check_shape(self, embeddings: Tensor, batch: int, mask: Tensor | None = None) -> None:
         size = self.config.get_text_config().hidden_size
         shape = tuple(getattr(embeddings, "shape", ()))
         if len(shape) != 3 or shape[0] != batch or shape[2] != size:
@@ -306,6 +384,19 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
             )
         if not embeddings.is_floating_point():
             raise ValueError(f"implicit_embeddings has dtype {embeddings.dtype}: must be floating-point numbers.")
+        if mask is not None and tuple(getattr(mask, "shape", ())) != shape[:2]:
+            raise ValueError(
+                f"implicit_attention_mask has shape {tuple(getattr(mask, 'shape', ()))}: must be that of the tokens, "
+                f"(batch, k) = {shape[:2]}."
+            )
+
+    @staticmethod
+    def _check_mask_alone(embeddings: Tensor | None, mask: Tensor | None) -> None:
+        if embeddings is None and mask is not None:
+            raise ValueError(
+                "implicit_attention_mask belongs to implicit_embeddings, which are None: pass both, as "
+                "model.implicit_embeddings(..., return_mask=True) returns them."
+            )
 
     def _pad_id(self) -> int:
         pad = self.config.get_text_config().pad_token_id
@@ -324,5 +415,6 @@ class SemCoTTokensMixin(SemCoTPreTrainedModel):
         return int(count)
 
 
-def _tokens(model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int) -> Tensor:
-    return model.tokens_of(model.generator_states(ids, mask, count))
+def _tokens(model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+    states, used = model._states(ids, mask, count)
+    return model.tokens_of(states), used

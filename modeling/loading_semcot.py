@@ -1,7 +1,7 @@
 """Build a SemCoT model from pretrained host and generator, load it and save it (attached or whole layout)."""
 
-import copy
 import os
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,7 +19,8 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_semcot import SemCoTConfig
-from .parts_semcot import SemCoTPreTrainedModel, unquantized
+from .parts_semcot import SemCoTPreTrainedModel, adapted_layers, merged_state, unquantized
+from .thought_prompt_semcot import recipe_fields
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "subfolder")
@@ -28,43 +29,6 @@ TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
 Model = TypeVar("Model", bound="SemCoTLoadingMixin")
 ModelSource: TypeAlias = str | PathLike | PreTrainedModel
 TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
-
-
-def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return (name, layer) of each layer with peft adapters or a trained copy (peft's `modules_to_save`).
-
-    Works without peft installed.
-    """
-    found: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        adapted = hasattr(module, "get_base_layer") and hasattr(module, "merge")
-        if (adapted or _is_wrapper(module)) and not any(name.startswith(f"{outer}.") for outer, _ in found):
-            found.append((name, module))
-    return found
-
-
-def merged_layer(layer: Any) -> nn.Module:
-    """Return a copy of an adapted layer's base with the adapters merged, or the trained copy that is in use."""
-    if _is_wrapper(layer) and not hasattr(layer, "token_adapter"):
-        active = [] if layer.disable_adapters else layer.active_adapters
-        return layer.modules_to_save[active[0]] if active else layer.original_module
-    merged = copy.deepcopy(getattr(layer, "token_adapter", layer))
-    merged.merge()
-    return merged.get_base_layer()
-
-
-def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the state dict of `model` with its adapters merged; `model` stays unchanged."""
-    state = dict(model.state_dict() if state_dict is None else state_dict)
-    for name, layer in adapted_layers(model):
-        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        state.update({f"{name}.{key}": value for key, value in merged_layer(layer).state_dict().items()})
-    return state
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Return whether a module is peft's wrapper of a layer that is trained as a whole, or in some of its rows."""
-    return hasattr(module, "original_module") and hasattr(module, "active_adapters")
 
 
 class SemCoTLoadingMixin(SemCoTPreTrainedModel):
@@ -76,12 +40,15 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         host: ModelSource,
         generator: ModelSource,
         *,
-        num_implicit_tokens: int = 5,
+        num_implicit_tokens: int | None = None,
         host_kwargs: dict[str, Any] | None = None,
         generator_kwargs: dict[str, Any] | None = None,
         host_tokenizer: TokenizerSource | None = None,
         generator_tokenizer: TokenizerSource | None = None,
         thought_token_id: int | None = None,
+        recipe: str | None = None,
+        tokenizer: TokenizerSource | None = None,
+        thought_prompt: Sequence[Mapping[str, str]] | None = None,
         **config_kwargs: Any,
     ) -> Model:
         """Build a SemCoT model from two pretrained models.
@@ -90,12 +57,19 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
             host: id, path or model of the host causal LM; it is frozen. Checkpoints of the attached layout refer to it
                 by the id or path it was loaded from; save a modified host first and pass its folder.
             generator: id, path or model (with or without LM head) of the generator.
-            num_implicit_tokens: k.
+            num_implicit_tokens: k; 5 if `None`, or the recipe's.
             host_kwargs, generator_kwargs: arguments for their `from_pretrained` (dtype, device_map, revision ...).
             host_tokenizer, generator_tokenizer: ids, paths or tokenizers; pass both if the two models do not share a
                 tokenizer. Queries are then re-tokenized for the generator.
             thought_token_id: the generator's token whose embedding initializes <thought>, such as the first word of
                 its reasoning; the mean of all embeddings if `None`.
+            recipe: "prompted" has an instruct model think in words as it is, without training: sequential mixtures of
+                the 8 most probable words, of adaptive length up to 48, by a thought prompt. Other arguments take
+                precedence over it.
+            thought_prompt: chat messages that precede each question in the generator's input, rendered by its chat
+                template: a system message and worked examples; `DEFAULT_THOUGHT_PROMPT` for the recipe. The models
+                must share a tokenizer, which is loaded from where they were, or set by `tokenizer`.
+            tokenizer: the tokenizer of both models, for a thought prompt and `implicit_text`.
             config_kwargs: further fields of `SemCoTConfig`, such as `generator_mode="sequential"`.
 
         Returns:
@@ -118,10 +92,14 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         if backbone is generator and generator.get_output_embeddings() is not None:
             # Llama 4's base_model_prefix is not the name of its backbone.
             backbone = next(part for part in generator.children() if isinstance(part, PreTrainedModel))
+        if recipe is not None or thought_prompt is not None or tokenizer is not None:
+            words = tuple(_tokenizer(tokenizer, part.config.name_or_path) for part in (host, generator))
+            config_kwargs = {**recipe_fields(recipe, thought_prompt, words, config_kwargs), **config_kwargs}
+        default = config_kwargs.pop("num_implicit_tokens", 5)
         config = SemCoTConfig(
             **_host_fields(host, commit, host_kwargs),
             generator_config=backbone.config,
-            num_implicit_tokens=num_implicit_tokens,
+            num_implicit_tokens=default if num_implicit_tokens is None else num_implicit_tokens,
             generator_name_or_path=generator.config.name_or_path or None,
             separate_generator_tokenizer=host_tokenizer is not None,
             **config_kwargs,
@@ -140,10 +118,10 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         if config.projection == "vocabulary" and isinstance(model.projection, nn.Linear):
             head = generator.get_output_embeddings()
             model.projection.weight.data = (embeddings if head is None else head.weight).detach().clone()
-        for name, tokenizer in zip(TOKENIZERS, tokenizers, strict=True):
-            if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-            setattr(model, name, tokenizer)
+        for name, source in zip(TOKENIZERS, tokenizers, strict=True):
+            setattr(model, name, None if source is None else _tokenizer(source))
+        if tokenizer is not None:
+            model.generator_tokenizer = _tokenizer(tokenizer)
         return model.eval()
 
     @classmethod
@@ -371,6 +349,15 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
                 "merged), or attach the changed host, saved under a name of its own."
             )
         return wanted
+
+
+def _tokenizer(source: TokenizerSource | None, name: str | None = None) -> PreTrainedTokenizerBase:
+    """Return a tokenizer, loaded from an id or path; without `source`, from that of its model."""
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    if source is None and not name:
+        raise ValueError("tokenizer=None, and host or generator is a model without id or path: pass tokenizer=.")
+    return AutoTokenizer.from_pretrained(name if source is None else source)
 
 
 def _pick(kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

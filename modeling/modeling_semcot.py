@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -14,12 +14,14 @@ from .generation_semcot import SemCoTGenerationMixin
 from .loading_semcot import SemCoTLoadingMixin
 from .question_cache_semcot import cacheable_columns, fill_question_cache
 from .splicing_semcot import (
+    Slots,
     check_shapes,
     generator_queries,
     insertion_columns,
-    positions_from_mask,
+    packed,
     splice,
     spliced_columns,
+    spliced_mask,
 )
 
 
@@ -33,11 +35,14 @@ class SemCoTCausalLMOutput(CausalLMOutputWithPast):
     Args:
         implicit_embeddings: (batch, k, host hidden size), the implicit tokens Z in the host's input.
         implicit_columns: (batch,), the column before which each row's tokens were inserted.
+        implicit_attention_mask: (batch, k), 1 where `implicit_embeddings` holds a token; each row's tokens are its
+            last ones. `None` if all of them are tokens.
         step_loss: scalar, mean cross-entropy of the step decoder, if `step_input_ids` were given.
     """
 
     implicit_embeddings: Tensor | None = None
     implicit_columns: Tensor | None = None
+    implicit_attention_mask: Tensor | None = None
     step_loss: Tensor | None = None
 
 
@@ -67,6 +72,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
         logits_to_keep: int | Tensor = 0,
         completion_mask: Tensor | None = None,
         implicit_embeddings: Tensor | None = None,
+        implicit_attention_mask: Tensor | None = None,
         num_implicit_tokens: int | None = None,
         step_input_ids: Tensor | None = None,
         step_attention_mask: Tensor | None = None,
@@ -89,6 +95,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
                 for all.
             completion_mask: (batch, length), 1 on the completion's tokens.
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's tokens.
+            implicit_attention_mask: (batch, k), 1 where `implicit_embeddings` holds a token; all ones if `None`.
             num_implicit_tokens: k; `config.num_implicit_tokens` if `None`.
             step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
                 the step decoder; steps whose mask is all zeros are not supervised.
@@ -137,21 +144,29 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids or [], completion_mask)
         if implicit_embeddings is None:
             queries = generator_queries(input_ids, mask, columns, self._pad_id())
-            implicit_embeddings = self._make_tokens(*queries, self._check_count(num_implicit_tokens))
+            self._check_mask_alone(implicit_embeddings, implicit_attention_mask)
+            made = self._make_tokens(*queries, self._check_count(num_implicit_tokens))
+            implicit_embeddings, implicit_attention_mask = made
         else:
-            self._check_shape(implicit_embeddings, input_ids.shape[0])
+            self._check_shape(implicit_embeddings, input_ids.shape[0], implicit_attention_mask)
+        implicit_embeddings, slots = packed(implicit_embeddings, implicit_attention_mask)
         count, length = implicit_embeddings.shape[1], input_ids.shape[1]
         loss_kwargs = {name: kwargs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
         kept = logits_to_keep if isinstance(logits_to_keep, int) else 0
         # From the last token before the implicit ones on, logits of text and host positions correspond one to one.
         aligned = 0 < kept <= length - int(columns.max()) + 1
-        embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns)
         cached = cacheable_columns(columns, length, kept) if use_question_cache and not self._is_stateful else 0
+        if slots is not None and cached:
+            # Unused slots inside a sliding window, which counts columns, would narrow it.
+            cached = 0 if any(DynamicCache(config=self.config.get_text_config()).is_sliding) else cached
+            slots = slots._replace(start=cached)
+        embeds, mask, position_ids = self.splice_inputs(input_ids, mask, implicit_embeddings, columns, slots)
         if cached:
             use_cache = True
             question = (embeds[:, :cached], mask[:, :cached], position_ids[:, :cached])
             past_key_values = fill_question_cache(self.host, *question, question_cache)
             embeds, position_ids, columns = embeds[:, cached:], position_ids[:, cached:], columns - cached
+            slots = slots and slots._replace(start=0)
         outputs = self.host(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -163,7 +178,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
         )
         logits = outputs.logits
         if not aligned:
-            logits = _text_logits(logits, columns - (embeds.shape[1] - logits.shape[1]), count)
+            cut = embeds.shape[1] - logits.shape[1]
+            logits = _text_logits(logits, columns - cut, count, slots)
         if not isinstance(logits_to_keep, int):
             logits = logits[:, logits_to_keep]
         loss = step_loss = None
@@ -186,18 +202,22 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
             attentions=outputs.attentions,
             implicit_embeddings=implicit_embeddings,
             implicit_columns=columns,
+            implicit_attention_mask=None if slots is None else slots.mask(count),
             step_loss=step_loss,
         )
 
     def splice_inputs(
-        self, input_ids: Tensor, attention_mask: Tensor, implicit_embeddings: Tensor, columns: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        implicit_embeddings: Tensor,
+        columns: Tensor,
+        slots: Slots | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the host's inputs with implicit tokens: embeddings (batch, length + k, size), mask and positions."""
         embeds = self.get_input_embeddings()(input_ids)
-        embeds = splice(embeds, implicit_embeddings.to(embeds.dtype).to(embeds.device), columns)
-        ones = attention_mask.new_ones(attention_mask.shape[0], implicit_embeddings.shape[1])
-        mask = splice(attention_mask, ones, columns)
-        return embeds, mask, positions_from_mask(mask)
+        embeds = splice(embeds, implicit_embeddings.to(embeds.dtype).to(embeds.device), columns, slots)
+        return embeds, *spliced_mask(attention_mask, implicit_embeddings.shape[1], columns, slots)
 
 
 # `generate` reads the signature four times a call; building it takes as long as a small layer's pass.
@@ -214,13 +234,13 @@ def _completion_of(labels: Tensor, attention_mask: Tensor | None) -> Tensor | No
     return labelled.long() if bool(has_prompt.all()) else None
 
 
-def _text_logits(logits: Tensor, columns: Tensor, count: int) -> Tensor:
+def _text_logits(logits: Tensor, columns: Tensor, count: int, slots: Slots | None = None) -> Tensor:
     """Select the logits (batch, length, vocabulary) that predict the token after each text position.
 
     Up to the last prompt token before the implicit ones these are the position's own. From there on they are `count`
     positions later, since the last implicit token predicts the text after it.
     """
-    source = spliced_columns(logits.shape[1] - count, count, columns - 1)
+    source = spliced_columns(logits.shape[1] - count, count, columns - 1, slots)
     return logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
 
 

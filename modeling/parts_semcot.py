@@ -5,7 +5,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .configuration_semcot import SemCoTConfig, text_config
@@ -221,3 +221,40 @@ def check_word_size(host: PreTrainedModel) -> None:
 def takes_cache(model: PreTrainedModel) -> bool:
     """Return whether a model's forward takes `past_key_values`."""
     return "past_key_values" in signature(type(model).forward).parameters
+
+
+def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (name, layer) of each layer with peft adapters or a trained copy (peft's `modules_to_save`).
+
+    Works without peft installed.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        adapted = hasattr(module, "get_base_layer") and hasattr(module, "merge")
+        if (adapted or _is_wrapper(module)) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
+
+
+def merged_layer(layer: Any) -> nn.Module:
+    """Return a copy of an adapted layer's base with the adapters merged, or the trained copy that is in use."""
+    if _is_wrapper(layer) and not hasattr(layer, "token_adapter"):
+        active = [] if layer.disable_adapters else layer.active_adapters
+        return layer.modules_to_save[active[0]] if active else layer.original_module
+    merged = copy.deepcopy(getattr(layer, "token_adapter", layer))
+    merged.merge()
+    return merged.get_base_layer()
+
+
+def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the state dict of `model` with its adapters merged; `model` stays unchanged."""
+    state = dict(model.state_dict() if state_dict is None else state_dict)
+    for name, layer in adapted_layers(model):
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state.update({f"{name}.{key}": value for key, value in merged_layer(layer).state_dict().items()})
+    return state
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Return whether a module is peft's wrapper of a layer that is trained as a whole, or in some of its rows."""
+    return hasattr(module, "original_module") and hasattr(module, "active_adapters")

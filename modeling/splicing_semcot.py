@@ -64,38 +64,112 @@ def insertion_columns(
     return torch.where(found, ends - size, ends), found
 
 
-def splice(values: Tensor, inserted: Tensor, columns: int | Tensor) -> Tensor:
+class Slots(NamedTuple):
+    """The slots of implicit tokens in a batch whose rows have different numbers of tokens.
+
+    A row's unused slots become padding before its text, so that its tokens stand side by side, directly before what
+    follows them, and no hole is left in the mask of a prompt that is padded on the left.
+
+    Args:
+        unused: LongTensor (batch,), the number of each row's slots that hold no token; they are its first ones.
+        start: the text column before which the padding goes: 0, or the number of columns in a cache of the prompts.
+    """
+
+    unused: Tensor
+    start: int = 0
+
+    def mask(self, count: int) -> Tensor:
+        """Return the mask (batch, count) of the slots, 1 where a token is."""
+        return (torch.arange(count, device=self.unused.device) >= self.unused[:, None]).long()
+
+
+def packed(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Slots | None]:
+    """Move each row's tokens to the end of its slots, and drop the slots that no row uses.
+
+    Args:
+        tokens: (batch, k, size).
+        mask: (batch, k), 1 where a token is; `None` if all slots hold one.
+
+    Returns:
+        (batch, longest row, size), and the slots or `None` if no row has an unused one.
+
+    >>> tokens = torch.tensor([[[1.0], [2.0], [9.0]], [[3.0], [9.0], [9.0]]])
+    >>> tokens, slots = packed(tokens, torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    >>> tokens[..., 0].tolist(), slots.unused.tolist()
+    ([[1.0, 2.0], [0.0, 3.0]], [0, 1])
+    """
+    if mask is None:
+        return tokens, None
+    used = mask.bool().sum(dim=1)
+    longest, shortest = (int(value) for value in torch.stack([used.amax(), used.amin()]))
+    if shortest == tokens.shape[1]:
+        return tokens, None
+    order = mask.bool().long().argsort(dim=1, stable=True)[:, tokens.shape[1] - longest :]
+    rows = torch.arange(len(tokens), device=order.device)[:, None]
+    slots = Slots(longest - used)
+    tokens = tokens[rows.to(tokens.device), order.to(tokens.device)]
+    if shortest == longest:
+        return tokens, None
+    return tokens.masked_fill(slots.mask(longest).to(tokens.device)[..., None] == 0, 0), slots
+
+
+def splice(values: Tensor, inserted: Tensor, columns: int | Tensor, slots: Slots | None = None) -> Tensor:
     """Insert `inserted` into `values` before each row's column.
 
     Args:
         values: (batch, length, *rest).
         inserted: (batch, k, *rest).
         columns: LongTensor (batch,), or an int if all rows share the column.
+        slots: which of the inserted values are unused; these go before the row's text.
 
     Returns:
         (batch, length + k, *rest), differentiable in both.
 
     >>> splice(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7, 8], [9, 9]]), torch.tensor([1, 3])).tolist()
     [[1, 7, 8, 2, 3], [4, 5, 6, 9, 9]]
+    >>> splice(torch.tensor([[1, 2, 3]]), torch.tensor([[0, 8]]), torch.tensor([2]), Slots(torch.tensor([1]))).tolist()
+    [[0, 1, 2, 8, 3]]
     """
-    if isinstance(columns, int):
+    if isinstance(columns, int) and slots is None:
         return torch.cat([values[:, :columns], inserted, values[:, columns:]], dim=1)
     length, count = values.shape[1], inserted.shape[1]
     out = torch.arange(length + count, device=values.device)[None]
-    start = columns[:, None]
-    source = torch.where(out < start, out, torch.where(out < start + count, length + out - start, out - count))
+    start = columns if isinstance(columns, int) else columns[:, None]
+    source = torch.where(out < start + count, length + out - start, out - count)
+    if slots is None:
+        source = torch.where(out < start, out, source)
+    else:
+        unused = slots.unused.to(out.device)[:, None]
+        source = torch.where(out < start + unused, out - unused, source)
+        source = torch.where(out < slots.start + unused, length + out - slots.start, source)
+        source = torch.where(out < slots.start, out, source)
     index = source.view(*source.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
     return torch.cat([values, inserted], dim=1).gather(1, index)
 
 
-def spliced_columns(length: int, count: int, columns: Tensor) -> Tensor:
+def spliced_columns(length: int, count: int, columns: Tensor, slots: Slots | None = None) -> Tensor:
     """Return the column of each text position after `count` tokens were spliced in: LongTensor (batch, length).
 
     >>> spliced_columns(3, 2, torch.tensor([1, 3])).tolist()
     [[0, 3, 4], [0, 1, 2]]
     """
     text = torch.arange(length, device=columns.device)[None]
-    return torch.where(text < columns[:, None], text, text + count)
+    before = text
+    if slots is not None:
+        before = torch.where(text < slots.start, text, text + slots.unused.to(text.device)[:, None])
+    return torch.where(text < columns[:, None], before, text + count)
+
+
+def spliced_mask(
+    attention_mask: Tensor, count: int, columns: int | Tensor, slots: Slots | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the mask (batch, length + count) of a text with `count` slots for tokens, and its position ids."""
+    if slots is None:
+        inserted = attention_mask.new_ones(attention_mask.shape[0], count)
+    else:
+        inserted = slots.mask(count).to(attention_mask)
+    mask = splice(attention_mask, inserted, columns, slots)
+    return mask, positions_from_mask(mask)
 
 
 def positions_from_mask(attention_mask: Tensor) -> Tensor:

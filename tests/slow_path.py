@@ -4,6 +4,25 @@ import torch
 
 ANSWER = [7, 8]
 NEW = 8
+# Families that all tests of pairs go through, with the configuration of their tiny models.
+HOSTS = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 6},
+    "gemma": {},
+    # Its eager attention takes the softmax in float32, where float64's mask value overflows.
+    "gemma2": {"sliding_window": 6, "dtype": torch.float32},
+    "gemma3_text": {"sliding_window": 6},
+    "gpt2": {},
+    "gpt2-untied": {"tie_word_embeddings": False},
+    "gpt_neox": {},
+    "phi": {},
+    "olmo": {},
+    "olmo2": {},
+}
+GENERATORS = ("llama", "qwen3", "mistral", "gemma3_text", "gpt2", "gpt_neox", "phi", "olmo")
 
 
 def padded(prompts, pad=0):

@@ -77,7 +77,9 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
         if module is not None:
             module.requires_grad_(True)
     # With an offset of -1 no state after the last <thought> is used, so a single <thought> has no gradient.
-    model.thought_embedding.requires_grad_(model.config.num_implicit_tokens + model.config.state_offset > 0)
+    model.thought_embedding.requires_grad_(
+        model.config.num_implicit_tokens + model.config.state_offset > 0 and model.config.starts_with_thought_token
+    )
     for module in (model.step_decoder, model.step_projection):
         if args.step_weight == 0 and module is not None:
             module.requires_grad_(False)

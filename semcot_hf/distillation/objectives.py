@@ -126,9 +126,14 @@ def embed_tokens(outputs: Any, encoder: SentenceTransformer | None, view: str) -
         (batch, dim), differentiable in the tokens.
     """
     tokens = outputs.implicit_embeddings
-    if encoder is None:
+    mask = outputs.implicit_attention_mask
+    if encoder is None and mask is None:
         return tokens.float().mean(dim=1)
-    mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    if encoder is None:
+        # Unused slots hold zeros.
+        return tokens.float().sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     dtype = next(encoder.parameters()).dtype
     if view == "embedding":
         features = {"inputs_embeds": tokens.to(dtype), "attention_mask": mask}

@@ -69,7 +69,11 @@ def _is_cacheable(model: SemCoTForCausalLM) -> bool:
     config = text_config(model.config.generator_config)
     dropout = any("drop" in key and isinstance(value, float) and value > 0 for key, value in vars(config).items())
     adapted = getattr(model.generator, "_hf_peft_config_loaded", False)
-    return not (dropout or adapted or model.config.separate_generator_tokenizer or model.config.state_offset != 0)
+    semcot = model.config
+    ends_elsewhere = semcot.state_offset != 0 or not semcot.starts_with_thought_token
+    # Lengths of adaptive thoughts, and prompts around the questions, are known to the model's forward pass only.
+    in_words = semcot.thought_length == "adaptive" or semcot.thought_prompt_ids is not None
+    return not (dropout or adapted or semcot.separate_generator_tokenizer or ends_elsewhere or in_words)
 
 
 class DecoderQuestionCache:

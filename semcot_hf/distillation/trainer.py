@@ -18,8 +18,8 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..answers import check_answer, infer_answer_type
 from ..inference.answering import answer_questions
 from ..modeling import SemCoTForCausalLM
-from ..modeling.loading_semcot import adapted_layers
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
+from ..modeling.parts_semcot import adapted_layers
 from ..training.adapters import ADAPTERS_NAME, load_apart, save_adapters, save_apart, unexplained_keys
 from ..training.dataset_checks import column_names
 from ..training.model_card import model_card

@@ -3,13 +3,15 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..inference.batches import plan_batches
 from ..inference.prompting import pad_left
+from ..inference.settings import thinks_adaptively
 from .statistics import mcnemar
 
 CONTROL_NAMES = {
@@ -67,16 +69,28 @@ class ControlTokens:
         self.model, self.prompts, self.batch_size, self.seed = model, prompts, batch_size, seed
 
     @cached_property
-    def tokens(self) -> torch.Tensor:
-        """Implicit tokens of every question, (questions, k, host hidden size), on the CPU."""
+    def _made(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         device = cast(torch.Tensor, self.model.get_input_embeddings().weight).device
-        make = cast(Callable[..., torch.Tensor], self.model.implicit_embeddings)
+        make = cast(Callable[..., Any], self.model.implicit_embeddings)
+        options = {"return_mask": True} if thinks_adaptively(self.model) else {}
         made: dict[int, torch.Tensor] = {}
+        masks: dict[int, torch.Tensor] = {}
         for batch in plan_batches([len(prompt) for prompt in self.prompts], self.batch_size):
             ids, mask = pad_left([self.prompts[index] for index in batch])
             with torch.no_grad():
-                made.update(zip(batch, make(ids.to(device), mask.to(device)).cpu(), strict=True))
-        return torch.stack([made[index] for index in range(len(self.prompts))])
+                tokens = make(ids.to(device), mask.to(device), **options)
+            if options:
+                tokens, used = tokens
+                masks.update(zip(batch, used.cpu(), strict=True))
+            made.update(zip(batch, tokens.cpu(), strict=True))
+        order = range(len(self.prompts))
+        tokens = pad_sequence([made[index] for index in order], batch_first=True)
+        return tokens, pad_sequence([masks[index] for index in order], batch_first=True) if masks else None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Implicit tokens of every question, (questions, k, host hidden size), on the CPU."""
+        return self._made[0]
 
     @cached_property
     def _others(self) -> list[int]:
@@ -84,27 +98,37 @@ class ControlTokens:
 
     @cached_property
     def _mean(self) -> torch.Tensor:
-        return self.tokens.float().mean(dim=0).to(self.tokens.dtype)
+        tokens, mask = self._made
+        if mask is None:
+            return tokens.float().mean(dim=0).to(tokens.dtype)
+        return (tokens.float().sum(dim=0) / mask.sum(dim=0)[:, None].clamp(min=1)).to(tokens.dtype)
 
     @cached_property
     def _noise(self) -> torch.Tensor:
         return noise_like(self.tokens, self.seed)
 
-    def embeddings(self, control: str, indices: list[int]) -> torch.Tensor:
+    def embeddings(self, control: str, indices: list[int]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return a control's implicit embeddings (len(indices), k, host hidden size) for the questions at `indices`.
 
+        For thoughts of different lengths, a pair of these and their mask (len(indices), k) is returned.
+
         Args:
-            control: "other_question" (each question gets the tokens of another one, drawn once), "mean" (the mean over
-                all questions, token by token) or "noise" (Gaussian, of the same norm token by token).
+            control: "other_question" (each question gets the tokens of another one, drawn once, and their number),
+                "mean" (the mean over all questions that have a token at this place, token by token, as many as the
+                question's own) or "noise" (Gaussian, of the same norm token by token).
             indices: the questions.
         """
+        rows = [self._others[index] for index in indices] if control == "other_question" else indices
         if control == "other_question":
-            return self.tokens[[self._others[index] for index in indices]]
-        if control == "mean":
-            return self._mean.expand(len(indices), -1, -1)
-        if control == "noise":
-            return self._noise[indices]
-        raise ValueError(f"control={control!r}: must be one of {CONTROLS[1:]}.")
+            tokens = self.tokens[rows]
+        elif control == "mean":
+            tokens = self._mean.expand(len(indices), -1, -1)
+        elif control == "noise":
+            tokens = self._noise[indices]
+        else:
+            raise ValueError(f"control={control!r}: must be one of {CONTROLS[1:]}.")
+        mask = self._made[1]
+        return tokens if mask is None else (tokens, mask[rows])
 
 
 def verdict(

@@ -207,6 +207,9 @@ def _work(name: str, questions: int) -> int:
 
 
 def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str) -> dict[str, Any]:
+    thought: dict[str, Any] = {}
+    if answer.implicit_tokens is not None:
+        thought = {"implicit_tokens": answer.implicit_tokens, "thought_ended": answer.thought_ended}
     return {
         "index": index,
         "question": query,
@@ -217,6 +220,7 @@ def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str)
         "seconds": round(answer.seconds, 6),
         "new_tokens": answer.new_tokens,
         "finished": answer.finished,
+        **thought,
     }
 
 

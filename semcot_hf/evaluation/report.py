@@ -68,7 +68,7 @@ def report_tables(report: Report) -> list[TextTable]:
             duration(row["seconds_per_query"]),
             duration(row["seconds_per_query_p95"]),
             f"{row['new_tokens_per_query']:.1f}",
-            str(row["implicit_tokens"]),
+            f"{row['implicit_tokens']:.1f}" if "thoughts_not_ended" in row else str(row["implicit_tokens"]),
         ]
         for name, row in zip(names, methods, strict=True)
     ]
@@ -127,6 +127,12 @@ def markdown_report(report: Report) -> str:
         f"{report['max_new_tokens']} new tokens."
         for row in report["rows"]
         if row["unfinished"]
+    ]
+    paragraphs += [
+        f"{METHOD_NAMES[row['method']]}: {row['thoughts_not_ended']} of {row['n']} thoughts were not ended at the "
+        "limit of implicit tokens."
+        for row in report["rows"]
+        if row.get("thoughts_not_ended")
     ]
     machine = "\n".join(f"- {name}: {value}" for name, value in report["environment"].items())
     paragraphs += ["## Made with", f"`{report['command']}` (seed {report['seed']})", machine]

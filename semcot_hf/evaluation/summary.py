@@ -53,12 +53,14 @@ def summarize(
                 **accuracy(right),
                 "seconds_per_query": measured["median"],
                 "new_tokens_per_query": sum(record["new_tokens"] for record in made) / len(made),
-                "implicit_tokens": implicit_tokens if method == "semcot" else 0,
+                "implicit_tokens": _tokens_per_query(made, implicit_tokens) if method == "semcot" else 0,
                 "seconds_per_query_p95": measured["p95"],
                 "unfinished": sum(not record["finished"] for record in made),
                 "by_steps": [{"steps": count, **accuracy(group)} for count, group in by_steps.items()],
             }
         )
+        if "thought_ended" in made[0]:
+            rows[-1]["thoughts_not_ended"] = sum(not record["thought_ended"] for record in made)
     controls, carries, sentence = {}, None, None
     if any(control in records for control in CONTROLS):
         others = {control: verdicts[control] for control in CONTROLS if control != "none"}
@@ -87,6 +89,13 @@ def summarize(
         ],
         "by_k": [{"implicit_tokens": count, **accuracy(verdicts[found[count]])} for count in sorted(found)],
     }
+
+
+def _tokens_per_query(records: Sequence[Mapping[str, Any]], implicit_tokens: int) -> float:
+    """Return the mean number of implicit tokens; `implicit_tokens` where all questions have as many."""
+    if "implicit_tokens" not in records[0]:
+        return implicit_tokens
+    return sum(record["implicit_tokens"] for record in records) / len(records)
 
 
 def accuracy(verdicts: Sequence[bool]) -> dict[str, Any]:

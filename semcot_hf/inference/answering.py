@@ -13,11 +13,19 @@ from ..modeling.splicing_semcot import context_of
 from .batches import batch_within, plan_batches
 from .decoding import decoding_config, greedy_defaults, is_out_of_memory, seeded, synchronized_time, used_tokens
 from .prompting import Query, encode_prompts, pad_left
-from .settings import AnswerSettings, answer_prompt_of, check_method, makes_implicit_tokens, with_overrides
+from .settings import (
+    AnswerSettings,
+    answer_prompt_of,
+    check_method,
+    makes_implicit_tokens,
+    thinks_adaptively,
+    with_overrides,
+)
 from .shared_prefix import SharedPrefix, find_shared_prefix
 
 Prompts = Sequence[Sequence[int]]
-EmbeddingsFor = Callable[[list[int]], torch.Tensor]
+# Embeddings (questions, k, host hidden size), or a pair of these and their mask (questions, k).
+EmbeddingsFor = Callable[[list[int]], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,16 @@ class Answer:
         new_tokens: number of generated tokens, the end-of-sequence token included.
         seconds: wall time of the batch divided by its number of questions.
         finished: whether the model ended the answer, before `max_new_tokens`.
+        implicit_tokens: number of implicit tokens where it differs from question to question, else `None`.
+        thought_ended: whether the generator ended its thought before the limit; `True` for thoughts of fixed length.
     """
 
     output: str
     new_tokens: int
     seconds: float
     finished: bool
+    implicit_tokens: int | None = None
+    thought_ended: bool = True
 
 
 class Answerer:
@@ -173,7 +185,7 @@ class Answerer:
             prompts: token ids.
             indices: the prompts to answer.
             implicit_embeddings_for: returns the implicit embeddings (len(indices), k, host hidden size) of the prompts
-                at given indices, in place of the model's own.
+                at given indices, in place of the model's own, or a pair of these and their mask (len(indices), k).
             seed: of the sampling; torch's own generator when `None`.
 
         Raises:
@@ -243,7 +255,11 @@ class Answerer:
     def _implicit(self, indices: list[int], implicit_embeddings_for: EmbeddingsFor | None) -> dict[str, Any]:
         """Return the arguments of `generate` that decide these prompts' implicit tokens."""
         if implicit_embeddings_for is not None:
-            return {"implicit_embeddings": implicit_embeddings_for(indices).to(self.device)}
+            made = implicit_embeddings_for(indices)
+            if isinstance(made, torch.Tensor):
+                return {"implicit_embeddings": made.to(self.device)}
+            names = ("implicit_embeddings", "implicit_attention_mask")
+            return dict(zip(names, (part.to(self.device) for part in made), strict=True))
         return {"num_implicit_tokens": self.num_implicit_tokens} if makes_implicit_tokens(self.model) else {}
 
     def _answer(self, prompts: Prompts, implicit: dict[str, Any], seed: int | None) -> list[Answer]:
@@ -254,6 +270,14 @@ class Answerer:
         if stop is not None:
             implicit = {**implicit, "tokenizer": self.tokenizer}
         start = synchronized_time(self.device)
+        limit = self.num_implicit_tokens
+        if limit and thinks_adaptively(self.model) and "implicit_embeddings" not in implicit:
+            del implicit["num_implicit_tokens"]
+            with torch.no_grad():
+                made = cast(Callable[..., tuple[torch.Tensor, torch.Tensor]], self.model.implicit_embeddings)(
+                    ids.to(self.device), mask.to(self.device), limit, return_mask=True
+                )
+            implicit |= dict(zip(("implicit_embeddings", "implicit_attention_mask"), made, strict=True))
         if self.prefix is not None:
             implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
         greedy = not self.settings.temperature
@@ -270,11 +294,16 @@ class Answerer:
         seconds = (synchronized_time(self.device) - start) / len(prompts)
         self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
         new, answers = sequences[:, ids.shape[1] :].tolist(), []
-        for tokens, text in zip(new, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+        thoughts = implicit.get("implicit_attention_mask")
+        lengths = [None] * len(new) if thoughts is None else thoughts.sum(dim=1).tolist()
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        for tokens, text, length in zip(new, texts, lengths, strict=True):
             stopped = stop is not None and stop in text
             used = used_tokens(tokens, ends, pad, stopped)
             finished = stopped or used < self.settings.max_new_tokens or tokens[used - 1] in ends
-            answers.append(Answer(text.partition(stop)[0] if stop else text, used, seconds, finished))
+            ended = length is None or length < limit
+            text = text.partition(stop)[0] if stop else text
+            answers.append(Answer(text, used, seconds, finished, length, ended))
         return answers
 
 

@@ -64,6 +64,8 @@ class GenerateSummary:
         host_columns: prompt columns, padding included, that the host computed in this run.
         shared_prefix: tokens of the shared beginning, which the host reads once.
         seconds: wall time of this run without loading the model.
+        thoughts_not_ended: answers of this run whose thought was not ended at the limit of implicit tokens
+            (thought_length="adaptive").
         batches: number of batches of this run.
         halvings: how often memory was too small for a batch.
         peak_memory: bytes of GPU memory; `None` on CPU.
@@ -77,6 +79,7 @@ class GenerateSummary:
     host_columns: int = 0
     shared_prefix: int = 0
     seconds: float = 0.0
+    thoughts_not_ended: int = 0
     batches: int = 0
     halvings: int = 0
     peak_memory: int | None = None
@@ -94,6 +97,8 @@ class GenerateSummary:
             f"{answered / seconds:,.1f} questions/s, {self.new_tokens / seconds:,.0f} tokens/s",
             f"{self.batches:,} batches, {self.halvings:,} halved",
         ]
+        if self.thoughts_not_ended:
+            parts.append(f"{self.thoughts_not_ended:,} thoughts not ended at the limit of implicit tokens")
         if self.shared_prefix:
             parts.append(f"shared prefix of {self.shared_prefix:,} tokens")
         if self.peak_memory is not None:
@@ -205,6 +210,7 @@ def _answer_rows(
             work.append(part, answers, (requested, answerer.tokens_per_batch or requested))
             summary.batches += 1
             summary.new_tokens += sum(answer.new_tokens for answer in answers)
+            summary.thoughts_not_ended += sum(not answer.thought_ended for answer in answers)
             answered, seconds = len(work.answers) - before, max(time.perf_counter() - start, 1e-9)
             advance(
                 sum(costs[row] for row in part),

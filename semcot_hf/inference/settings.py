@@ -21,6 +21,11 @@ def makes_implicit_tokens(model: PreTrainedModel) -> bool:
     return hasattr(model, "implicit_embeddings")
 
 
+def thinks_adaptively(model: PreTrainedModel) -> bool:
+    """Return whether the number of implicit tokens differs from question to question."""
+    return getattr(model.config, "thought_length", "fixed") == "adaptive"
+
+
 def methods_of(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the methods that `model` can answer with."""
     return ANSWER_METHODS if makes_implicit_tokens(model) else ANSWER_METHODS[:2]

@@ -1,0 +1,183 @@
+"""Thought prompts: a system message and worked examples that have an instruct model think in few words, untrained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+# Worked examples of thoughts that consist of equations only.
+DEFAULT_THOUGHT_PROMPT = (
+    {
+        "role": "system",
+        "content": "Write the equations that lead to the answer, one after another on a single line, separated by "
+        "semicolons. Write numbers and signs only, no words and no units.",
+    },
+    {"role": "user", "content": "A baker sells 4 trays of 6 rolls and has 5 rolls left. How many rolls were baked?"},
+    {"role": "assistant", "content": "4*6=24; 24+5=29"},
+    {
+        "role": "user",
+        "content": "Of 30 tickets, 12 are sold. The rest go to 3 schools in equal parts. How many each?",
+    },
+    {"role": "assistant", "content": "30-12=18; 18/3=6"},
+    {"role": "user", "content": "Lena reads 15 pages on Monday and 8 more than that on Tuesday. How many in all?"},
+    {"role": "assistant", "content": "15+8=23; 15+23=38"},
+    {
+        "role": "user",
+        "content": "A rope of 50 metres is cut into pieces of 7 metres until 8 are left. How many pieces?",
+    },
+    {"role": "assistant", "content": "50-8=42; 42/7=6"},
+)
+RECIPES: dict[str, dict[str, Any]] = {
+    "prompted": {
+        "generator_mode": "sequential",
+        "projection": "vocabulary",
+        "thought_length": "adaptive",
+        "mixture_top_k": 8,
+        "num_implicit_tokens": 48,
+    }
+}
+# Texts that tokenizers give one id each, where they have it, to the end of a line.
+_LINE_BREAKS = ("\n", "\n\n", "\n\n\n", " \n", " \n\n", ".\n", ";\n", ".\n\n", ";\n\n")
+_ANSWER_PROMPTS = ("\nAnswer:", "Answer:", " Answer:")
+_QUESTIONS = ("What is 2 + 2?", "Name a colour", "Is it blue (yes or no)", "Compute 3 =", "Say 12")
+
+
+def recipe_fields(
+    recipe: str | None,
+    thought_prompt: Sequence[Mapping[str, str]] | None,
+    tokenizers: tuple[PreTrainedTokenizerBase, ...],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the fields of `SemCoTConfig` for a recipe, a thought prompt, or both.
+
+    Args:
+        recipe: a name of `RECIPES`, or `None`.
+        thought_prompt: chat messages, or `None` for the recipe's.
+        tokenizers: those of host and generator.
+        given: fields that the caller sets.
+
+    Raises:
+        ValueError: for an unknown recipe, models that do not share a tokenizer, or a tokenizer without chat template.
+    """
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
+    fields = dict(RECIPES[recipe]) if recipe is not None else {}
+    if thought_prompt is None:
+        thought_prompt = DEFAULT_THOUGHT_PROMPT if recipe is not None else None
+    if thought_prompt is None:
+        return fields
+    host_tokenizer, generator_tokenizer = tokenizers
+    words, known = host_tokenizer.get_vocab(), generator_tokenizer.get_vocab()
+    shared = words.keys() & known.keys()
+    if len(shared) < 0.9 * len(words) or any(words[word] != known[word] for word in shared):
+        raise ValueError(
+            "a thought prompt needs a generator that shares the host's tokenizer, and the vocabularies of "
+            f"{generator_tokenizer.name_or_path!r} and {host_tokenizer.name_or_path!r} differ: choose a smaller model "
+            "of the host's family."
+        )
+    fields["thought_prompt_ids"], fields["question_marker_ids"] = thought_prompt_ids(
+        thought_prompt, host_tokenizer, generator_tokenizer
+    )
+    if given.get("generator_mode", fields.get("generator_mode")) == "sequential":
+        fields["starts_with_thought_token"] = False
+    if given.get("thought_length", fields.get("thought_length")) == "adaptive":
+        fields["end_of_thought_token_ids"] = line_ends(generator_tokenizer)
+    if recipe is not None:
+        fields["answer_prompt_ids"] = default_answer_prompt_ids(host_tokenizer)
+    return fields
+
+
+def thought_prompt_ids(
+    thought_prompt: Sequence[Mapping[str, str]],
+    host_tokenizer: PreTrainedTokenizerBase,
+    generator_tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the fields `thought_prompt_ids` and `question_marker_ids` of `SemCoTConfig`.
+
+    White space before the question belongs to the question's tokens, with which tokenizers join it.
+    """
+    if not generator_tokenizer.chat_template:
+        raise ValueError(
+            f"thought_prompt needs the generator's chat template, and the tokenizer of "
+            f"{generator_tokenizer.name_or_path!r} has none: choose an instruct model, or pass tokenizer= with a chat "
+            "template."
+        )
+    before, after = _around(generator_tokenizer, thought_prompt)
+    opening, closing = _markers(host_tokenizer)
+    if before[len(before.rstrip()) :] == opening[len(opening.rstrip()) :]:
+        before, opening = before.rstrip(), opening.rstrip()
+    prompt = [_encode(generator_tokenizer, text) for text in (before, after)]
+    return prompt, [_encode(host_tokenizer, opening), closing]
+
+
+def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end a line or a message: line breaks, the end-of-sequence token, the end of a turn."""
+    ends = {tokenizer.eos_token_id, *(ids[0] for text in _LINE_BREAKS if len(ids := _encode(tokenizer, text)) == 1)}
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "="}]
+        rendered = str(tokenizer.apply_chat_template(turn, tokenize=False))
+        closing = _encode(tokenizer, rendered.rpartition("=")[2])
+        ends |= set(closing[:1]) & set(tokenizer.added_tokens_decoder)
+    return sorted(end for end in ends if end is not None)
+
+
+def default_answer_prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the first answer prompt that keeps the tokens of the prompt before it; empty if none does."""
+    texts = [_rendered(tokenizer, [{"role": "user", "content": question}]) for question in _QUESTIONS]
+    for answer_prompt in _ANSWER_PROMPTS:
+        bare = [text.removesuffix(answer_prompt) for text in texts]
+        if not answer_prompt[0].isspace() and not bare[0][-1:].isspace():
+            continue
+        pairs = [(_encode(tokenizer, text), _encode(tokenizer, text + answer_prompt)) for text in bare]
+        ends = [full[len(ids) :] for ids, full in pairs]
+        if all(full[: len(ids)] == ids for ids, full in pairs) and ends == ends[:1] * len(ends):
+            return ends[0]
+    return []
+
+
+def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """Return the text that opens the last user message in a prompt, and the ids that close it."""
+    if not tokenizer.chat_template:
+        return "Question:", []
+    before, _ = _around(tokenizer, ())
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "="}]
+    later, _ = _around(tokenizer, turns)
+    shared = 0
+    while shared < min(len(before), len(later)) and before[-1 - shared] == later[-1 - shared]:
+        shared += 1
+    opening = before[len(before) - shared :]
+    rows = [_encode(tokenizer, _rendered(tokenizer, [{"role": "user", "content": text}])) for text in _QUESTIONS]
+    size = 0
+    while all(len(row) > size and row[-1 - size] == rows[0][-1 - size] for row in rows):
+        size += 1
+    closing = rows[0][len(rows[0]) - size :]
+    special = set(tokenizer.added_tokens_decoder)
+    end = next((place + 1 for place, token in enumerate(closing) if token in special), len(closing))
+    return opening, closing[:end]
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """Return what the chat template writes before and after a question that follows `messages`."""
+    place = "\u2045question\u2046"
+    shown = [*messages, {"role": "user", "content": place}]
+    try:
+        text = _rendered(tokenizer, shown)
+    except Exception:  # Jinja's, which is no dependency of these files
+        if shown[0]["role"] != "system":
+            raise
+        # Templates without a system role.
+        first = {**shown[1], "content": f"{shown[0]['content']}\n\n{shown[1]['content']}"}
+        text = _rendered(tokenizer, [first, *shown[2:]])
+    before, _, after = text.partition(place)
+    return before, after
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    if not tokenizer.chat_template:
+        return f"Question: {messages[-1]['content']}"
+    chat: Any = [dict(message) for message in messages]
+    return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,174 @@
+"""Thoughts in words: mixtures of word embeddings, the end of a thought, and the prompt that has a generator think."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.utils import logging
+
+from .parts_semcot import SemCoTPreTrainedModel
+from .splicing_semcot import splice
+
+logger = logging.get_logger(__name__)
+
+
+def mixture_weights(logits: Tensor, top_k: int | None, temperature: float) -> tuple[Tensor, Tensor | None]:
+    """Return the weights of the words in a mixture.
+
+    Args:
+        logits: (..., vocabulary).
+        top_k: number of words; all of them for 0 or `None`.
+        temperature: divides the logits.
+
+    Returns:
+        FloatTensor (..., words) of weights that sum to 1, and LongTensor (..., words) of the words' ids, the most
+        probable first, or `None` if the words are the whole vocabulary in its order.
+
+    >>> weights, ids = mixture_weights(torch.tensor([0.0, 4.0, 2.0, 4.0]), 2, 1.0)
+    >>> weights.tolist(), sorted(ids.tolist())
+    ([0.5, 0.5], [1, 3])
+    """
+    ids = None
+    if top_k:
+        logits, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    if temperature != 1.0:
+        logits = logits.float() / temperature
+    return logits.softmax(dim=-1, dtype=torch.float32), ids
+
+
+def find_question(ids: list[int], opening: list[int], closing: list[int]) -> list[int] | None:
+    """Return the tokens between the last `opening` and the first `closing` after it; `None` without an opening.
+
+    >>> find_question([1, 5, 8, 9, 2, 1, 6, 7, 2, 3], [1], [2])
+    [6, 7]
+    >>> find_question([5, 6], [1], [2]) is None, find_question([1, 5, 6], [1], [2])
+    (True, [5, 6])
+    """
+    size = len(opening)
+    starts = [start + size for start in range(len(ids) - size + 1) if ids[start : start + size] == opening]
+    if not starts:
+        return None
+    question = ids[starts[-1] :]
+    for end in range(len(question) - len(closing) + 1) if closing else ():
+        if question[end : end + len(closing)] == closing:
+            return question[:end]
+    return question
+
+
+class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
+    """The methods of `SemCoTForCausalLM` for mixtures of words and for thought prompts."""
+
+    # (state of the generator's weights, its keys and values of what a thought prompt says before each question).
+    _thought_prompt_cache: tuple[Any, Cache] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_thought_prompt_cache": None}
+
+    def feedback(self, states: Tensor) -> Tensor:
+        """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
+        if self.config.projection == "vocabulary":
+            return self._mixture(self.word_logits(states), self.generator.get_input_embeddings()).to(states.dtype)
+        return states * self.config.feedback_scale
+
+    def tokens_of(self, states: Tensor) -> Tensor:
+        """Map generator states (batch, k, size) to implicit tokens (batch, k, host hidden size)."""
+        words = self.get_input_embeddings()
+        if self.config.projection == "vocabulary":
+            return self._mixture(self.word_logits(states), words).to(words.weight.dtype)
+        return self.projection(states.to(self.thought_embedding.dtype)).to(words.weight.dtype)
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Return the generator's next-token logits at its states (projection="vocabulary")."""
+        return self.projection(states.to(self.thought_embedding.dtype))
+
+    def _weights(self, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return `mixture_weights` over the words that both the generator and `words` have."""
+        config = self.config
+        return mixture_weights(logits[..., : words.shape[0]], config.mixture_top_k, config.mixture_temperature)
+
+    def _mixture(self, logits: Tensor, words: Any) -> Tensor:
+        """Return the weighted mean of word embeddings for next-token logits."""
+        weights, ids = self._weights(logits, words.weight)
+        weights = weights.to(words.weight)
+        if ids is None:
+            mixture = weights @ words.weight[: weights.shape[-1]]
+        else:
+            chosen = words.weight[ids.to(words.weight.device)]
+            mixture = (weights[..., None, :] @ chosen)[..., 0, :]
+        # Some families scale word embeddings in their lookup.
+        return mixture * getattr(words, "embed_scale", 1.0)
+
+    def ends_thought(self, logits: Tensor) -> Tensor:
+        """Return whether the most probable word of each next-token distribution ends a thought."""
+        ends = torch.tensor(self.config.thought_ends, device=logits.device)
+        return torch.isin(logits.argmax(dim=-1), ends)
+
+    def _questions(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the questions in the host's prompts (batch, length), padded on the left."""
+        opening, closing = self.config.question_marker_ids or ([], [])
+        if not opening and not closing:
+            return ids, mask
+        rows = []
+        for row, real in zip(ids.cpu(), torch.ones_like(ids).cpu() if mask is None else mask.cpu(), strict=True):
+            prompt = row[real.bool()].tolist()
+            question = find_question(prompt, opening, closing)
+            if not question:
+                logger.warning_once(
+                    "Some prompts have no question between config.question_marker_ids; the generator reads these as "
+                    "they are. The host's chat template writes the markers around the last user message."
+                )
+            rows.append(question or prompt)
+        width = max(map(len, rows))
+        padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=ids.device)
+        real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=ids.device)
+        return padded, None if min(map(len, rows)) == width else real
+
+    def _prompted(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Cache | None]:
+        """Put the thought prompt around questions in the generator's ids, padded on the left.
+
+        Returns:
+            ids, mask and cache as `generator_states` takes them. What stands before the question comes from a cache,
+            computed once, unless gradients are enabled, or the generator has recurrent layers, is being compiled or
+            has sliding windows that padding would narrow.
+        """
+        before, after = self.config.thought_prompt_ids or ([], [])
+        behind = ids.new_tensor(after).expand(len(ids), -1)
+        ids = torch.cat([ids, behind], dim=1)
+        mask = None if mask is None else torch.cat([mask, torch.ones_like(behind)], dim=1)
+        if not before:
+            return ids, mask, None
+        start = ids.new_tensor(before).expand(len(ids), -1)
+        cached = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful)
+        if cached:
+            cache = self._cache_of_thought_prompt(start[:1])
+            if mask is None or not any(cache.is_sliding):
+                cache.batch_repeat_interleave(len(ids))
+                real = torch.ones_like(ids) if mask is None else mask
+                return ids, torch.cat([torch.ones_like(start), real], dim=1), cache
+        if mask is None:
+            return torch.cat([start, ids], dim=1), None, None
+        columns = mask.argmax(dim=1)
+        return splice(ids, start, columns), splice(mask, torch.ones_like(start), columns), None
+
+    @torch.no_grad()
+    def _cache_of_thought_prompt(self, ids: Tensor) -> Cache:
+        """Return a copy of the generator's keys and values of `ids` (1, length), computed again for new weights."""
+        modules: Any = self.generator.modules()
+        state = (
+            ids.tolist(),
+            [(parameter.data_ptr(), parameter._version) for parameter in self.generator.parameters()],
+            # peft's layers can be switched off, or to other adapters, with the same weights.
+            [
+                (module._disable_adapters, str(module._active_adapter))
+                for module in modules
+                if hasattr(module, "_disable_adapters")
+            ],
+        )
+        if self._thought_prompt_cache is None or self._thought_prompt_cache[0] != state:
+            cache = DynamicCache(config=self.generator.config)
+            embeds = self.generator.get_input_embeddings()(ids)
+            self.generator(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+            self._thought_prompt_cache = (state, cache)
+        return copy.deepcopy(self._thought_prompt_cache[1])
