@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 
-LAYOUTS = ("attached", "whole", "two-tokenizers")
+LAYOUTS = ("attached", "whole", "two-tokenizers", "thoughts-attached", "thoughts-whole")
 QUESTION = [{"role": "user", "content": "How many apples has Ann now?"}]
 NEW = {"max_new_tokens": 6, "do_sample": False}
 SCRIPT = """
@@ -41,6 +41,7 @@ for layout in json.loads(sys.argv[4]):
         "modules": [type(config).__module__, type(model).__module__, type(other).__module__],
         "ids": model.generate(ids, **new).tolist(),
         "other": other.generate(ids, **new).tolist(),
+        "text": model.implicit_text(ids) if layout.startswith("thoughts") else None,
         "piped": pipe(question, **new)[0]["generated_text"][-1]["content"],
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, root / f"{layout}.safetensors")
@@ -73,10 +74,14 @@ def root(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
         root / "host", root / "generator", num_implicit_tokens=3, answer_prompt_ids=answer_prompt_ids(tiny_tokenizer)
     )
     for layout in LAYOUTS:
+        if layout.startswith("thoughts"):
+            model = SemCoTForCausalLM.from_host_generator_pretrained(
+                root / "host", root / "generator", recipe="prompted", tokenizer=tiny_tokenizer, thought_prompt=QUESTION
+            )
         if layout == "two-tokenizers":
             model.config.separate_generator_tokenizer = True
             model.host_tokenizer, model.generator_tokenizer = tiny_tokenizer, char_tokenizer
-        model.save_pretrained(root / layout, include_host=layout == "whole")
+        model.save_pretrained(root / layout, include_host=layout.endswith("whole"))
         with_answer_prompt(tiny_tokenizer).save_pretrained(root / layout)
     sizes = dict(intermediate_size=1024, num_hidden_layers=4, num_key_value_heads=4, dtype=torch.float32)
     host = tiny_lm("llama", hidden_size=768, **sizes)
@@ -109,6 +114,9 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
     if layout == "attached":
         assert found["compiled"] == found["ids"]
     assert found["piped"] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    if layout.startswith("thoughts"):
+        assert found["text"] == model.implicit_text(ids, tokenizer=tokenizer)
+        return
     assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
     assert found["config"] == AutoConfig.from_pretrained(folder).to_json_string()
     tensors = load_file(root / f"{layout}.safetensors")
