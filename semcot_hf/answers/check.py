@@ -3,8 +3,10 @@
 One output states at most one answer. It is looked for, in this order, after `####`, in `\\boxed{}`, after "final
 answer", after "so the answer is", after "answer is" or "Answer:"; then as a line that is an answer and nothing else;
 then in the closing sentence. The first of these places that holds a value decides: one value there is the answer, two
-different values are none. Questions state nothing, a "Wait, ..." withdraws what precedes it, and nothing is read from
-the heading of a next question on. A sequence is all that follows the last `####` or answer phrase.
+different values are none. Of a closing sentence's several numbers, the one that it concludes on counts. Questions,
+refusals, thinking in tags and checks of the answer state nothing, a "Wait, ..." withdraws what precedes it, and
+nothing is read from the heading of a next question on. A sequence is all that follows the last `####` or answer
+phrase.
 
 Since an output has one answer whatever the question, no constant output scores above the most frequent answer.
 """

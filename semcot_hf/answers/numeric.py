@@ -5,6 +5,7 @@ from fractions import Fraction
 
 from .latex import is_formula, plain
 from .number_grammar import BEGINS, CURRENCY, NUMBER, normal_form, value_of
+from .prose import GIVEN, conclusion, weights
 from .statements import Sentence, own_part, union, value_stated
 
 # What may precede a number that opens a statement.
@@ -20,7 +21,13 @@ _JOINED = re.compile(
     re.I | re.S,
 )
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
-_DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I)
+_DENIED = re.compile(
+    r"(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I
+)
+_DENIED_BEHIND = re.compile(
+    r"(?:\s+[a-z]+)?\s+(?:is|was|would\s+be)\s+(?:clearly\s+|also\s+)?(?:wrong|incorrect|impossible|not\s+(?:right|correct|the\b|possible))\b",
+    re.I,
+)
 # "At least 7" alone is no number, but "so he needs at least 7 bags" states the minimum that a question asks for.
 _BOUND_BEFORE = re.compile(
     rf"(?:\b(?:more|less|fewer|greater|higher|lower)\s+than|\A{_FILLER.pattern}\b(?:at\s+(?:least|most)|up\s+to|over|under))"
@@ -44,6 +51,7 @@ _SPACED_MINUS = re.compile(rf"((?:[:=]|\b(?:is|are|was|equals))[*_]*[ \t]*)[-\u2
 # Numbers of list items ("1. First, ...") and steps ("Step 2:") are not the output's own.
 _ITEM = re.compile(r"^([ \t#*-]*)(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _EQUALS = re.compile(r"\b(?:is\s+equal\s+to|equals?)\b")
+_HALF = re.compile(r"(?<![\w./])(\d+)\s+and\s+(?:a|one)\s+half\b", re.IGNORECASE)
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
 
 
@@ -64,7 +72,8 @@ def number_stated(output: str) -> str | None:
     >>> number_stated(r"\boxed{2\sqrt{2}}")
     '2\\sqrt{2}'
     """
-    text = _EQUALS.sub("=", _STEP.sub("", plain(own_part(output))))
+    text = _HALF.sub(r"\1 1/2", plain(own_part(output)))
+    text = _EQUALS.sub("=", _STEP.sub("", text))
     if any(item[2] == "1" for item in _ITEM.finditer(text)):
         text = _ITEM.sub(r"\1", text)
     stated = value_stated(_SPACED_MINUS.sub(r"\1-", text), _bare, _statement, _first_line, _closing)
@@ -105,7 +114,7 @@ def _numbers(text: str) -> list[tuple[re.Match, str]]:
     found = []
     for match in NUMBER.finditer(text):
         before = max(0, match.start() - 24)
-        if not _DENIED.search(text[before : match.start()]):
+        if not _DENIED.search(text[before : match.start()]) and not _DENIED_BEHIND.match(text, match.end()):
             value = value_of(match)
             normal = match.group() if value is None else normal_form(value)
             bound = _BOUND_BEFORE.search(text, before, match.start()) or _BOUND_BEHIND.match(text, match.end())
@@ -141,8 +150,8 @@ def _statement(text: str) -> set[str]:
         return _result(text)
     if opening := _opening(text):
         return opening
-    # Several numbers in prose are no result; the closing sentence may hold one.
-    values = _bold(text) or _result(text)
+    # Several numbers that compete are no result; the closing sentence may hold one.
+    values = _bold(text) or _concluded(text)
     return values if len(values) == 1 else set()
 
 
@@ -198,13 +207,51 @@ def _closing(text: str, parts: list[Sentence]) -> set[str]:
     for position, part in reversed(list(enumerate(parts))):
         if part.asks:
             return set()
-        if values := _bold(part.text) or _result(part.text):
+        if values := _bold(part.text) or _concluded(part.text, text[: part.start]):
             # "It could be 5. It could be 6." is a list in sentences.
             shape = _DIGITS.sub("0", part.text).strip(" .").lower()
             others = (p.text for p in parts[:position] if "=" not in part.text)
             twins = (other for other in others if _DIGITS.sub("0", other).strip(" .").lower() == shape)
             return set() if _OPENS_HEDGED.match(part.text) else values | union(_result, twins)
     return set()
+
+
+def _concluded(text: str, before: str = "") -> set[str]:
+    """Return the number that a sentence concludes on; several where they compete.
+
+    That is the one of its last clause where that concludes ("..., so 12 are left"), else the only one that it does
+    not take as given ("each of the 4 friends gets 12"), else the one that the last equation before it results in.
+
+    >>> _concluded("The 4 friends get 48, so each gets 12."), _concluded("In 3 days she bakes 75 loaves.")
+    ({'12'}, {'75'})
+    >>> _concluded("12 are left and 3 are gone.", "15 - 3 = 12."), sorted(_concluded("Ann has 5 and Ben has 6."))
+    ({'12'}, ['5', '6'])
+    """
+    found = _numbers(text)
+    if len(found) < 2 or _formula(text) or _HEDGE.search(text):
+        return _result(text)
+    spans = [match.span() for match, _ in found]
+    if (part := conclusion(text, spans)) and part != (0, len(text)):
+        return _concluded(text[slice(*part)], before)
+    values = _result(text)
+    if "=" in text or len(values) < 2:
+        return values
+    # "Over 3 days, she earns 195": a bound that opens a sentence with other numbers is a time or a place.
+    weighed = [
+        GIVEN if " " in value else weight for weight, (_, value) in zip(weights(text, spans), found, strict=True)
+    ]
+    least = min(weighed)
+    free = {value for weight, (_, value) in zip(weighed, found, strict=True) if weight == least}
+    if len(free) == 1 and least < GIVEN:
+        return free
+    result = _last_result(before)
+    return result if result and result < values else values
+
+
+def _last_result(text: str) -> set[str]:
+    """Return the result of the last equation of a text, nothing where it has none."""
+    lines = [line for line in re.split(r"\n|(?<=[.;])\s", text) if "=" in line]
+    return _result(lines[-1]) if lines else set()
 
 
 def _bold(text: str) -> set[str]:

@@ -26,12 +26,21 @@ _MENTIONS = re.compile(
     re.VERBOSE,
 )
 _LETTER_DENIED = re.compile(
-    r"\b(?:not|n't|nor|neither|than|rather\s+than|instead\s+of)\W+(?:(?:option|choice)\W+)?$", re.I
+    r"(?:\b(?:not|cannot|nor|neither|than|instead\s+of)|n['\u2019]t)\W+(?:(?:be|say|choose|pick)\W+)?(?:(?:option|choice)\W+)?"
+    r"(?-i:[A-J]\W+(?:or|nor)\W+)?$",
+    re.I,
 )
 _DISMISSED = re.compile(
     r"[\W]*\b(?:(?:is|are|was|seems)\s+(?:also\s+|clearly\s+|simply\s+)?"
     r"(?:not|wrong|incorrect|less|irrelevant|unrelated|too)|isn't|doesn't|does\s+not)\b",
     re.IGNORECASE,
+)
+# "C. In short, ...": the sentence after a label explains it, unless it hedges.
+_EXPLAINED = re.compile(r"(\W*[A-J]\.)\s+(?=(?:In|This|That|It|The|Because|Since|As|While|Although|Other|Another)\b)")
+_HEDGED = re.compile(r"\b(?:or|could|might|may|maybe|perhaps|also|answer)\b", re.IGNORECASE)
+# "..., so D", "...; the right one is C".
+_CONCLUSION = re.compile(
+    r".*(?:[,;]\s*(?:so|therefore|thus|hence)\b|;\s(?=.*\b(?:correct|right|best|answer)\b))", re.IGNORECASE
 )
 _REASON = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _CUE = re.compile(r"\b(?:so|therefore|thus|hence|correct|best|choose|pick|select|go with|answer|must be|most)\b", re.I)
@@ -88,13 +97,17 @@ def _named(text: str) -> set[str]:
     """
     if lone := _lone(text):
         return lone
+    if (explained := _EXPLAINED.match(text)) and not _HEDGED.search(text, explained.end()):
+        text = explained[1]
+    if (concluded := _CONCLUSION.match(text)) and (values := _named(text[concluded.end() :])):
+        return values
     claim = _REASON.split(text)[0]
     if claim != text and (values := _named(claim)):
         return values
     label = _LABEL.match(text)
     values = {label.group(1).upper()} if label else set()
     for match in _MENTIONS.finditer(text):
-        before, after = text[max(0, match.start() - 24) : match.start()], text[match.end() :]
+        before, after = text[max(0, match.start() - 32) : match.start()], text[match.end() :]
         if not _LETTER_DENIED.search(before) and not _DISMISSED.match(after):
             values.add(match[match.lastgroup or 0].upper())
     return values

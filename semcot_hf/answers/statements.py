@@ -7,6 +7,8 @@ from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
 
+from .asides import position_of_refusal, without_check, without_thinking
+
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
 _HEADED = re.compile(rf"{_HEADING.pattern}(.*?)(?=####|$)", re.MULTILINE)
@@ -92,8 +94,9 @@ Finder = Callable[[str, list[Sentence]], set[str]]
 def own_part(output: str) -> str:
     """Return the part of an output that answers the question asked.
 
-    A model that goes on writes further questions and answers of its own: nothing counts from the next question's
-    heading on, nor what a "Wait, ..." withdraws. A heading that opens the output repeats the question and is kept.
+    Thinking in tags is no answer. A model that goes on writes further questions and answers of its own: nothing
+    counts from the next question's heading on, nor what a "Wait, ..." withdraws. A heading that opens the output
+    repeats the question and is kept.
 
     >>> own_part("18" + chr(10) + "Question: 2 + 2?" + chr(10) + "Answer: 4").strip()
     '18'
@@ -102,6 +105,7 @@ def own_part(output: str) -> str:
     >>> own_part("That is a 15 minute wait.")
     'That is a 15 minute wait.'
     """
+    output = without_thinking(output)
     starts = (match.start() for match in _NEXT_QUESTION.finditer(output))
     output = output[: next((start for start in starts if output[:start].strip()), None)]
     ends = [match.end() for match in _RETRACTION.finditer(output) if _withdraws(output, match)]
@@ -131,7 +135,8 @@ def stating(read: Reader, text: str, parts: list[Sentence]) -> set[str]:
 def value_stated(text: str, strict: Reader, read: Reader, *fallbacks: Finder) -> str | None:
     """Return the one value that a text states, None when it states none or several.
 
-    The strongest marker that has values decides, then the first fallback that finds any.
+    The strongest marker that has values decides, then the first fallback that finds any in what precedes a check of
+    the answer. After a refusal to answer only a line before it that is an answer and nothing else counts.
 
     Args:
         text: the output's own part.
@@ -145,6 +150,11 @@ def value_stated(text: str, strict: Reader, read: Reader, *fallbacks: Finder) ->
     """
     parts = sentences(text)
     values = _marked(text, parts, strict, read)
+    if not values and (checked := without_check(text)) != text:
+        text, parts = checked, sentences(checked)
+    if not values and (position := position_of_refusal([part.text for part in parts])) is not None:
+        values = stating(strict, text, parts[:position])
+        fallbacks = ()
     for find in fallbacks:
         values = values or find(text, parts)
     return values.pop() if len(values) == 1 else None

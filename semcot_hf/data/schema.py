@@ -2,14 +2,21 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from datasets import Features, List, Value
+
+from ..answers.latex import plain
+from ..answers.number_grammar import CURRENCY, DECIMAL
 
 COLUMNS = ("query", "reasoning", "condensed_reasoning", "answer", "steps")
 FEATURES = Features({name: List(Value("string")) if name == "steps" else Value("string") for name in COLUMNS})
 
 _EQUATION = re.compile(r"<<[^<>]*>>")
+_NUMBERS = re.compile(DECIMAL)
+# "3 boxes x 4 = $12": two numbers with a sign between them and a result.
+_SOLVED = re.compile(rf"({DECIMAL}[^\d=\n]*?[-+*/x\u00d7\u00f7][^=\n]*?)=\s*{CURRENCY}?\s*({DECIMAL})")
+_NUMBERED = re.compile(r"^\W*(?:step\s+)?(\d{1,2})[.):]\W", re.MULTILINE | re.IGNORECASE)
 _PARTIAL_PRODUCTS = re.compile(r"[\d ]+(?:\+ [\d ()]+)+")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]*\s+(?=[^\sa-z])")
 # A full stop after a title, or after the number or letter of a list item, does not end a sentence.
@@ -50,6 +57,29 @@ def split_steps(reasoning: str) -> list[str]:
             steps.append(sentence)
             start = end.end()
     return [step for step in (*steps, text[start:].strip()) if step]
+
+
+def count_steps(reasoning: str, steps: Sequence[str]) -> int:
+    """Return the number of reasoning steps, 0 where the text does not show it.
+
+    These are its different equations, else its numbered steps, else the given steps, unless the reasoning is prose of
+    several lines: those are no steps.
+
+    >>> count_steps("She sold 48 / 2 = 24 clips. That makes 48 + 24 = 72.", ["She sold ...", "That makes ..."])
+    2
+    >>> count_steps("1. Read.\\n2. Think.", []), count_steps("First.\\nThen.", ["First.", "Then."])
+    (2, 0)
+    >>> count_steps("Ann flips it. It is tails up.", ["Ann flips it.", "It is tails up."])
+    2
+    """
+    text = plain(reasoning.replace("<<", "\n").replace(">>", "\n"))
+    equations = {(*_NUMBERS.findall(match[1]), "=", match[2]) for match in _SOLVED.finditer(text)}
+    if equations:
+        return len(equations)
+    numbered = [int(number) for number in _NUMBERED.findall(text)]
+    if numbered[:2] == [1, 2]:
+        return max(numbered)
+    return 0 if "\n" in reasoning.strip() else len(steps)
 
 
 def split_answer(text: str) -> tuple[str, str]:

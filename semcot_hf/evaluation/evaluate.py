@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..answers import check_answer, extract_answer, infer_answer_type
+from ..data.schema import count_steps
 from ..inference.answering import Answer, Answerer, EmbeddingsFor
 from ..inference.batches import plan_batches
 from ..inference.settings import AnswerSettings, check_method, makes_implicit_tokens, methods_of, with_overrides
@@ -154,7 +155,7 @@ def evaluate(
         "answer_type": answer_type,
         **summarize(
             {name: run.in_order() for name, run in runs.items()},
-            steps=[len(row.get("steps") or []) for row in rows],
+            steps=_step_counts(rows),
             implicit_tokens=model.config.num_implicit_tokens if makes_implicit_tokens(model) else 0,
             latency=latency and latency["methods"],
             seed=config.seed,
@@ -204,6 +205,12 @@ def _make_jobs(
 def _work(name: str, questions: int) -> int:
     """Return the work of some questions in units of direct answers; reasoning in words costs about ten."""
     return questions * (10 if name == "cot" else 1)
+
+
+def _step_counts(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return each question's number of reasoning steps; 0 for all where most rationales do not show it."""
+    counts = [count_steps(row.get("reasoning") or "", row.get("steps") or []) for row in rows]
+    return counts if 2 * sum(count > 0 for count in counts) > len(counts) else [0] * len(counts)
 
 
 def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from semcot_hf.data.schema import COLUMNS, split_answer, split_steps, to_row
+from semcot_hf.data.schema import COLUMNS, count_steps, split_answer, split_steps, to_row
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,20 @@ def test_a_row_without_an_answer_is_refused():
         ValueError, match="no column holds the answer, and the reasoning '1.1=2' does not end on .####"
     ):
         row_of({"query": "?", "reasoning": "1+1=2"})
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "steps", "count"),
+    [
+        ("To find it:\n\n1. **Add**:\n\\[\n9 + 21 = 30\n\\]\n\n2. **Subtract**:\n\\[ 30 - 29 = 1 \\]\n\nSo 1.", 9, 2),
+        ("She sold 48/2 = <<48/2=24>>24 clips.\nThat makes 48+24 = <<48+24=72>>72 in all.", 2, 2),
+        ("<<16-3-4=9>> <<9*2=18>>", 2, 2),
+        ("Let me think.\nStep 1: read it.\nStep 2: compare.\nStep 3: choose.", 4, 3),
+        ("A. bank: no.\nB. river: yes.\n\nSo the answer is B.", 3, 0),
+        ("7 6 9 + 0 2 0 8 ( 7 8 9 8 ) + 0 0 1", 3, 3),
+        ("Ann flips it. It is tails up. Bob does not.", 3, 3),
+        ("", 0, 0),
+    ],
+)
+def test_count_steps(reasoning, steps, count):
+    assert count_steps(reasoning, ["a step"] * steps) == count
