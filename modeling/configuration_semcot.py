@@ -211,6 +211,25 @@ class SemCoTConfig(PreTrainedConfig):
     def num_attention_heads(self) -> int | None:
         return self.get_text_config().num_attention_heads if self.host_config is not None else None
 
+    @property
+    def num_key_value_heads(self) -> int | None:
+        return getattr(self.get_text_config(), "num_key_value_heads", None) if self.host_config is not None else None
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Positions for prompt and new tokens: what host and generator have, less the default implicit tokens.
+
+        Clients such as lm-evaluation-harness read it to cut prompts.
+
+        Raises:
+            AttributeError: if neither part has a limit, as for a configuration without one.
+        """
+        parts = [self.host_config, None if self.separate_generator_tokenizer else self.generator_config]
+        limits = [getattr(text_config(part), "max_position_embeddings", None) for part in parts if part is not None]
+        if not any(limits):
+            raise AttributeError("max_position_embeddings: neither host nor generator has a limit")
+        return max(1, min(limit for limit in limits if limit) - self.num_implicit_tokens)
+
 
 def text_config(
     config: dict | PreTrainedConfig | None, decoder: bool | None = None, encoder: bool | None = None

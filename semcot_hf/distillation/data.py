@@ -1,7 +1,7 @@
 """Rows of stage 2: tokenized prompts, answers and reasoning steps, and the lengths that the models allow."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from datasets import Dataset, IterableDataset
@@ -39,6 +39,8 @@ class RowSettings:
         generator_context: maximum tokens of query and implicit tokens in the generator; `None` for no limit.
         tokenizers: of host and generator, when the generator reads queries in its own ids.
         step_context: maximum tokens of an implicit token and its steps in the step decoder; `None` for no limit.
+        vocabularies: number of embeddings of the host, of the generator where it reads the same ids, and of the step
+            decoder where there is one, by their name in errors.
     """
 
     answer_prompt_size: int
@@ -51,6 +53,7 @@ class RowSettings:
     generator_context: int | None = None
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
     step_context: int | None = None
+    vocabularies: Mapping[str, int] = field(default_factory=dict)
 
 
 def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> RowSettings:
@@ -64,6 +67,11 @@ def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> Ro
             f"curriculum={args.curriculum} needs 2 implicit tokens or more (the words of the first are never shown): "
             f"num_implicit_tokens is {config.num_implicit_tokens}. Set curriculum=0."
         )
+    readers = {"host": config.host_config}
+    if not config.separate_generator_tokenizer:
+        readers["generator"] = config.generator_config
+    if args.step_weight > 0:
+        readers["step decoder"] = config.step_decoder_config
     return RowSettings(
         answer_prompt_size=len(config.answer_prompt_ids or ()),
         num_implicit_tokens=config.num_implicit_tokens,
@@ -75,6 +83,7 @@ def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> Ro
         generator_context=context_of(text_config(config.generator_config)),
         tokenizers=cast(Any, tokenizers) if config.separate_generator_tokenizer else None,
         step_context=context_of(text_config(config.step_decoder_config)) if args.step_weight > 0 else None,
+        vocabularies={name: text_config(part).vocab_size for name, part in readers.items()},
     )
 
 
@@ -162,6 +171,7 @@ def _checked_row(
             f"{str(example)[:120]}. Drop or complete it, or set them to 0."
         )
     ids = tokenize_row(row, tokenizer, settings)
+    check_ids(ids, len(tokenizer), settings, name, row["query"])
     check_lengths(ids, settings, name, row["query"])
     length = len(ids["prompt_ids"]) + len(ids["completion_ids"])
     return {**ids, "length": length, "reasoning": row["reasoning"]}
@@ -258,6 +268,29 @@ def check_lengths(ids: Mapping[str, Any], settings: RowSettings, name: str, quer
             raise ValueError(
                 f"{name} has a row of {length} tokens ({parts}), beyond {limit_name.format(most)}: drop long rows or "
                 f"{remedy}. Its query starts {query[:80]!r}."
+            )
+
+
+def check_ids(ids: Mapping[str, Any], tokens: int, settings: RowSettings, name: str, query: str) -> None:
+    """Check that each model has embeddings for the ids that it reads, which added tokens of a tokenizer lack.
+
+    Args:
+        ids: a result of `tokenize_row`.
+        tokens: number of tokens of the tokenizer.
+        name, query: the dataset's name and the row's query in the error.
+
+    Raises:
+        ValueError: for an id beyond a model's vocabulary.
+    """
+    host = [ids["prompt_ids"], ids["completion_ids"], *ids["word_ids"], ids["teacher_ids"]]
+    read = {"host": host, "generator": [ids["prompt_ids"]], "step decoder": ids["step_ids"]}
+    for model, size in settings.vocabularies.items():
+        largest = max((max(part) for part in read[model] if part), default=0)
+        if largest >= size:
+            raise ValueError(
+                f"{name} has a row with the token id {largest}: the tokenizer has {tokens} tokens, but the {model}'s "
+                f"vocabulary only {size}. Use the model's own tokenizer, or resize its embeddings "
+                f"(resize_token_embeddings), save it and build the pair again. The row's query starts {query[:80]!r}."
             )
 
 

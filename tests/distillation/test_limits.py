@@ -1,5 +1,7 @@
 """How long a row of stage 2 may be: what each model can read is checked at construction, and nothing is cut unsaid."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -19,16 +21,32 @@ ROW = {"query": "Is it heads? " * 12, "reasoning": REASONING, "answer": "yes", "
 def prepare(parts, tiny_tokenizer, tmp_path):
     """Function (rows, model, **options) -> the trainer, as it is made."""
 
-    def make(rows, model=None, encoder=None, **options):
+    def make(rows, model=None, encoder=None, processing_class=None, **options):
         return SemCoTDistillationTrainer(
             model=model or parts(),
             args=config(tmp_path, max_steps=1, **options),
             train_dataset=Dataset.from_list(rows),
-            processing_class=tiny_tokenizer,
+            processing_class=processing_class or tiny_tokenizer,
             alignment_encoder=encoder,
         )
 
     return make
+
+
+@pytest.mark.parametrize("column", ["query", "answer", "reasoning"])
+def test_a_tokenizer_with_more_tokens_than_the_host_is_named_with_both_sizes(prepare, parts, tiny_tokenizer, column):
+    row = {"query": "Is it heads?", "reasoning": "yes", "answer": "yes", "steps": ["yes"]}
+    words = len(tiny_tokenizer)
+    prepared = copy.deepcopy(tiny_tokenizer)
+    size = parts().config.vocab_size
+    prepared.add_tokens([f"<new{i}>" for i in range(size - words + 1)])
+    added = f"<new{size - words}>"
+    prepare([row], processing_class=prepared)
+    message = rf"id {size}.*tokenizer has {size + 1} tokens.*vocabulary.*{size}"
+    with pytest.raises(ValueError, match=message):
+        # The step decoder reads the steps, the frozen host the reasoning.
+        changed = {**row, column: added} | ({"steps": [added]} if column == "reasoning" else {})
+        prepare([changed], processing_class=prepared, step_weight=1.0)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])

@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from slow_path import ANSWER, example_prompts
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from semcot_hf import SemCoTForCausalLM
+from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 
 # peft 0.21 still reads the property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -168,3 +168,20 @@ def test_a_host_whose_layers_read_ids_is_refused(tiny_lm, tiny_semcot):
     )
     with pytest.raises(ValueError, match="hidden_size_per_layer_input=8"):
         tiny_semcot(host)
+
+
+def test_clients_read_how_long_a_prompt_may_be():
+    def limited(context):
+        return LlamaConfig(
+            hidden_size=16, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=context
+        )
+
+    config = SemCoTConfig(host_config=limited(100), generator_config=limited(400), num_implicit_tokens=5)
+    assert (config.max_position_embeddings, config.num_key_value_heads) == (95, 1)
+    assert "max_position_embeddings" not in config.to_diff_dict()
+    config = SemCoTConfig(host_config=limited(100), generator_config=limited(40), num_implicit_tokens=5)
+    assert config.max_position_embeddings == 35
+    # In tokens of its own the generator's limit says nothing about the host's.
+    config.separate_generator_tokenizer = True
+    assert config.max_position_embeddings == 95
+    assert not hasattr(SemCoTConfig(), "max_position_embeddings")
