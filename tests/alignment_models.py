@@ -33,6 +33,8 @@ def config(folder, **changes):
         logging_steps=1,
         disable_tqdm=True,
         use_cpu=True,
+        # Module-wide fixtures and runs in processes of their own compute in the same precision as the tests.
+        bf16=False,
     )
     return SemCoTAlignmentConfig(str(folder), **{**defaults, **changes})
 
