@@ -32,6 +32,9 @@ for layout in json.loads(sys.argv[4]):
     folder = root / layout
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    without_code = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    assert without_code.get_vocab() == tokenizer.get_vocab()
+    assert without_code.chat_template == tokenizer.chat_template
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     other = AutoModel.from_pretrained(folder, trust_remote_code=True)
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
