@@ -126,6 +126,7 @@ def test_generator_with_another_tokenizer(tmp_path):
     assert answers(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = EXAMPLES / "two_processes.sh"

@@ -555,6 +555,7 @@ def _train_in_a_process(dataset, tokenizer, folder, batch_size):
 
 
 # Raised inside accelerate and sentence-transformers, which use what this torch renames.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_gather is deprecated:FutureWarning")
 def test_two_processes_train_as_one_with_twice_the_batch(rows, tokenizer, tmp_path):

@@ -62,6 +62,7 @@ def questions():
     return QuestionSet(*splits, coin_flip.generate(8, seed=1, split="test"), "yes_no", 16)
 
 
+@pytest.mark.slow
 def test_semcot_is_timed_compiled_too_where_asked(tmp_path, captured, capturing):
     small = settings(method="semcot_no_alignment", eval_questions=2)
     made = run_method(small, questions(), tmp_path / "semcot", compiled_latency=True)
@@ -335,6 +336,7 @@ def test_words_of_coin_flips_tell_the_state_that_is_left():
         assert tokenizer.decode(tokens[:1]) == own.soft_words.thought and len(tokens) == 3
 
 
+@pytest.mark.slow
 def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM
@@ -378,6 +380,7 @@ def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp
     assert not (tmp_path / "shallow").exists()
 
 
+@pytest.mark.slow
 def test_a_training_of_models_that_was_cut_off_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
     import torch
 
@@ -433,6 +436,7 @@ def test_batches_hold_rows_of_one_length_and_every_row_once():
     assert sorted_rows != mixed and sorted(sorted_rows) == sorted(mixed)
 
 
+@pytest.mark.slow
 def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     command = [sys.executable, "-m", "semcot_hf.cli.main", "bench", "methods", "--methods", "pause", "no_cot"]

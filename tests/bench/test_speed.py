@@ -288,6 +288,7 @@ def test_the_plan_varies_one_factor_at_a_time():
     assert counts == dict(no_cot=4, cot=4, **semcot, semcot_shared_prefix=4, coconut=4)
 
 
+@pytest.mark.slow
 def test_command_in_a_fresh_process_resumes_and_its_figures_agree(tmp_path):
     flags = "--sizes toy llama2-7b --batch_sizes 1 2 4 --prompt_lengths 16 --implicit_tokens 2 --answer_tokens 3 "
     flags += "--methods no_cot semcot_sequential --device cpu --cot_tokens 5 --seconds 0.02 --threads 1"

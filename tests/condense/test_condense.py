@@ -126,6 +126,7 @@ def test_half_a_surrogate_pair_stops_nothing(server, tmp_path):
     assert json.loads((tmp_path / "journal.jsonl").read_text())["failure"] == "HTTP 500: \ufffd"
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_it_goes_on_and_buys_nothing_twice(server, tmp_path):
     write_splits(data(bare(ROWS[:8])), tmp_path / "data")
     (tmp_path / "data" / "test.jsonl").write_text(json.dumps(ROWS[8]) + "\n")

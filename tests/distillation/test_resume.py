@@ -57,6 +57,7 @@ def test_resumed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path,
     assert "keys" not in caplog.text
 
 
+@pytest.mark.slow
 def test_killed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path, caplog):
     """SIGKILL amid the writing of the checkpoint of step 6, which is passed over: the run goes on from step 4."""
     output = tmp_path / "killed"
@@ -116,6 +117,7 @@ def two_processes(tiny_folder, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_accumulation(two_processes, tiny_folder, tmp_path):
     options = {"max_steps": 8, "per_device_train_batch_size": 8, "eval_generations": 5, "learning_rate": 1e-3}
     ranks = two_processes(**options)
@@ -130,6 +132,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(two_processes, tiny_f
     assert ranks[0]["evaluated"]["eval_accuracy"] == evaluated["eval_accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_read_a_stream_as_one_does(two_processes, tiny_folder, tmp_path):
     """Each of them has its own share of it; in evaluation they have equally many batches, whatever its shards."""
     options = {"max_steps": 4, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1, "stream": True}

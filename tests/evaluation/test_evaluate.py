@@ -102,6 +102,7 @@ def test_report_keeps_its_contract(finished, dataset):
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_one_go(finished, saved, model, tokenizer, dataset, tmp_path):
     """A process is killed by the operating system in the middle of a control; a torn line is added to what it left."""
     script = f"""

@@ -346,6 +346,7 @@ def command(*arguments):
     return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_command_goes_on_and_writes_the_same_bytes(tmp_path):
     queries = [row["query"] for row in coin_flip.generate(60, seed=4, split="test")]

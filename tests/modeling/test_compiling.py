@@ -57,6 +57,7 @@ def test_of_the_query_only_keys_and_values_are_computed(tiny_lm, tiny_semcot, ca
     assert products == [2 + 3 * 7 + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++ on a CPU")
 def test_torchs_own_compiler_makes_the_same_tokens(tiny_lm, tiny_semcot, capturing):
