@@ -48,8 +48,11 @@ class SemCoTConfig(PreTrainedConfig):
             The tokens are inserted before them, or at the end of a prompt that does not end with them.
         separate_generator_tokenizer: whether the generator has its own tokenizer; the checkpoint then has both.
         includes_host: whether the checkpoint contains the host's weights (whole layout).
-        host_name_or_path, host_revision, host_subfolder: id or path, commit and subfolder of the host's weights, from
-            which the attached layout loads them.
+        host_name_or_path: id or path of the host's weights, from which the attached layout loads them.
+        host_revision, host_subfolder, host_variant, host_gguf_file: the arguments of `from_pretrained` that choose
+            among the files of this id or path.
+        host_fingerprint: digests of the host's weights (`weights_fingerprint`), which loading compares; `None` for
+            weights that could not be read, such as quantized ones.
         generator_name_or_path: the model that the generator was initialized from.
 
     Raises:
@@ -80,6 +83,9 @@ class SemCoTConfig(PreTrainedConfig):
     host_name_or_path: str | None = None
     host_revision: str | None = None
     host_subfolder: str | None = None
+    host_variant: str | None = None
+    host_gguf_file: str | None = None
+    host_fingerprint: str | None = None
     generator_name_or_path: str | None = None
     initializer_range: float = 0.02
 

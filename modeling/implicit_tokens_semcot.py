@@ -273,7 +273,8 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         if known < host_words.shape[0] and int(ids.max()) >= known:
             raise ValueError(
                 f"input_ids holds the id {int(ids.max())}, but the generator knows {known} ids: host and generator "
-                "must share a tokenizer."
+                "must share a tokenizer, or host_tokenizer= and generator_tokenizer= be passed to "
+                "SemCoTForCausalLM.from_host_generator_pretrained."
             )
         return ids, mask
 

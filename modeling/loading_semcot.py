@@ -1,38 +1,49 @@
-"""Build a SemCoT model from pretrained host and generator, load it and save it (attached or whole layout)."""
+"""Build a SemCoT model from pretrained host and generator, and load checkpoints, the authors' too."""
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils import logging
 
 from .configuration_semcot import SemCoTConfig
-from .parts_semcot import SemCoTPreTrainedModel, adapted_layers, merged_state, unquantized
+from .parts_semcot import unquantized
+from .saving_semcot import SemCoTSavingMixin
+from .sources_semcot import (
+    FILE_ARGUMENTS,
+    HUB_ARGUMENTS,
+    KNOWN_ARGUMENTS,
+    SHARED_ARGUMENTS,
+    TOKENIZERS,
+    HostPlace,
+    ModelSource,
+    check_part,
+    check_source,
+    load_generator,
+    load_host,
+    own_tokenizers,
+    pick,
+)
 from .thought_prompt_semcot import recipe_fields
+from .weights_semcot import weights_fingerprint
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
-FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "subfolder")
-SHARED_ARGUMENTS = ("dtype", "device_map", "attn_implementation", "quantization_config", "max_memory")
-TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
 Model = TypeVar("Model", bound="SemCoTLoadingMixin")
-ModelSource: TypeAlias = str | PathLike | PreTrainedModel
 TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
 
+logger = logging.get_logger(__name__)
 
-class SemCoTLoadingMixin(SemCoTPreTrainedModel):
-    """`from_host_generator_pretrained`, `from_pretrained` and `save_pretrained` of `SemCoTForCausalLM`."""
+
+class SemCoTLoadingMixin(SemCoTSavingMixin):
+    """`from_host_generator_pretrained`, `from_original` and `from_pretrained` of `SemCoTForCausalLM`."""
 
     @classmethod
     def from_host_generator_pretrained(
@@ -79,15 +90,22 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
             ValueError: if one tokenizer is passed without the other, or for a token id outside the generator's
                 vocabulary.
         """
-        tokenizers = [host_tokenizer, generator_tokenizer]
         if (host_tokenizer is None) != (generator_tokenizer is None):
             raise ValueError(
-                "host_tokenizer and generator_tokenizer go together: pass both, or neither when the models share one."
+                "host_tokenizer and generator_tokenizer go together: pass both, or neither to use the models' own."
             )
-        host, commit = _named_host(host, host_kwargs or {})
+        tokenizers: list[Any] = [host_tokenizer, generator_tokenizer]
+        if host_tokenizer is None and tokenizer is None:
+            tokenizers = own_tokenizers((_plain(host), host_kwargs), (_plain(generator), generator_kwargs))
+            if tokenizers[0] is not None:
+                logger.info(
+                    "Host and generator do not share a tokenizer: questions are re-tokenized for the generator."
+                )
         generator = _plain(generator)
         if not isinstance(generator, PreTrainedModel):
-            generator = _load_generator(generator, generator_kwargs or {})
+            generator = load_generator(generator, generator_kwargs or {})
+        check_part("generator", generator)
+        host, place, found = _named_host(host, host_kwargs or {})
         backbone: Any = generator.base_model
         if backbone is generator and generator.get_output_embeddings() is not None:
             # Llama 4's base_model_prefix is not the name of its backbone.
@@ -97,14 +115,16 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
             config_kwargs = {**recipe_fields(recipe, thought_prompt, words, config_kwargs), **config_kwargs}
         default = config_kwargs.pop("num_implicit_tokens", 5)
         config = SemCoTConfig(
-            **_host_fields(host, commit, host_kwargs),
-            generator_config=backbone.config,
+            host_config=unquantized(host.config),
+            **place.fields(),
+            generator_config=unquantized(backbone.config),
             num_implicit_tokens=default if num_implicit_tokens is None else num_implicit_tokens,
             generator_name_or_path=generator.config.name_or_path or None,
-            separate_generator_tokenizer=host_tokenizer is not None,
+            separate_generator_tokenizer=tokenizers[0] is not None,
             **config_kwargs,
         )
         model = cls(config, host=host, generator=backbone)
+        model._record_host(found)
         model.generation_config = host.generation_config
         embeddings = backbone.get_input_embeddings().weight
         if thought_token_id is None:
@@ -123,6 +143,11 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         if tokenizer is not None:
             model.generator_tokenizer = _tokenizer(tokenizer)
         return model.eval()
+
+    def _record_host(self, found: bool | None) -> None:
+        """Record the weights of the host that a new model has, and whether a loader finds them by its name."""
+        self._attached_fingerprint = self.config.host_fingerprint = weights_fingerprint(self.host)
+        self._host_is_there = found
 
     @classmethod
     def from_original(
@@ -152,14 +177,14 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         Raises:
             ValueError: if the folder contains no such checkpoint, or the host has another hidden size.
         """
-        hub = _pick(kwargs, HUB_ARGUMENTS)
-        original, _ = PreTrainedConfig.get_config_dict(path_or_id, **_pick(kwargs, FILE_ARGUMENTS))
+        hub = pick(kwargs, HUB_ARGUMENTS)
+        original, _ = PreTrainedConfig.get_config_dict(path_or_id, **pick(kwargs, FILE_ARGUMENTS))
         if not {"model_name", "teacher_hid_dim"} <= original.keys():
             raise ValueError(
                 f"{path_or_id} has no model_name and teacher_hid_dim in its config.json, which the authors' "
                 "checkpoints have: load a checkpoint of this package by from_pretrained."
             )
-        host, commit = _named_host(host, {**hub, **(host_kwargs or {})})
+        host, place, found = _named_host(host, {**hub, **(host_kwargs or {})})
         width = host.config.get_text_config().hidden_size
         if width != original["teacher_hid_dim"]:
             raise ValueError(
@@ -170,7 +195,8 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         words = generator_config.get_text_config().vocab_size
         generator_config.get_text_config().vocab_size = words + 1
         config = SemCoTConfig(
-            **_host_fields(host, commit, host_kwargs),
+            host_config=unquantized(host.config),
+            **place.fields(),
             generator_config=generator_config,
             num_implicit_tokens=num_implicit_tokens,
             state_offset=-1,
@@ -185,6 +211,7 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
         config.generator_config = generator.config
         # The loaded model would save its weights under the authors' names, so a new one takes its parts.
         model = cls(config, host=host, generator=generator)
+        model._record_host(found)
         model.projection, model.thought_embedding.data = loaded.projection, thought
         model.generation_config = host.generation_config
         return model.eval()
@@ -221,7 +248,7 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
             kwargs.pop("dtype", None)
         if not isinstance(config, PreTrainedConfig):
             source: Any = config or pretrained_model_name_or_path
-            config = SemCoTConfig.from_pretrained(source, **_pick(kwargs, FILE_ARGUMENTS))
+            config = SemCoTConfig.from_pretrained(source, **pick(kwargs, FILE_ARGUMENTS))
             for name in [name for name in kwargs if hasattr(config, name) and name not in SHARED_ARGUMENTS]:
                 setattr(config, name, kwargs.pop(name))
         if pretrained_model_name_or_path is None and host is None:
@@ -250,105 +277,19 @@ class SemCoTLoadingMixin(SemCoTPreTrainedModel):
                 host, model.host = model.host.to(dtypes[0]), None
                 model.to(dtypes[1])
             model._set_host(host)
+            model._attached_fingerprint = weights_fingerprint(host)
         else:
-            host = _plain(host)
+            host, place, found = _plain(host), None, None
             if not isinstance(host, PreTrainedModel):
                 saved = {"dtype": dtypes[0] or "auto"}
                 saved |= {} if attention is None else {"attn_implementation": attention}
-                host = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
-            model.attach_host(host)
-            if "subfolder" in (host_kwargs or {}):
-                model.config.host_subfolder = (host_kwargs or {})["subfolder"]
+                host, place, found = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
+            model._attach(host, place, found)
         for part in TOKENIZERS if model.config.separate_generator_tokenizer else ():
-            files = _pick(kwargs, (*HUB_ARGUMENTS, "revision"))
+            files = pick(kwargs, (*HUB_ARGUMENTS, "revision"))
             files["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), part)))
             setattr(model, part, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **files))
         return loaded
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        is_main_process: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
-        *args: Any,
-        include_host: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save a checkpoint: generator, projection and config, with the host by reference or included.
-
-        Args:
-            save_directory: the folder.
-            include_host: `True` for the whole layout (one self-contained folder), `False` for the attached layout
-                (host by reference). `None` keeps the layout that the model was loaded from, but includes a host
-                without id or path, with adapters or with a resized vocabulary.
-            is_main_process, state_dict, args, kwargs: as in transformers. Adapters are merged into the saved weights.
-
-        Raises:
-            ValueError: for the attached layout with such a host, or for a quantized host that is to be included.
-        """
-        include_host = self._includes_host(include_host)
-        if include_host and getattr(self.host, "is_quantized", False):
-            raise ValueError(
-                "include_host=True cannot save a quantized host: save with include_host=False, which names the host "
-                "by config.host_name_or_path, or attach it unquantized first."
-            )
-        if os.path.isfile(save_directory):
-            raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
-        layout = self.config.includes_host
-        config: Any = self.config
-        config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
-        state_dict = merged_state(self, state_dict)
-        if not include_host:
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
-        for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
-            if getattr(self, name) is None:
-                raise ValueError(f"config.separate_generator_tokenizer=True, but model.{name} is None: set it.")
-            if is_main_process:
-                getattr(self, name).save_pretrained(os.path.join(save_directory, name))
-        self.config.includes_host = include_host
-        # Otherwise transformers would save the adapters only.
-        adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
-        try:
-            return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
-        finally:
-            self.config.includes_host, self._hf_peft_config_loaded = layout, adapted
-
-    def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
-        # Files with a newer timestamp are uploaded, and the tokenizers are written before this call.
-        times = super()._get_files_timestamps(working_dir)
-        return {name: time for name, time in times.items() if name not in TOKENIZERS}
-
-    def push_to_hub(  # type: ignore[override]  # all other arguments are passed on
-        self, *args: Any, include_host: bool | None = None, **kwargs: Any
-    ) -> Any:
-        """Push to the Hub as transformers does, with `include_host` as in `save_pretrained`."""
-        layout, self.config.includes_host = self.config.includes_host, self._includes_host(include_host)
-        try:
-            return super().push_to_hub(*args, **kwargs)
-        finally:
-            self.config.includes_host = layout
-
-    def _includes_host(self, wanted: bool | None) -> bool:
-        """Return whether a checkpoint includes the host; raise ValueError if it must, but is not wanted to."""
-        changed = None
-        if self.host is not None and adapted_layers(self.host):
-            changed = "has adapters"
-        elif self.host is not None and self.config.vocab_size != self._attached_words:
-            changed = f"has had its vocabulary resized from {self._attached_words} to {self.config.vocab_size}"
-        if wanted is None:
-            return self.config.includes_host or self.config.host_name_or_path is None or changed is not None
-        if not wanted and self.config.host_name_or_path is None:
-            raise ValueError(
-                "include_host=False needs config.host_name_or_path, by which a loader finds the host: set it, or "
-                "pass include_host=True."
-            )
-        if not wanted and changed is not None:
-            raise ValueError(
-                f"include_host=False names the host {self.config.host_name_or_path!r}, but this one {changed}, "
-                "which a loader would not find there: pass include_host=True, which saves it as it is (adapters "
-                "merged), or attach the changed host, saved under a name of its own."
-            )
-        return wanted
 
 
 def _tokenizer(source: TokenizerSource | None, name: str | None = None) -> PreTrainedTokenizerBase:
@@ -360,40 +301,18 @@ def _tokenizer(source: TokenizerSource | None, name: str | None = None) -> PreTr
     return AutoTokenizer.from_pretrained(name if source is None else source)
 
 
-def _pick(kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
-    """Return (model, commit) of a host: loaded at one commit from an id or path; `None` as the commit of a model."""
+def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace, bool | None]:
+    """Return a host, loaded if it is an id or path, what names its weights, and whether a loader finds them so."""
     host = _plain(host)
     if isinstance(host, PreTrainedModel):
-        return host, None
-    commit = extract_commit_hash(cached_file(host, "config.json", **_pick(kwargs, FILE_ARGUMENTS)), None)
-    revision = {} if commit is None else {"revision": commit}
-    return AutoModelForCausalLM.from_pretrained(host, **{**kwargs, **revision}), commit
-
-
-def _host_fields(host: PreTrainedModel, commit: str | None, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the fields of `SemCoTConfig` that describe the host."""
-    return {
-        "host_config": unquantized(host.config),
-        "host_name_or_path": host.config.name_or_path or None,
-        "host_revision": commit,
-        "host_subfolder": (kwargs or {}).get("subfolder"),
-    }
+        return host, HostPlace.of_model(host), None
+    model, place = load_host(host, kwargs)
+    return model, place, (place.name == str(host) and kwargs.keys() <= KNOWN_ARGUMENTS) or None
 
 
 def _plain(model: Any) -> Any:
     """Return the model inside peft's wrapper, with its adapters in place; anything else unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _load_generator(name: str | PathLike, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """Load a generator, a causal LM with its head, whose weights would otherwise be reported as unexpected."""
-    config, _ = PreTrainedConfig.get_config_dict(name, **_pick(kwargs, FILE_ARGUMENTS))
-    causal = (config.get("architectures") or [""])[0].endswith("ForCausalLM")
-    return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(name, **kwargs)
 
 
 def _places(device_map: dict[str, Any], of_host: bool) -> dict[str, Any]:
@@ -404,20 +323,25 @@ def _places(device_map: dict[str, Any], of_host: bool) -> dict[str, Any]:
 
 def _load_host(
     host: Any, config: SemCoTConfig, kwargs: dict[str, Any], host_kwargs: dict[str, Any] | None
-) -> PreTrainedModel:
-    """Load the host of an attached checkpoint from `host` or, if `None`, from where the configuration says."""
-    arguments = _pick(kwargs, (*HUB_ARGUMENTS, *SHARED_ARGUMENTS))
+) -> tuple[PreTrainedModel, HostPlace, bool | None]:
+    """Load the host of an attached checkpoint from `host` or, if `None`, from where the configuration says.
+
+    Returns:
+        The host, what names its weights, and whether a loader finds them so (`None`: unknown).
+    """
+    arguments = pick(kwargs, (*HUB_ARGUMENTS, *SHARED_ARGUMENTS))
     if isinstance(arguments.get("attn_implementation"), dict):
         arguments["attn_implementation"] = arguments["attn_implementation"].get("host_config")
     if isinstance(arguments.get("device_map"), dict):
         arguments["device_map"] = _places(arguments["device_map"], True) or arguments["device_map"]
-    name: Any = config.host_name_or_path if host is None else host
+    recorded = HostPlace.recorded(config)
+    name: Any = recorded.name if host is None else host
     if host is None:
-        found = {"revision": config.host_revision, "subfolder": config.host_subfolder}
-        arguments.update({key: value for key, value in found.items() if value is not None})
+        arguments.update(recorded.arguments())
     arguments.update(host_kwargs or {})
+    check_source("host", name, arguments)
     try:
-        AutoConfig.from_pretrained(name, **_pick(arguments, FILE_ARGUMENTS))
+        AutoConfig.from_pretrained(name, **pick(arguments, (*FILE_ARGUMENTS, "gguf_file")))
     except (OSError, ValueError) as error:
         raise OSError(
             f"This checkpoint holds the generator alone; its host {name!r}"
@@ -425,4 +349,4 @@ def _load_host(
             + " could not be found. Pass host= with a path, id or model of that host, or have the checkpoint saved "
             "with include_host=True."
         ) from error
-    return AutoModelForCausalLM.from_pretrained(name, **arguments)
+    return _named_host(name, arguments)

@@ -5,11 +5,16 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .configuration_semcot import SemCoTConfig, text_config
+from .sources_semcot import HostPlace, check_part
 from .splicing_semcot import context_of
+from .weights_semcot import same_weights, shares_weights, weights_fingerprint
+
+logger = logging.get_logger(__name__)
 
 
 class SemCoTPreTrainedModel(PreTrainedModel):
@@ -34,6 +39,9 @@ class SemCoTPreTrainedModel(PreTrainedModel):
     # Set if host and generator do not share a tokenizer.
     host_tokenizer: PreTrainedTokenizerBase | None = None
     generator_tokenizer: PreTrainedTokenizerBase | None = None
+    # The host's weights when it was attached, and whether a loader finds them by the configuration (None: unknown).
+    _attached_fingerprint: str | None = None
+    _host_is_there: bool | None = None
 
     def __init__(
         self,
@@ -80,20 +88,48 @@ class SemCoTPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
 
     def attach_host(self, host: PreTrainedModel) -> None:
-        """Set the host causal LM, freeze it, and record its id and commit for checkpoints of the attached layout.
+        """Set the host causal LM, freeze it, and record its id and weights for checkpoints of the attached layout.
 
         Raises:
-            ValueError: if its hidden size or vocabulary differs from the one this model was built for, or the host is
-                unsupported: no attention (Mamba), layers that re-read input ids (Gemma 3n), or projected embeddings
-                (OPT-350m).
+            ValueError: if its hidden size or vocabulary differs from the one this model was built for, if it has the
+                recorded id or path but other weights, or if the host is unsupported: no attention (Mamba), layers that
+                re-read input ids (Gemma 3n), projected embeddings (OPT-350m), or code of its own.
         """
+        self._attach(host, None, None)
+
+    def _attach(self, host: PreTrainedModel, place: HostPlace | None, found: bool | None) -> None:
+        """Attach a host.
+
+        Args:
+            host: the host.
+            place: what it was loaded by; `None` for a model object.
+            found: whether a loader finds these weights there; `None` if this is not known.
+        """
+        config, recorded = self.config, HostPlace.recorded(self.config)
+        given = HostPlace.of_model(host) if place is None else place
+        present = weights_fingerprint(host)
+        same, named_same = same_weights(config.host_fingerprint, present), given.name == recorded.name
+        if same is False and given.name is not None and (given == recorded or (place is None and named_same)):
+            raise ValueError(
+                f"The host {given} has other weights (fingerprint {present}) than the host {recorded} that this "
+                f"SemCoT model was made with (fingerprint {config.host_fingerprint}): pass host= with that model or "
+                "its folder, or host_kwargs={'revision': ...}. To take this one all the same, set "
+                "config.host_fingerprint=None, or pass host_fingerprint=None to from_pretrained."
+            )
+        if same is False:
+            logger.warning(
+                f"The host {given} has other weights than the host {recorded} that this SemCoT model was made with."
+            )
         self._set_host(host)
-        name, commit = host.config.name_or_path or None, getattr(host.config, "_commit_hash", None)
-        if name != self.config.host_name_or_path:
-            self.config.host_name_or_path, self.config.host_subfolder = name, None
-            self.config.host_revision = commit
-        elif commit is not None:
-            self.config.host_revision = commit
+        if place is not None or not named_same:
+            for name, value in given.fields().items():
+                setattr(config, name, value)
+            self._host_is_there = found
+        elif same is None:
+            self._host_is_there = None
+        if same is False or config.host_fingerprint is None or (same is None and not named_same):
+            config.host_fingerprint = present
+        self._attached_fingerprint = present
 
     def _set_host(self, host: PreTrainedModel) -> None:
         wanted, got = text_config(self.config.host_config), host.config.get_text_config()
@@ -104,6 +140,7 @@ class SemCoTPreTrainedModel(PreTrainedModel):
                     f"{name}={getattr(wanted, name)}: pass the host it was trained with "
                     f"({self.config.host_name_or_path or 'its id is not recorded'})."
                 )
+        check_part("host", host)
         check_word_size(host)
         if getattr(got, "hidden_size_per_layer_input", None):
             raise ValueError(
@@ -121,6 +158,9 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         # Shared, so that resizing the host's embeddings updates both.
         self.config.host_config = unquantized(host.config)
         self._attached_words = got.vocab_size
+        if shares_weights(host, self.generator):
+            # Training the generator would change the host.
+            self.generator = copy.deepcopy(self.generator)
         self.host = host.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -155,6 +195,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         Each implicit token, mapped linearly to the decoder's hidden size, is the first input embedding before the
         text of its reasoning step. Generation never runs the decoder; `drop_step_decoder` removes it.
         """
+        if shares_weights(decoder, self.host) or shares_weights(decoder, self.generator):
+            decoder = copy.deepcopy(decoder)
         self.config.step_decoder_config = decoder.config
         projection = self._set_step_decoder(decoder).to(device=self.projection_device(), dtype=decoder.dtype)
         self._init_weights(projection)
@@ -221,40 +263,3 @@ def check_word_size(host: PreTrainedModel) -> None:
 def takes_cache(model: PreTrainedModel) -> bool:
     """Return whether a model's forward takes `past_key_values`."""
     return "past_key_values" in signature(type(model).forward).parameters
-
-
-def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return (name, layer) of each layer with peft adapters or a trained copy (peft's `modules_to_save`).
-
-    Works without peft installed.
-    """
-    found: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        adapted = hasattr(module, "get_base_layer") and hasattr(module, "merge")
-        if (adapted or _is_wrapper(module)) and not any(name.startswith(f"{outer}.") for outer, _ in found):
-            found.append((name, module))
-    return found
-
-
-def merged_layer(layer: Any) -> nn.Module:
-    """Return a copy of an adapted layer's base with the adapters merged, or the trained copy that is in use."""
-    if _is_wrapper(layer) and not hasattr(layer, "token_adapter"):
-        active = [] if layer.disable_adapters else layer.active_adapters
-        return layer.modules_to_save[active[0]] if active else layer.original_module
-    merged = copy.deepcopy(getattr(layer, "token_adapter", layer))
-    merged.merge()
-    return merged.get_base_layer()
-
-
-def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the state dict of `model` with its adapters merged; `model` stays unchanged."""
-    state = dict(model.state_dict() if state_dict is None else state_dict)
-    for name, layer in adapted_layers(model):
-        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        state.update({f"{name}.{key}": value for key, value in merged_layer(layer).state_dict().items()})
-    return state
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Return whether a module is peft's wrapper of a layer that is trained as a whole, or in some of its rows."""
-    return hasattr(module, "original_module") and hasattr(module, "active_adapters")

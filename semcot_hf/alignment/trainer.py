@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
+from ..modeling.sources_semcot import check_run_folder
 from ..training.adapters import ADAPTERS_NAME, add_adapters, load_apart, merged_adapters, save_adapters
 from ..training.trainer import SemCoTTrainer, load_tokenizer, no_loading_bars
 from .config import SemCoTAlignmentConfig
@@ -65,7 +66,8 @@ class SemCoTAlignmentTrainer(SemCoTTrainer, SentenceTransformerTrainer):
 
     Raises:
         ValueError: for a dataset without the columns or without a usable row, an `eval_dataset` equal to
-            `train_dataset`, and arguments that `build_alignment_encoder` or `add_adapters` refuse.
+            `train_dataset`, an `args.output_dir` that the host comes from, and arguments that
+            `build_alignment_encoder` or `add_adapters` refuse.
     """
 
     training_args_class: type[SentenceTransformerTrainingArguments] = SemCoTAlignmentConfig
@@ -86,6 +88,7 @@ class SemCoTAlignmentTrainer(SemCoTTrainer, SentenceTransformerTrainer):
     ):
         args = SemCoTAlignmentConfig("alignment_encoder") if args is None else copy.copy(args)
         set_seed(args.seed)
+        check_run_folder(str(args.output_dir), [("host", _host_name(model))])
         encoder = _encoder_from(model, processing_class, args)
         if peft_config is not None:
             add_adapters(trained_part(encoder), peft_config, "the linear layer")
@@ -328,6 +331,13 @@ def _show_example(card: Any, pairs: Dataset | None) -> None:
         reasoning, condensed = pairs[0]["reasoning"], pairs[:3]["condensed_reasoning"]
         card.widget = [{"source_sentence": reasoning, "sentences": condensed}]
         card.usage_examples = [reasoning, *condensed[:2]]
+
+
+def _host_name(model: PreTrainedModel | SentenceTransformer | str | os.PathLike) -> str | os.PathLike | None:
+    """Return the id or path of a host that an encoder is made of; `None` for an encoder, which is trained further."""
+    if isinstance(model, str | os.PathLike):
+        return None if is_sentence_transformer_model(os.fspath(model)) else model
+    return model.config.name_or_path if isinstance(model, PreTrainedModel) else None
 
 
 def _encoder_from(

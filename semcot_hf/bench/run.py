@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from ..answers import infer_answer_type
 from ..data import load_reasoning_dataset
 from ..demo import GENERATOR_PATH, HOST_PATH
-from ..inference.prompting import shares_tokenizer
+from ..modeling.sources_semcot import shares_tokenizer
 from ..options import option
 from ..progress import progress_bar
 from .catalogue import BENCH_METHODS, chosen

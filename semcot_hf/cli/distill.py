@@ -4,11 +4,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
-from ..inference.prompting import shares_tokenizer
 from ..modeling import SemCoTForCausalLM
 from ..options import option
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
@@ -51,20 +50,6 @@ def thought_token_id(thought: str | None, generator: str) -> int | None:
     return ids[0]
 
 
-def own_tokenizers(host: str, generator: str) -> dict[str, PreTrainedTokenizerBase]:
-    """Return `host_tokenizer` and `generator_tokenizer` if the generator reads other ids than the host's."""
-    host_tokenizer = AutoTokenizer.from_pretrained(host)
-    try:
-        generator_tokenizer = AutoTokenizer.from_pretrained(generator)
-    except OSError:
-        # A generator without a tokenizer was made for the host's.
-        return {}
-    if shares_tokenizer(host_tokenizer, generator_tokenizer):
-        return {}
-    print("Host and generator do not share a tokenizer: questions are re-tokenized for the generator.")
-    return {"host_tokenizer": host_tokenizer, "generator_tokenizer": generator_tokenizer}
-
-
 def run(argv: Sequence[str]) -> None:
     """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
     data, models, generator, peft, args = parse(
@@ -82,8 +67,9 @@ def run(argv: Sequence[str]) -> None:
         host_kwargs=args.model_init_kwargs,
         generator_kwargs=args.model_init_kwargs,
         thought_token_id=thought_token_id(generator.thought, models.generator),
-        **own_tokenizers(models.host, models.generator),
     )
+    if model.config.separate_generator_tokenizer:
+        print("Host and generator do not share a tokenizer: questions are re-tokenized for the generator.")
     trainer = SemCoTDistillationTrainer(
         model=model,
         args=args,

@@ -19,7 +19,8 @@ from ..answers import check_answer, infer_answer_type
 from ..inference.answering import answer_questions
 from ..modeling import SemCoTForCausalLM
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
-from ..modeling.parts_semcot import adapted_layers
+from ..modeling.sources_semcot import check_run_folder
+from ..modeling.weights_semcot import adapted_layers
 from ..training.adapters import ADAPTERS_NAME, load_apart, save_adapters, save_apart, unexplained_keys
 from ..training.dataset_checks import column_names
 from ..training.model_card import model_card
@@ -63,7 +64,8 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
 
     Raises:
-        ValueError: for missing columns, empty datasets, rows beyond the context, or missing inputs of objectives.
+        ValueError: for an `args.output_dir` that host, generator or encoder come from, missing columns, empty
+            datasets, rows beyond the context, or missing inputs of objectives.
     """
 
     loss_is_scaled_for_ga = False  # type: ignore[assignment]  # TRL declares None
@@ -96,8 +98,14 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         if isinstance(model, str | os.PathLike):
             options = cast(dict, args.model_init_kwargs or {})
             model = SemCoTForCausalLM.from_pretrained(model, **options)
+        encoder_folder = alignment_encoder if isinstance(alignment_encoder, str | os.PathLike) else None
+        check_run_folder(str(args.output_dir), [*model.part_sources(), ("alignment encoder", encoder_folder)])
         processing_class, self._answer_prompt = prepare_tokenizer(processing_class, model.config, args.answer_prompt)
         prepare_model(model, args, peft_config)
+        if args.push_to_hub:
+            # What could not be pushed is refused before training.
+            with model.for_the_hub(args.include_host, args.hub_model_id):
+                pass
         self._settings = row_settings(model, args)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None
@@ -376,9 +384,17 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         card.save(os.path.join(self._output_dir, "README.md"))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.push_to_hub:
+        if not self.args.push_to_hub:
+            super()._save_checkpoint(model, trial)
+            return
+        with self.model.for_the_hub(self.args.include_host, self.hub_model_id):
             self.create_model_card()
-        super()._save_checkpoint(model, trial)
+            super()._save_checkpoint(model, trial)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Push as `Trainer.push_to_hub`; a host in a folder of this machine is included."""
+        with self.model.for_the_hub(self.args.include_host, self.hub_model_id):
+            return super().push_to_hub(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save a whole model; a step decoder that is not kept is saved only in checkpoints, in a file of its own."""

@@ -190,11 +190,6 @@ def choose_answer_prompt(tokenizer: PreTrainedTokenizerBase, answer_prompt: str 
     return answer_prompt
 
 
-def shares_tokenizer(host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the generator can read the host's ids: each host token has the same id in both vocabularies."""
-    return host_tokenizer.get_vocab().items() <= generator_tokenizer.get_vocab().items()
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of a rendered prompt, which already contains the special tokens that belong to it."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..modeling.parts_semcot import adapted_layers, merged_layer
+from ..modeling.weights_semcot import adapted_layers, merged_layer
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -567,3 +567,12 @@ def test_two_processes_train_as_one_with_twice_the_batch(rows, tokenizer, tmp_pa
     for name, value in one.items():
         assert torch.equal(two[0][name], two[1][name]), name
         torch.testing.assert_close(two[0][name], value, rtol=0, atol=2e-5)
+
+
+def test_an_output_dir_that_would_overwrite_the_host(host, tokenizer, dataset, tmp_path):
+    host.save_pretrained(tmp_path / "host")
+    tokenizer.save_pretrained(tmp_path / "host")
+    named = type(host).from_pretrained(tmp_path / "host")
+    for model in (str(tmp_path / "host"), tmp_path / "host", named):
+        with pytest.raises(ValueError, match="output_dir=.* is where the host comes from, which would be overwritten"):
+            SemCoTAlignmentTrainer(model=model, args=config(tmp_path / "host"), train_dataset=dataset)

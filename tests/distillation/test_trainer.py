@@ -359,3 +359,23 @@ def test_a_loss_function_of_the_users_own_is_refused(parts, tiny_tokenizer, rows
             processing_class=tiny_tokenizer,
             compute_loss_func=lambda outputs, labels, **_: outputs.loss,
         )
+
+
+def test_an_output_dir_that_would_overwrite_a_model(parts, tiny_folder, tiny_tokenizer, rows, tmp_path):
+    files = {path: path.read_bytes() for path in tiny_folder.rglob("*") if path.is_file()}
+    options = {"train_dataset": rows, "processing_class": tiny_tokenizer}
+    for part in ("host", "generator"):
+        with pytest.raises(ValueError, match=f"output_dir=.* is where the {part} comes from"):
+            SemCoTDistillationTrainer(model=parts(), args=config(tiny_folder / part), **options)
+    encoder = str(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="output_dir=.* is where the alignment encoder comes from"):
+        SemCoTDistillationTrainer(model=parts(), args=config(encoder), alignment_encoder=encoder, **options)
+    assert files == {path: path.read_bytes() for path in tiny_folder.rglob("*") if path.is_file()}
+
+
+def test_what_could_not_be_pushed_is_refused_before_training(parts, tiny_tokenizer, rows, tmp_path):
+    pushing = {"push_to_hub": True, "hub_model_id": "lab/semcot", "include_host": False}
+    with pytest.raises(ValueError, match="The host is in the folder .*: pass include_host=True"):
+        SemCoTDistillationTrainer(
+            model=parts(), args=config(tmp_path, **pushing), train_dataset=rows, processing_class=tiny_tokenizer
+        )

@@ -16,6 +16,7 @@ STANDARD = {
     "copy",
     "dataclasses",
     "functools",
+    "hashlib",
     "inspect",
     "itertools",
     "math",

@@ -124,3 +124,39 @@ def test_refusals(root, model, tiny_tokenizer):
     bare.config.separate_generator_tokenizer = True
     with pytest.raises(ValueError, match="model.host_tokenizer or model.generator_tokenizer is None: set both"):
         bare.generate(torch.tensor([[10, 11]]), **NEW)
+
+
+def with_tokenizer(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_tokenizers_of_the_folders_are_compared(tiny_lm, tiny_tokenizer, char_tokenizer, prompts, tmp_path):
+    """Folders, a folder above a subfolder, and models loaded from folders; without a tokenizer, ids are shared."""
+    host = with_tokenizer(tiny_lm("llama", dtype=torch.float32), tiny_tokenizer, tmp_path / "host")
+    small = {"hidden_size": 16, "dtype": torch.float32}
+    other = with_tokenizer(tiny_lm("gpt2", vocab_size=110, **small), char_tokenizer, tmp_path / "other")
+    shared = with_tokenizer(tiny_lm("llama", **small), tiny_tokenizer, tmp_path / "shared")
+    bare = with_tokenizer(tiny_lm("gpt2", **small), None, tmp_path / "bare")
+    tiny_lm("gpt2", vocab_size=110, **small).save_pretrained(other / "inner")
+    inner = {"generator_kwargs": {"subfolder": "inner"}}
+    pair = SemCoTForCausalLM.from_host_generator_pretrained
+    for one in (
+        pair(host, other),
+        pair(host, other, **inner),
+        pair(AutoModelForCausalLM.from_pretrained(host), AutoModelForCausalLM.from_pretrained(other)),
+    ):
+        assert one.config.separate_generator_tokenizer
+        assert one.generator_tokenizer.get_vocab() == char_tokenizer.get_vocab()
+        assert one.host_tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+    one.save_pretrained(tmp_path / "saved")
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
+    ids = torch.tensor([tiny_tokenizer(prompts[0], add_special_tokens=False)["input_ids"]])
+    assert torch.equal(loaded.generate(ids, **NEW), one.generate(ids, **NEW))
+    for generator in (shared, bare, tiny_lm("llama", **small)):
+        one = pair(host, generator)
+        assert not one.config.separate_generator_tokenizer and one.host_tokenizer is None
+    with pytest.raises(ValueError, match="projection='vocabulary' mixes the words of one vocabulary"):
+        pair(host, other, projection="vocabulary")

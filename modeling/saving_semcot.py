@@ -1,0 +1,236 @@
+"""Save a SemCoT model in the attached or the whole layout, and push it to the Hub."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+from transformers.utils import logging
+
+from .parts_semcot import SemCoTPreTrainedModel
+from .sources_semcot import TOKENIZERS, HostPlace, check_target, is_folder, load_host
+from .weights_semcot import adapted_layers, is_quantized, merged_state, same_weights, weights_fingerprint
+
+logger = logging.get_logger(__name__)
+
+
+class SemCoTSavingMixin(SemCoTPreTrainedModel):
+    """`save_pretrained` and `push_to_hub` of `SemCoTForCausalLM`."""
+
+    # The layout of what is being pushed to the Hub.
+    _pushed_layout: bool | None = None
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        include_host: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save a checkpoint: generator, projection and config, with the host by reference or included.
+
+        Args:
+            save_directory: the folder; never one that host or generator come from.
+            include_host: `True` for the whole layout (one self-contained folder), `False` for the attached layout
+                (host by reference). `None` keeps the layout that the model was loaded from, but includes a host
+                without id or path, with adapters, with a resized vocabulary, or with other weights than those that a
+                loader finds under its name.
+            is_main_process, state_dict, push_to_hub, args, kwargs: as in transformers. Adapters are merged into the
+                saved weights.
+
+        Raises:
+            ValueError: for the attached layout with such a host, for a quantized host that is to be included, a
+                quantized generator, or the folder of a part. Nothing is written then.
+        """
+        if os.path.isfile(save_directory):
+            raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
+        check_target(save_directory, self.part_sources())
+        repo = str(kwargs.get("repo_id") or os.path.basename(os.path.normpath(save_directory)))
+        with self.for_the_hub(include_host, repo) if push_to_hub else nullcontext():
+            pushed = self._pushed_layout
+            include_host = self._includes_host(include_host) if pushed is None else pushed
+            self._check_parts_for_saving(include_host)
+            return self._write(save_directory, include_host, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+
+    def part_sources(self) -> list[tuple[str, str | PathLike | None]]:
+        """Return (role, id or path) of what the model is made of, which no checkpoint may overwrite."""
+        config: Any = self.config
+        places = [("host", config.host_name_or_path), ("generator", config.generator_name_or_path)]
+        if config.host_name_or_path and config.host_subfolder:
+            places.append(("host", os.path.join(config.host_name_or_path, config.host_subfolder)))
+        for role, part in (
+            ("host", self.host),
+            ("generator", self.generator),
+            ("step decoder", self.step_decoder),
+        ):
+            if part is not None:
+                places.append((role, part.config.name_or_path))
+        return places
+
+    @contextmanager
+    def for_the_hub(self, include_host: bool | None = None, repo_id: str | None = None) -> Iterator[None]:
+        """Prepare what is saved inside the block for the Hub: no path of this machine is in it, nor needed.
+
+        A host in a folder is included; `include_host` is as in `save_pretrained`.
+
+        Raises:
+            ValueError: for a host in a folder that cannot, or is not to be, included, and for a `repo_id` that is the
+                host's or the generator's.
+        """
+        if self._pushed_layout is not None:
+            yield
+            return
+        config: Any = self.config
+        for role, source in self.part_sources():
+            if repo_id is not None and source == repo_id:
+                raise ValueError(f"repo_id={repo_id!r} is where the {role} comes from: push to another repository.")
+        include = self._includes_host(include_host)
+        if not include and is_folder(config.host_name_or_path):
+            if include_host is False or is_quantized(self.host):
+                raise ValueError(
+                    f"The host is in the folder {config.host_name_or_path!r} of this machine, where nobody who loads "
+                    "the checkpoint from the Hub finds it: pass include_host=True (a quantized host cannot be "
+                    "included), or push the host first and load it by its Hub id."
+                )
+            logger.warning("The host is in a folder of this machine: it is included in what is pushed to the Hub.")
+            include = True
+        self._check_parts_for_saving(include)
+        layout = config.includes_host
+        parts = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
+        names = [(config, "host_name_or_path"), (config, "generator_name_or_path")]
+        names += [(part, "_name_or_path") for part in parts]
+        local = [(owner, name, value) for owner, name in names if is_folder(value := getattr(owner, name, None))]
+        try:
+            self._pushed_layout = config.includes_host = include
+            for owner, name, _ in local:
+                setattr(owner, name, None if owner is config else "")
+            yield
+        finally:
+            self._pushed_layout, config.includes_host = None, layout
+            for owner, name, value in local:
+                setattr(owner, name, value)
+
+    def push_to_hub(  # type: ignore[override]  # all other arguments are passed on
+        self, repo_id: str, *args: Any, include_host: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Push to the Hub as transformers does; a host in a folder of this machine is included.
+
+        Args:
+            repo_id, args, kwargs: as in transformers.
+            include_host: as in `save_pretrained`.
+
+        Raises:
+            ValueError: as `for_the_hub`.
+        """
+        with self.for_the_hub(include_host, repo_id):
+            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]  # transformers wraps it
+
+    def _write(
+        self,
+        save_directory: str | PathLike,
+        include_host: bool,
+        is_main_process: bool,
+        state_dict: dict[str, Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        layout = self.config.includes_host
+        config: Any = self.config
+        config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
+        state_dict = merged_state(self, state_dict)
+        if not include_host:
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
+        for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
+            if is_main_process:
+                getattr(self, name).save_pretrained(os.path.join(save_directory, name))
+        self.config.includes_host = include_host
+        # Otherwise transformers would save the adapters only.
+        adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
+        try:
+            return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        finally:
+            self.config.includes_host, self._hf_peft_config_loaded = layout, adapted
+
+    def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
+        # Files with a newer timestamp are uploaded, and the tokenizers are written before this call.
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name not in TOKENIZERS}
+
+    def _check_parts_for_saving(self, include_host: bool) -> None:
+        if include_host and self.host is not None and is_quantized(self.host):
+            raise ValueError(
+                "include_host=True cannot save a quantized host: save with include_host=False, which names the host "
+                "by config.host_name_or_path, or attach it unquantized first. A model object that is not recorded so: "
+                "pass its id or path instead, with host_kwargs such as gguf_file."
+            )
+        if is_quantized(self) or is_quantized(self.generator):
+            raise ValueError(
+                "The generator is quantized, and its weights cannot be saved: load the model without "
+                "quantization_config, or quantize the host alone, by host_kwargs={'quantization_config': ...}."
+            )
+        for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
+            if getattr(self, name) is None:
+                raise ValueError(f"config.separate_generator_tokenizer=True, but model.{name} is None: set it.")
+
+    def _includes_host(self, wanted: bool | None) -> bool:
+        """Return whether a checkpoint includes the host; raise ValueError if it must, but is not wanted to."""
+        name = self.config.host_name_or_path
+        if wanted or (wanted is None and (self.config.includes_host or name is None)):
+            return True
+        if name is None:
+            raise ValueError(
+                "include_host=False needs config.host_name_or_path, by which a loader finds the host: set it, or "
+                "pass include_host=True."
+            )
+        changed = self._change_of_host(wanted is False)
+        if changed is None:
+            return False
+        if wanted is None:
+            logger.warning_once(f"The host {name!r} {changed}: checkpoints include the host as it is.")
+            return True
+        raise ValueError(
+            f"include_host=False names the host {name!r}, but this one {changed}, "
+            "which a loader would not find there: pass include_host=True, which saves it as it is (adapters "
+            "merged), or attach the changed host, saved under a name of its own."
+        )
+
+    def _change_of_host(self, on_demand: bool) -> str | None:
+        """Return how the host differs from what a loader finds under its recorded name; `None` if it does not.
+
+        A host that was not loaded from there by this class is compared with what is there, once.
+
+        Args:
+            on_demand: whether the user asks for the attached layout; a host that is not found on this machine is then
+                no fault, since loading compares it.
+        """
+        if self.host is None:
+            return None
+        if adapted_layers(self.host):
+            return "has adapters"
+        if self.config.vocab_size != self._attached_words:
+            return f"has had its vocabulary resized from {self._attached_words} to {self.config.vocab_size}"
+        present = weights_fingerprint(self.host)
+        known = (self._attached_fingerprint, self.config.host_fingerprint)
+        if any(same_weights(fingerprint, present) is False for fingerprint in known):
+            return "has other weights than when it was loaded"
+        if self._host_is_there is None:
+            place = HostPlace.recorded(self.config)
+            if is_quantized(self.host) and place.gguf_file is None:
+                # Only GGUF files are known to be quantized; other hosts may have been quantized while loading.
+                packed = getattr(self.host, "quantization_method", None) == "gguf"
+                return "is a GGUF file whose name is not recorded" if packed else None
+            try:
+                found, place = load_host(str(place.name), {**place.arguments(), "local_files_only": True})
+            except Exception as error:
+                # Whatever stops a loader here would stop it later.
+                logger.info(f"The host {place} could not be loaded: {error!r}")
+                return None if on_demand else "could not be loaded from there to compare it"
+            self._host_is_there = same_weights(weights_fingerprint(found), present) is not False
+            if self._host_is_there:
+                self.config.host_revision = place.revision
+        return None if self._host_is_there else "has other weights than those found there"

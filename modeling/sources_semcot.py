@@ -1,0 +1,225 @@
+"""Where host and generator come from: record the host's place, compare tokenizers, refuse what cannot be loaded."""
+
+import os
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any, NamedTuple, TypeAlias
+
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from .configuration_semcot import SemCoTConfig
+from .weights_semcot import is_quantized
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
+FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "subfolder")
+SHARED_ARGUMENTS = ("dtype", "device_map", "attn_implementation", "quantization_config", "max_memory")
+# Arguments that name other weights of one id or path, and have a field in the configuration.
+PLACE_ARGUMENTS = ("revision", "subfolder", "variant", "gguf_file")
+# With other arguments the host may have weights that its name alone does not stand for.
+KNOWN_ARGUMENTS = {*FILE_ARGUMENTS, *SHARED_ARGUMENTS, *PLACE_ARGUMENTS, "torch_dtype", "trust_remote_code"}
+TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
+ModelSource: TypeAlias = str | PathLike | PreTrainedModel
+
+
+class HostPlace(NamedTuple):
+    """What names a host's weights: id or path and the arguments of `from_pretrained` that choose among its files."""
+
+    name: str | None
+    revision: str | None = None
+    subfolder: str | None = None
+    variant: str | None = None
+    gguf_file: str | None = None
+
+    @classmethod
+    def recorded(cls, config: SemCoTConfig) -> "HostPlace":
+        """Return the place that a configuration names."""
+        return cls(config.host_name_or_path, *(getattr(config, f"host_{name}") for name in PLACE_ARGUMENTS))
+
+    @classmethod
+    def of_model(cls, host: PreTrainedModel) -> "HostPlace":
+        """Return what a model object knows of its place: its name, and the file in GGUF format."""
+        quantization = getattr(host.config, "quantization_config", None)
+        return cls(host.config.name_or_path or None, gguf_file=getattr(quantization, "gguf_file", None))
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `SemCoTConfig` that record the place."""
+        values = zip(PLACE_ARGUMENTS, self[1:], strict=True)
+        return {"host_name_or_path": self.name, **{f"host_{name}": value for name, value in values}}
+
+    def arguments(self) -> dict[str, str]:
+        """Return the arguments of `from_pretrained` beside the name."""
+        return {name: value for name, value in zip(PLACE_ARGUMENTS, self[1:], strict=True) if value is not None}
+
+    def __str__(self) -> str:
+        return " ".join([repr(self.name), *(f"{name}={value}" for name, value in self.arguments().items())])
+
+
+def pick(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def load_host(name: str | PathLike, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace]:
+    """Load a host from an id or path at one commit; return it with what names its weights."""
+    check_source("host", name, kwargs)
+    file = cached_file(
+        name,
+        kwargs.get("gguf_file") or "config.json",
+        _raise_exceptions_for_missing_entries=False,
+        **pick(kwargs, FILE_ARGUMENTS),
+    )
+    commit = extract_commit_hash(file, None)
+    kwargs = {**kwargs, **({} if commit is None else {"revision": commit})}
+    host = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    # A folder of adapters gives the name of their base.
+    place = HostPlace(host.config.name_or_path or None, commit, *(kwargs.get(key) for key in PLACE_ARGUMENTS[1:]))
+    return host, place
+
+
+def load_generator(name: str | PathLike, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """Load a generator, a causal LM with its head, whose weights would otherwise be reported as unexpected."""
+    check_source("generator", name, kwargs)
+    config, _ = PreTrainedConfig.get_config_dict(name, **pick(kwargs, (*FILE_ARGUMENTS, "gguf_file")))
+    causal = (config.get("architectures") or ["ForCausalLM" if "gguf_file" in kwargs else ""])[0]
+    return (AutoModelForCausalLM if causal.endswith("ForCausalLM") else AutoModel).from_pretrained(name, **kwargs)
+
+
+def check_source(role: str, name: str | PathLike, kwargs: dict[str, Any]) -> None:
+    """Refuse a host or generator by its configuration file, before its weights are read; see `check_part`."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, **pick(kwargs, (*FILE_ARGUMENTS, "gguf_file")))
+    except (OSError, ValueError):
+        # A folder of adapters has none; for a wrong name, loading says what is missing.
+        return
+    if config:
+        own_code = bool(kwargs.get("trust_remote_code")) and "auto_map" in config
+        _check_type(role, repr(str(name)), config.get("model_type"), own_code)
+
+
+def check_part(role: str, part: PreTrainedModel) -> None:
+    """Raise ValueError for a host or generator that could not be saved and loaded again.
+
+    These are SemCoT models, models with code of their own, and quantized generators.
+    """
+    own_code = any(type(item).__module__.startswith("transformers_modules") for item in (part, part.config))
+    _check_type(role, f"a {type(part).__name__}", part.config.model_type, own_code)
+    if role == "generator" and is_quantized(part):
+        raise ValueError(
+            "generator is quantized, and its weights are trained and saved: load it without quantization_config, "
+            "from a checkpoint with ordinary weights."
+        )
+
+
+def _check_type(role: str, name: str, model_type: Any, own_code: bool) -> None:
+    if model_type == SemCoTConfig.model_type:
+        raise ValueError(
+            f"{role}={name} is a SemCoT model, of which only a part would be used: load it by "
+            f"SemCoTForCausalLM.from_pretrained, and pass its `.{role}`, or the model that its part was made of."
+        )
+    if own_code or (model_type is not None and model_type not in CONFIG_MAPPING):
+        raise ValueError(
+            f"{role}={name} (model_type={model_type!r}) has code of its own, which no SemCoT checkpoint has: "
+            "take a model type of transformers" + (", without trust_remote_code." if own_code else ".")
+        )
+
+
+def is_folder(name: str | PathLike | None) -> bool:
+    """Return whether a model's name is a path on this machine, rather than a Hub id."""
+    text = str(name or "")
+    return bool(text) and (os.path.isabs(text) or text[0] in ".~" or text.count("/") > 1 or os.path.isdir(text))
+
+
+def check_target(
+    target: str | PathLike, sources: Iterable[tuple[str, str | PathLike | None]], argument: str = "save_directory"
+) -> None:
+    """Raise ValueError if saving to `target` would overwrite a model that the checkpoint needs, or was made of.
+
+    Args:
+        target: the folder that is to be written.
+        sources: (role, id or path) of such models. An id counts as the relative path of this name, too, since
+            transformers would find the new folder under it.
+        argument: name of the argument that gave `target`.
+    """
+    # The tokenizers of a checkpoint have folders of their own.
+    targets = [str(target), *(os.path.join(target, name) for name in TOKENIZERS)]
+    for role, source in sources:
+        if source and any(_same_place(folder, str(source)) for folder in targets):
+            raise ValueError(
+                f"{argument}={str(target)!r} is where the {role} comes from, which would be overwritten: choose "
+                "another folder."
+            )
+
+
+def check_run_folder(folder: str | PathLike, sources: Iterable[tuple[str, str | PathLike | None]]) -> None:
+    """Raise ValueError if a training run in `folder` would overwrite or delete a model in it.
+
+    That are models in `folder` itself, and in the places of its checkpoints, which `Trainer` also deletes.
+    """
+    sources = list(sources)
+    check_target(folder, sources, "output_dir")
+    for role, source in sources:
+        path = os.path.realpath(source) if source else ""
+        is_checkpoint = os.path.basename(path).startswith("checkpoint-")
+        if is_checkpoint and _same_place(os.path.dirname(path), str(folder)):
+            raise ValueError(
+                f"output_dir={str(folder)!r} holds the {role}, {os.path.basename(path)}, which this run's "
+                "checkpoints could replace: choose another folder."
+            )
+
+
+def _same_place(first: str, second: str) -> bool:
+    if os.path.exists(first) and os.path.exists(second):
+        return os.path.samefile(first, second)
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def shares_tokenizer(host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the generator can read the host's ids: each host token has the same id in both vocabularies."""
+    return host_tokenizer.get_vocab().items() <= generator_tokenizer.get_vocab().items()
+
+
+def own_tokenizers(*parts: tuple[ModelSource, dict[str, Any] | None]) -> list[PreTrainedTokenizerBase | None]:
+    """Return the tokenizers of host and generator if they differ; `None` for both if they are one, or one is missing.
+
+    Args:
+        parts: (id, path or model, arguments of its `from_pretrained`) of the host and of the generator. A model object
+            has the tokenizer of the id or path that it was loaded from, if that is on this machine.
+    """
+    found: list[PreTrainedTokenizerBase | None] = []
+    for part, kwargs in parts:
+        found.append(_tokenizer_of(part, kwargs or {}))
+        if found[-1] is None:
+            return [None, None]
+    host_tokenizer, generator_tokenizer = found
+    if host_tokenizer is None or generator_tokenizer is None or shares_tokenizer(host_tokenizer, generator_tokenizer):
+        return [None, None]
+    return found
+
+
+def _tokenizer_of(part: ModelSource, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer beside a model's weights, or in the folder above them; `None` if there is none."""
+    arguments = {"trust_remote_code": False, **pick(kwargs, (*FILE_ARGUMENTS, "gguf_file", "trust_remote_code"))}
+    name: Any = part
+    if isinstance(part, PreTrainedModel):
+        arguments["local_files_only"], name = True, part.config.name_or_path
+    if not name:
+        return None
+    above = {name: value for name, value in arguments.items() if name != "subfolder"}
+    for options in (arguments, above) if "subfolder" in arguments else (arguments,):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        except Exception:
+            # Each kind of tokenizer has its own error for missing files.
+            continue
+        # Without files, some kinds are made with special tokens alone.
+        if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+            return tokenizer
+    return None

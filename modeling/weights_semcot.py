@@ -1,0 +1,122 @@
+"""Weights as they are saved and compared: merged adapters, and the fingerprint that tells hosts apart."""
+
+import copy
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Values of each weight that enter a fingerprint: at least this many, evenly spaced.
+SAMPLES = 256
+# Casts between these round values to 8 bits of precision at most.
+WIDE_DTYPES = {"float64", "float32", "bfloat16"}
+
+
+def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (name, layer) of each layer with peft adapters or a trained copy (peft's `modules_to_save`).
+
+    Works without peft installed.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        adapted = hasattr(module, "get_base_layer") and hasattr(module, "merge")
+        if (adapted or _is_wrapper(module)) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
+
+
+def merged_layer(layer: Any) -> nn.Module:
+    """Return a copy of an adapted layer's base with the adapters merged, or the trained copy that is in use."""
+    if _is_wrapper(layer) and not hasattr(layer, "token_adapter"):
+        active = [] if layer.disable_adapters else layer.active_adapters
+        return layer.modules_to_save[active[0]] if active else layer.original_module
+    merged = copy.deepcopy(getattr(layer, "token_adapter", layer))
+    merged.merge()
+    return merged.get_base_layer()
+
+
+def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the state dict of `model` with its adapters merged; `model` stays unchanged."""
+    state = dict(model.state_dict() if state_dict is None else state_dict)
+    for name, layer in adapted_layers(model):
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state.update({f"{name}.{key}": value for key, value in merged_layer(layer).state_dict().items()})
+    return state
+
+
+def shares_weights(first: nn.Module | None, second: nn.Module | None) -> bool:
+    """Return whether two models have a weight in common, so that training one changes the other."""
+    if first is None or second is None:
+        return False
+    places = [{value.untyped_storage().data_ptr() for value in part.parameters()} for part in (first, second)]
+    # Weights without storage (on meta) are at 0.
+    return bool((places[0] & places[1]) - {0})
+
+
+def is_quantized(model: Any) -> bool:
+    """Return whether a model's weights are quantized.
+
+    A GGUF file that was unpacked at loading keeps transformers' flag, but has ordinary weights.
+    """
+    if not (getattr(model, "is_quantized", False) or getattr(model.config, "_is_quantized", False)):
+        return False
+    config = getattr(model.config, "quantization_config", None)
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return method != "gguf" or not all(value.is_floating_point() for value in model.parameters())
+
+
+@torch.no_grad()
+def weights_fingerprint(model: Any) -> str | None:
+    """Return a short text by which the weights of two models can be compared; adapters of peft do not count.
+
+    It has four parts, joined by "-": the dtypes, and digests of evenly spaced values of each weight, of these values
+    in bfloat16, and of their signs. The last two stay the same when the model is cast. Names and order of the weights
+    do not count, since they change between versions of transformers.
+
+    Returns:
+        The fingerprint; `None` if weights are quantized, sharded over processes, or not in memory (offloaded).
+    """
+    if is_quantized(model):
+        return None
+    dtypes: set[str] = set()
+    digests: list[set[bytes]] = [set(), set(), set()]
+    for value in _base_parameters(model):
+        # DeepSpeed and FSDP mark the weights of which a process holds a part.
+        part = hasattr(value, "ds_id") or hasattr(value, "_fsdp_flattened")
+        if type(value) not in (nn.Parameter, Tensor) or part or value.is_meta or not value.is_floating_point():
+            return None
+        flat = value.detach().reshape(-1)
+        chosen = flat[:: max(1, flat.shape[0] // SAMPLES)].cpu()
+        dtypes.add(str(value.dtype).removeprefix("torch."))
+        for found, values in zip(digests, (chosen, chosen.float().bfloat16(), chosen.float().signbit()), strict=True):
+            found.add(hashlib.sha256(values.contiguous().view(torch.uint8).numpy().tobytes()).digest())
+    joined = [hashlib.sha256(b"".join(sorted(found))).hexdigest()[:16] for found in digests]
+    return "-".join(["+".join(sorted(dtypes)), *joined])
+
+
+def same_weights(first: str | None, second: str | None) -> bool | None:
+    """Compare two fingerprints, of models in the same dtypes or in others; return `None` if either is missing."""
+    parts = [(text or "").split("-") for text in (first, second)]
+    if any(len(part) != 4 for part in parts):
+        return None
+    dtypes = [set(part[0].split("+")) for part in parts]
+    compared = 1 if dtypes[0] == dtypes[1] else 2 if dtypes[0] | dtypes[1] <= WIDE_DTYPES else 3
+    return parts[0][compared] == parts[1][compared]
+
+
+def _base_parameters(model: nn.Module) -> list[Tensor]:
+    """Return a model's parameters without those of adapters and of trained copies of layers."""
+    layers: Any = adapted_layers(model)
+    adapted = tuple(f"{name}." for name, _ in layers)
+    found: list[Tensor] = [value for name, value in model.named_parameters() if not name.startswith(adapted)]
+    for _, layer in layers:
+        base = getattr(layer, "token_adapter", layer)
+        base = base.get_base_layer() if hasattr(base, "get_base_layer") else base.original_module
+        found += base.parameters()
+    return found
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Return whether a module is peft's wrapper of a layer that is trained as a whole, or in some of its rows."""
+    return hasattr(module, "original_module") and hasattr(module, "active_adapters")
