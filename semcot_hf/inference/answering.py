@@ -147,10 +147,12 @@ class Answerer:
                 f"a prompt of {length} tokens, {count} implicit tokens and {new} new tokens are more than the context "
                 f"of {room}: shorten the question or lower max_new_tokens"
             )
-        if generator_room is not None and question + count > generator_room:
+        shown = sum(map(len, getattr(self.model.config, "thought_prompt_ids", None) or []))
+        if generator_room is not None and shown + question + count > generator_room:
+            further = f", a thought prompt of {shown}" if shown else ""
             return (
-                f"a question of {question} tokens and {count} implicit tokens are more than the generator's context "
-                f"of {generator_room}: shorten the question"
+                f"a question of {question} tokens{further} and {count} implicit tokens are more than the generator's "
+                f"context of {generator_room}: shorten the question"
             )
         return None
 

@@ -8,7 +8,9 @@ import torch
 from slow_path import padded
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.settings import AnswerSettings
 from semcot_hf.modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT, default_answer_prompt_ids
 
 SHORT = [
@@ -152,6 +154,8 @@ def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer, joining_tokenizer):
     model = build(*parts, recipe="prompted", tokenizer=tiny_tokenizer, thought_prompt=long)
     with pytest.raises(ValueError, match="a thought prompt of .* more than the generator's context of 256"):
         model.implicit_embeddings(torch.tensor(prompts_of(tiny_tokenizer)[:1]))
+    answerer = Answerer(model, with_answer_prompt(tiny_tokenizer), AnswerSettings(max_new_tokens=2))
+    assert "a thought prompt of" in answerer.context_problem(30)
 
 
 def test_the_snippets_of_the_documentation(tiny_lm, tiny_tokenizer, tmp_path, capsys):
