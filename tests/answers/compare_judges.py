@@ -1,6 +1,6 @@
 """Count the wrong verdicts of three judges on labelled outputs: `python tests/answers/compare_judges.py FILE`.
 
-FILE has a JSON object a line with `output`, `gold`, `answer_type` and `right`, the verdict of a human who read the
+FILE has a JSON object a line with `output`, `gold`, `answer_type` and `right`, the verdict of someone who read the
 output; without FILE, the adversarial outputs are judged. The judges are `check_answer`, lm-evaluation-harness's
 flexible-extract (the last number by its regex; for letters and yes/no the last one named) and math-verify.
 """
