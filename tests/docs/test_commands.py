@@ -136,14 +136,18 @@ def test_commands_and_snippets_run(page, prepared, tmp_path, hub_sets, monkeypat
         if language == "bash":
             run_command(text, monkeypatch)
         else:
-            exec(compile(text, str(page), "exec"), namespace)
+            exec(compile(with_stand_ins(text), str(page), "exec"), namespace)
+
+
+def with_stand_ins(text):
+    for public, small in STAND_INS.items():
+        text = text.replace(public, small)
+    return text
 
 
 def run_with_hub(page, folder, monkeypatch):
     """Run a page's snippets in one process that takes the stand-in for the Hub; its commands as on other pages."""
-    script = "\n".join(text for language, text in steps(page) if language == "python")
-    for public, small in STAND_INS.items():
-        script = script.replace(public, small)
+    script = with_stand_ins("\n".join(text for language, text in steps(page) if language == "python"))
     with hub_stand_in() as hub:
         run(script, hub, folder / "home")
     for language, text in steps(page):
