@@ -6,9 +6,9 @@ Dependencies that are declared without a floor are an error; so is an extra's, `
 """
 
 import sys
+import tomllib
 from pathlib import Path
 
-import tomllib
 from packaging.requirements import Requirement
 
 PYPROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
