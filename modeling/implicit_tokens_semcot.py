@@ -364,7 +364,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 position_ids=positions[:, start:read],
                 past_key_values=cache,
                 use_cache=True,
-            ).last_hidden_state[:, -1:]
+            ).last_hidden_state[:, -1:].contiguous()
             if inputs:
                 continue
             states.append(state)

@@ -23,6 +23,7 @@ from .splicing_semcot import (
     spliced_columns,
     spliced_mask,
 )
+from .word_loss_semcot import SemCoTWordLossMixin
 
 
 @dataclass
@@ -38,15 +39,17 @@ class SemCoTCausalLMOutput(CausalLMOutputWithPast):
         implicit_attention_mask: (batch, k), 1 where `implicit_embeddings` holds a token; each row's tokens are its
             last ones. `None` if all of them are tokens.
         step_loss: scalar, mean cross-entropy of the step decoder, if `step_input_ids` were given.
+        thought_loss: scalar, mean cross-entropy of the generator's words, if `thought_input_ids` were given.
     """
 
     implicit_embeddings: Tensor | None = None
     implicit_columns: Tensor | None = None
     implicit_attention_mask: Tensor | None = None
     step_loss: Tensor | None = None
+    thought_loss: Tensor | None = None
 
 
-class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
+class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, SemCoTWordLossMixin):
     """A frozen host LLM with an attached implicit-token generator (SemCoT, arXiv 2510.24940).
 
     The generator reads the query once and computes k embeddings Z = projection(states) of the host's hidden size. They
@@ -76,6 +79,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
         num_implicit_tokens: int | None = None,
         step_input_ids: Tensor | None = None,
         step_attention_mask: Tensor | None = None,
+        thought_input_ids: Tensor | None = None,
+        thought_labels: Tensor | None = None,
         use_question_cache: bool = False,
         question_cache: Cache | None = None,
         **kwargs: Any,
@@ -99,6 +104,9 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
             num_implicit_tokens: k; `config.num_implicit_tokens` if `None`.
             step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
                 the step decoder; steps whose mask is all zeros are not supervised.
+            thought_input_ids, thought_labels: (batch, words), words in the generator's ids that it learns to write
+                after each query, padded on the right; -100 where a word has no loss. Without `labels` only the
+                generator runs, and the output is its loss; with them, both losses are returned.
             use_question_cache: compute the host's keys and values of the questions first, without gradient. Loss and
                 gradients are the same, in less time and memory; `hidden_states` and `implicit_columns` then begin
                 after the cached columns. Has no effect unless `logits_to_keep` is a number above 0, nor for hosts
@@ -118,6 +126,13 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
                 kwargs.setdefault(name, True)
         if completion_mask is None and labels is not None and inputs_embeds is None:
             completion_mask = _completion_of(labels, attention_mask)
+        thought_loss = None
+        if thought_input_ids is not None:
+            thought_loss = self._thought_loss(
+                input_ids, attention_mask, completion_mask, thought_input_ids, thought_labels
+            )
+            if labels is None:
+                return SemCoTCausalLMOutput(loss=thought_loss, thought_loss=thought_loss)
         wanted = num_implicit_tokens is not None or implicit_embeddings is not None or completion_mask is not None
         if not wanted or (implicit_embeddings is None and self._check_count(num_implicit_tokens) == 0):
             return self.host(
@@ -204,6 +219,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin):
             implicit_columns=columns,
             implicit_attention_mask=None if slots is None else slots.mask(count),
             step_loss=step_loss,
+            thought_loss=thought_loss,
         )
 
     def splice_inputs(

@@ -162,6 +162,9 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             # Training the generator would change the host.
             self.generator = copy.deepcopy(self.generator)
         self.host = host.requires_grad_(False).eval()
+        head = host.get_output_embeddings()
+        if isinstance(head, nn.Linear) and contiguous_input not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(contiguous_input)
 
     @torch.no_grad()
     def match_scales(self) -> None:
@@ -258,6 +261,14 @@ def check_word_size(host: PreTrainedModel) -> None:
             f"host has word embeddings of size {width} and layers of size {size}: projected word embeddings (as in "
             "OPT-350m) are not supported; take a host with equal sizes."
         )
+
+
+def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the inputs of an LM head, a slice of all positions' states, as contiguous tensors.
+
+    With other strides torch copies the head's whole weight once for each row of the batch, instead of the states.
+    """
+    return tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in args)
 
 
 def takes_cache(model: PreTrainedModel) -> bool:

@@ -125,12 +125,14 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=ids.device)
         return padded, None if min(map(len, rows)) == width else real
 
-    def _prompted(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Cache | None]:
+    def _prompted(
+        self, ids: Tensor, mask: Tensor | None, use_cache: bool = True
+    ) -> tuple[Tensor, Tensor | None, Cache | None]:
         """Put the thought prompt around questions in the generator's ids, padded on the left.
 
         Returns:
             ids, mask and cache as `generator_states` takes them. What stands before the question comes from a cache,
-            computed once, unless gradients are enabled, or the generator has recurrent layers, is being compiled or
+            computed once, unless `use_cache` is False, gradients are enabled, or the generator has recurrent layers, is being compiled or
             has sliding windows that padding would narrow.
         """
         before, after = self.config.thought_prompt_ids or ([], [])
@@ -140,7 +142,7 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         if not before:
             return ids, mask, None
         start = ids.new_tensor(before).expand(len(ids), -1)
-        cached = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful)
+        cached = use_cache and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful)
         if cached:
             cache = self._cache_of_thought_prompt(start[:1])
             if mask is None or not any(cache.is_sliding):

@@ -1,0 +1,40 @@
+"""The equations of a rationale in prose, as a short text in which the calculation can be read: "11-9=2; 2+8=10"."""
+
+import re
+
+from ..answers.latex import plain
+from ..answers.number_grammar import CURRENCY, DECIMAL
+
+_NOTE = re.compile(r"<<([^<>]*)>>")
+_NUMBER = rf"{DECIMAL}%?"
+# A currency sign, and words between an operand and the next sign ("3 boxes x 4 = $12").
+_UNIT = rf"(?:\s*[A-Za-z][A-Za-z'-]*){{0,4}}"
+_OPERAND = rf"\s*\(*\s*{CURRENCY}?\s*{_NUMBER}{_UNIT}\s*\)*\s*"
+_EQUATION = re.compile(
+    rf"(?<![\d.,])(-?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b){_OPERAND})+)=\s*{CURRENCY}?\s*(-?{_NUMBER})"
+)
+_SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/"})
+
+
+def equations_of(reasoning: str) -> list[str]:
+    r"""Return the equations between numbers that a rationale states, without units, each of them once.
+
+    Calculator notes (GSM8K's `<<9*2=18>>`) are taken as they are, where there are any. Equations with more than one
+    equals sign, and those with variables only, are left out.
+
+    >>> equations_of("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs. She makes 9 * 2 = $<<9*2=18>>18.")
+    ['16-3-4=9', '9*2=18']
+    >>> equations_of(r"\[ \text{Songs} = 11 - 9 = 2 \] Then 2 songs + 8 songs = 10 songs. Again: 2 + 8 = 10.")
+    ['11-9=2', '2+8=10']
+    >>> equations_of("Each of 3 boxes x $4 = $12, so x = 12."), equations_of("The coin is heads up.")
+    (['3*4=12'], [])
+    """
+    notes = [note.replace(" ", "") for note in _NOTE.findall(reasoning) if "=" in note]
+    return list(dict.fromkeys(notes or (_bare(*match) for match in _EQUATION.findall(plain(reasoning)))))
+
+
+def _bare(left: str, result: str) -> str:
+    """Return an equation without spaces, units and currencies."""
+    left = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", left).translate(_SIGNS))
+    return f"{left}={result}".replace(" ", "")
+
