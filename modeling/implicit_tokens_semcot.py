@@ -358,13 +358,17 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             else:
                 embeds = self._mixture(logits, self.generator.get_input_embeddings()).to(query.dtype)
             start, read = read, read + embeds.shape[1]
-            state = self.generator(
-                inputs_embeds=embeds,
-                attention_mask=None if mask is None else mask[:, :read],
-                position_ids=positions[:, start:read],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1:].contiguous()
+            state = (
+                self.generator(
+                    inputs_embeds=embeds,
+                    attention_mask=None if mask is None else mask[:, :read],
+                    position_ids=positions[:, start:read],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                .last_hidden_state[:, -1:]
+                .contiguous()
+            )
             if inputs:
                 continue
             states.append(state)

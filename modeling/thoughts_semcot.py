@@ -132,8 +132,8 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
 
         Returns:
             ids, mask and cache as `generator_states` takes them. What stands before the question comes from a cache,
-            computed once, unless `use_cache` is False, gradients are enabled, or the generator has recurrent layers, is being compiled or
-            has sliding windows that padding would narrow.
+            computed once, unless `use_cache` is False, gradients are enabled, or the generator has recurrent layers,
+            is being compiled or has sliding windows that padding would narrow.
         """
         before, after = self.config.thought_prompt_ids or ([], [])
         behind = ids.new_tensor(after).expand(len(ids), -1)
@@ -142,8 +142,8 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         if not before:
             return ids, mask, None
         start = ids.new_tensor(before).expand(len(ids), -1)
-        cached = use_cache and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful)
-        if cached:
+        computing = torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful
+        if use_cache and not computing:
             cache = self._cache_of_thought_prompt(start[:1])
             if mask is None or not any(cache.is_sliding):
                 cache.batch_repeat_interleave(len(ids))

@@ -8,7 +8,7 @@ from ..answers.number_grammar import CURRENCY, DECIMAL
 _NOTE = re.compile(r"<<([^<>]*)>>")
 _NUMBER = rf"{DECIMAL}%?"
 # A currency sign, and words between an operand and the next sign ("3 boxes x 4 = $12").
-_UNIT = rf"(?:\s*[A-Za-z][A-Za-z'-]*){{0,4}}"
+_UNIT = r"(?:\s*[A-Za-z][A-Za-z'-]*){0,4}"
 _OPERAND = rf"\s*\(*\s*{CURRENCY}?\s*{_NUMBER}{_UNIT}\s*\)*\s*"
 _EQUATION = re.compile(
     rf"(?<![\d.,])(-?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b){_OPERAND})+)=\s*{CURRENCY}?\s*(-?{_NUMBER})"
@@ -37,4 +37,3 @@ def _bare(left: str, result: str) -> str:
     """Return an equation without spaces, units and currencies."""
     left = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", left).translate(_SIGNS))
     return f"{left}={result}".replace(" ", "")
-

@@ -115,11 +115,11 @@ def test_heads_read_contiguous_states(tiny_lm, tiny_semcot, tmp_path):
     """Otherwise torch copies the head's whole weight once for each row of a batch."""
     model, seen = tiny_semcot(**WORDS), []
     model.save_pretrained(tmp_path, include_host=True)
-    for model in (model, SemCoTForCausalLM.from_pretrained(tmp_path)):
-        for head in (model.host.get_output_embeddings(), model.projection):
+    for made in (model, SemCoTForCausalLM.from_pretrained(tmp_path)):
+        for head in (made.host.get_output_embeddings(), made.projection):
             head.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
         inputs = padded(example_prompts())
-        model(**inputs, num_implicit_tokens=3, logits_to_keep=2)
-        model.generate(**inputs, max_new_tokens=2)
+        made(**inputs, num_implicit_tokens=3, logits_to_keep=2)
+        made.generate(**inputs, max_new_tokens=2)
         assert len(seen) >= 6 and all(seen)
         seen.clear()
