@@ -17,6 +17,7 @@ from .implicit_tokens_semcot import SemCoTTokensMixin
 from .splicing_semcot import (
     Slots,
     check_context,
+    check_gaps,
     check_layout,
     check_shapes,
     context_of,
@@ -96,6 +97,8 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         mask = self._checked_mask(input_ids, kwargs.pop("attention_mask", None), generation_config, kwargs)
         layout = prompt_layout(input_ids, mask, self.config.answer_prompt_ids or [])
         check_layout(layout, host_config.vocab_size)
+        if layout.gaps:
+            check_gaps(mask, host_config, self._is_stateful)
         check_context(layout.longest, count, _new_tokens(input_ids, kwargs), context_of(host_config))
         columns, slots = layout.columns, None
         if held:

@@ -409,15 +409,19 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
 
     def _check_count(self, num_implicit_tokens: int | None) -> int:
         count = self.config.num_implicit_tokens if num_implicit_tokens is None else num_implicit_tokens
-        # NumPy's integers are accepted too.
-        if not hasattr(count, "__index__") or isinstance(count, bool) or count < 0:
+        try:
+            # NumPy's integers are accepted too.
+            whole = -1 if isinstance(count, bool) else range(count).stop
+        except TypeError:
+            whole = -1
+        if whole < 0:
             raise ValueError(f"num_implicit_tokens={count!r}: must be an integer of 0 or more.")
-        if count > self.config.num_implicit_tokens:
+        if whole > self.config.num_implicit_tokens:
             logger.warning_once(
-                f"num_implicit_tokens={count} is more than the {self.config.num_implicit_tokens} this model was "
+                f"num_implicit_tokens={whole} is more than the {self.config.num_implicit_tokens} this model was "
                 "trained with (config.num_implicit_tokens): answers may get worse."
             )
-        return int(count)
+        return whole
 
 
 def _tokens(model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from .loading_semcot import SemCoTLoadingMixin
 from .question_cache_semcot import cacheable_columns, fill_question_cache
 from .splicing_semcot import (
     Slots,
+    check_gaps,
     check_shapes,
     generator_queries,
     insertion_columns,
@@ -156,6 +157,8 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, SemCoTWordLos
         if labels is not None and not isinstance(logits_to_keep, int):
             raise ValueError("logits_to_keep is a tensor of positions, which labels cannot follow: pass a number.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask is not None:
+            check_gaps(mask, self.config.get_text_config(), self._is_stateful)
         columns, _ = insertion_columns(input_ids, mask, self.config.answer_prompt_ids or [], completion_mask)
         if implicit_embeddings is None:
             queries = generator_queries(input_ids, mask, columns, self._pad_id())

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 
 def prompt_ends(attention_mask: Tensor, completion_mask: Tensor | None = None) -> Tensor:
@@ -198,7 +198,9 @@ class PromptLayout(NamedTuple):
         shortest, longest: number of real tokens in the shortest and the longest row.
         columns: the column before which implicit tokens go; an int if all rows share it, else LongTensor (batch,).
         found: whether all rows end with the answer prompt.
-        extent: `extent` of `generator_queries`, known if all rows share the column.
+        extent: `extent` of `generator_queries`, known if all rows share the column and no padding is within a text.
+        gaps: whether padding follows a real token of its row.
+        behind: whether a row ends in padding.
     """
 
     lowest: int
@@ -208,6 +210,8 @@ class PromptLayout(NamedTuple):
     columns: int | Tensor
     found: bool
     extent: tuple[int, int] | None
+    gaps: bool
+    behind: bool
 
 
 def prompt_layout(input_ids: Tensor, attention_mask: Tensor, answer_prompt_ids: list[int]) -> PromptLayout:
@@ -230,18 +234,22 @@ def prompt_layout(input_ids: Tensor, attention_mask: Tensor, answer_prompt_ids: 
     measures = [*input_ids.aminmax(), *attention_mask.sum(dim=1).aminmax()]
     # If the last columns are real in all rows, all prompts end in the last column.
     measures.append(attention_mask[:, -max(size, 1) :].amin())
+    measures.append((attention_mask[:, 1:] < attention_mask[:, :-1]).sum())
     if 0 < size <= length:
         measures.append((input_ids[:, -size:] == input_ids.new_tensor(answer_prompt_ids)).all(dim=1).sum())
-    lowest, highest, shortest, longest, flush, *ends = torch.stack(measures).tolist()
-    rows = ends[0] if ends else 0
+    lowest, highest, shortest, longest, flush, falls, *ends = torch.stack(measures).tolist()
+    rows, gaps, measured = ends[0] if ends else 0, falls > 0, (lowest, highest, shortest, longest)
     if not flush or rows not in (0, batch):
         columns, hits = insertion_columns(input_ids, attention_mask, answer_prompt_ids)
-        return PromptLayout(lowest, highest, shortest, longest, columns, bool(hits.all()), None)
+        behind = not flush and not bool(attention_mask[:, -1].all())
+        return PromptLayout(*measured, columns, bool(hits.all()), None, gaps, behind)
+    tail = size if rows else 0
+    found = size == 0 or rows > 0
+    if gaps:
+        return PromptLayout(*measured, length - tail, found, None, gaps, False)
     # The longest row usually spans all columns.
     first = 0 if longest == length else int(attention_mask.amax(dim=0).argmax())
-    behind = size if rows else 0
-    found = size == 0 or rows > 0
-    return PromptLayout(lowest, highest, shortest, longest, length - behind, found, (first, shortest - behind))
+    return PromptLayout(*measured, length - tail, found, (first, shortest - tail), gaps, False)
 
 
 def generator_queries(
@@ -280,9 +288,18 @@ def generator_queries(
         source = columns[:, None] + torch.arange(-int(columns.max()), 0, device=columns.device)
         ids = input_ids.gather(1, source.clamp(min=0))
         mask = attention_mask.long().gather(1, source.clamp(min=0)) * (source >= 0)
-    if extent is None:
-        extents = [mask.amax(dim=0).argmax(), mask.sum(dim=1).amin()] if mask.shape[1] else []
-        extent = tuple(torch.stack(extents).tolist()) if extents else (0, 0)
+    if extent is None and mask.shape[1]:
+        falls = (mask[:, 1:] < mask[:, :-1]).sum()
+        first, shortest, gaps = torch.stack([mask.amax(dim=0).argmax(), mask.sum(dim=1).amin(), falls]).tolist()
+        if gaps:
+            # Padding within a text moves before it: sliding windows count columns, recurrent layers read all of them,
+            # and a query must not end in padding.
+            order = mask.argsort(dim=1, stable=True)
+            ids, mask = ids.gather(1, order), mask.gather(1, order)
+            first = int(mask.amax(dim=0).argmax())
+        extent = first, shortest
+    elif extent is None:
+        extent = 0, 0
     first, shortest = extent
     if shortest <= 0:
         raise ValueError("input_ids has a row without a prompt token: every prompt needs at least one token.")
@@ -304,7 +321,7 @@ def check_shapes(input_ids: Tensor, attention_mask: Tensor | None) -> None:
 
 
 def check_layout(layout: PromptLayout, vocab_size: int) -> None:
-    """Raise ValueError for rows that are all padding, or for ids outside the host's vocabulary."""
+    """Raise ValueError for rows that are all padding or end in it, and for ids outside the host's vocabulary."""
     if layout.lowest < 0 or layout.highest >= vocab_size:
         raise ValueError(
             f"input_ids holds ids from {layout.lowest} to {layout.highest}: must lie within 0 and {vocab_size - 1}."
@@ -313,6 +330,30 @@ def check_layout(layout: PromptLayout, vocab_size: int) -> None:
         raise ValueError(
             "attention_mask, or the padding inferred from pad_token_id without it, has a row of padding only: every "
             "prompt needs at least one token."
+        )
+    if layout.behind:
+        raise ValueError(
+            "attention_mask, or the padding inferred from pad_token_id without it, has padding at the end of a row, "
+            "where the new tokens would follow it: pad on the left (tokenizer.padding_side='left')."
+        )
+
+
+def check_gaps(attention_mask: Tensor, config: PreTrainedConfig, recurrent: bool) -> None:
+    """Raise ValueError for padding between the tokens of a row, where the host counts it as text.
+
+    Args:
+        attention_mask: (batch, length).
+        config: the host's text configuration.
+        recurrent: whether some of its layers are recurrent.
+    """
+    if not recurrent and not any(DynamicCache(config=config).is_sliding):
+        return
+    real = attention_mask.bool()
+    starts = real[:, 1:] & ~real[:, :-1]
+    if bool((starts.sum(dim=1) + real[:, 0] > 1).any()):
+        raise ValueError(
+            "attention_mask has padding between the tokens of a row, which sliding windows and recurrent layers of "
+            "the host count as text: put all padding before the tokens, and leave past_key_values out."
         )
 
 

@@ -54,6 +54,18 @@ BAD = {
     "negative id": (dict(inputs=PROMPT - 9), "ids from -2 to 3"),
     "negative k": (dict(inputs=PROMPT, num_implicit_tokens=-1), "num_implicit_tokens=-1: must be an integer"),
     "fractional k": (dict(inputs=PROMPT, num_implicit_tokens=1.5), "num_implicit_tokens=1.5: must be an integer"),
+    "several k": (
+        dict(inputs=PROMPT, num_implicit_tokens=torch.tensor([1, 2])),
+        r"num_implicit_tokens=tensor\(\[1, 2\]\): must be an integer",
+    ),
+    "padding on the right": (
+        dict(inputs=PROMPT.repeat(2, 1), attention_mask=torch.tensor([[1] * 5, [1] * 4 + [0]])),
+        "has padding at the end of a row.*pad on the left",
+    ),
+    "padding on the right, inferred": (
+        dict(inputs=torch.tensor([[10, 7, 8, 0]]), pad_token_id=0, eos_token_id=2),
+        "has padding at the end of a row.*pad on the left",
+    ),
     "true as k": (dict(inputs=PROMPT, num_implicit_tokens=True), "num_implicit_tokens=True: must be an integer"),
     "prompt twice": (dict(inputs=PROMPT, input_ids=PROMPT), "inputs and input_ids were both passed"),
     "embedded prompt": (
@@ -108,6 +120,19 @@ BAD = {
 def test_generate_refuses(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**arguments)
+
+
+STATEFUL = {"num_hidden_layers": 4, "linear_num_value_heads": 4, "linear_num_key_heads": 2}
+STATEFUL |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+
+
+@pytest.mark.parametrize("family, changes", [("mistral", {"sliding_window": 4}), ("qwen3_5_text", STATEFUL)])
+def test_hosts_that_count_columns_refuse_padding_within_a_prompt(tiny_lm, tiny_semcot, family, changes):
+    model = tiny_semcot(tiny_lm(family, **changes), answer_prompt_ids=[7, 8])
+    inputs = {"input_ids": PROMPT, "attention_mask": torch.tensor([[1, 0, 1, 1, 1]])}
+    for call in (model.generate, model):
+        with pytest.raises(ValueError, match="padding between the tokens of a row.*before the tokens"):
+            call(**inputs, num_implicit_tokens=2)
 
 
 def test_forward_refuses_embeddings_of_another_size(model):

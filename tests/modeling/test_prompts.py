@@ -58,3 +58,22 @@ def test_one_column_for_all_rows_splices_as_a_column_each():
     values, inserted = torch.randn(3, 5, 2), torch.randn(3, 4, 2)
     for column in range(6):
         assert torch.equal(splice(values, inserted, column), splice(values, inserted, torch.full((3,), column)))
+
+
+@pytest.mark.parametrize(
+    "fields, changes",
+    [
+        ({"state_offset": -1}, {}),
+        ({"generator_mode": "sequential", "projection": "vocabulary", "starts_with_thought_token": False}, {}),
+        ({}, {"family": "mistral", "sliding_window": 3}),
+    ],
+    ids=["the state before", "no thought token", "sliding window"],
+)
+def test_padding_within_a_query_does_not_change_its_tokens(tiny_lm, tiny_semcot, fields, changes):
+    """Behind a cached prefix; the padding of the first row stands directly before the answer prompt."""
+    generator = tiny_lm(hidden_size=16, seed=1, **changes)
+    model = tiny_semcot(generator=generator, answer_prompt_ids=ANSWER, **fields)
+    rows = [[30, 31, *ANSWER], [30, 31, 40, 41, 42, 43, *ANSWER]]
+    ids, mask = padded(rows, "middle")
+    expected = torch.cat([model.implicit_embeddings(torch.tensor([row])) for row in rows])
+    torch.testing.assert_close(model.implicit_embeddings(ids, mask), expected)
