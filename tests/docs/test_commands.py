@@ -1,5 +1,6 @@
 """Every command and every Python snippet of README and docs runs, on a few rows and steps."""
 
+import contextlib
 import json
 import re
 import runpy
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+import uvicorn
 from hub_stand_in import hub_stand_in, run
+from served import free_port, running
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM, build_alignment_encoder, load_reasoning_dataset
@@ -41,8 +44,11 @@ SMALL = {
     "python examples/bench/train_speed.py": "--sizes toy --batch_size 4 --steps 2 --plain_samples 2 --parts stage2 "
     "--output runs/train_speed",
 }
-# Public models by the small ones that stand in for them.
+PORT = free_port()
+SMALL["semcot serve"] = f"--port {PORT}"
+# Public models by the small ones that stand in for them, and the server's usual address by a free one.
 STAND_INS = {
+    "http://127.0.0.1:8080": f"http://127.0.0.1:{PORT}",
     "Qwen/Qwen2.5-1.5B-Instruct": str(HOST_PATH),
     "Qwen/Qwen2.5-0.5B-Instruct": str(GENERATOR_PATH),
     "/models/my-host": str(HOST_PATH),
@@ -125,8 +131,20 @@ def run_command(line, monkeypatch):
             runpy.run_path(words[1], run_name="__main__")
 
 
+@pytest.fixture
+def servers(monkeypatch):
+    """Servers run in threads until the end of the page, so that the snippets after them can ask them."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(app, *, port, **_):
+            stack.enter_context(running(app, port))
+
+        monkeypatch.setattr(uvicorn, "run", serve)
+        yield
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if steps(page)], ids=lambda page: page.stem)
-def test_commands_and_snippets_run(page, prepared, tmp_path, hub_sets, monkeypatch, capsys):
+def test_commands_and_snippets_run(page, prepared, tmp_path, hub_sets, servers, monkeypatch, capsys):
     shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     if page.stem == "sharing":

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 PYPROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+_EXTRAS = ("serve", "test")
 
 
 def floors(requirements: list[str]) -> list[str]:
@@ -35,6 +36,13 @@ def floors(requirements: list[str]) -> list[str]:
     return found
 
 
+def all_floors() -> list[str]:
+    """Return `floors` of the package and of the extras that its tests need."""
+    return floors(
+        [*PROJECT["dependencies"], *(line for name in _EXTRAS for line in PROJECT["optional-dependencies"][name])]
+    )
+
+
 if __name__ == "__main__":
-    print(*floors(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]), sep="\n")
+    print(*all_floors(), sep="\n")
     sys.exit(0)

@@ -1,0 +1,18 @@
+"""`semcot serve`: an OpenAI-compatible endpoint for a checkpoint."""
+
+from collections.abc import Sequence
+
+from transformers.utils import logging
+
+from ..serve.config import ServeConfig
+from ..serve.launch import check_extra, serve
+from .arguments import load_model, parse
+
+
+def run(argv: Sequence[str]) -> None:
+    """Load the model and answer until the process is stopped."""
+    (config,) = parse("semcot serve", (ServeConfig,), argv)
+    check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    logging.disable_progress_bar()
+    model, tokenizer = load_model(config)
+    serve(model, tokenizer, config)

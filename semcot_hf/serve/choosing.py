@@ -1,0 +1,117 @@
+"""`Chooser`: the next token of one answer, by transformers' own logits processors."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..inference.decoding import decoding_config, greedy_defaults
+from ..inference.settings import makes_implicit_tokens
+from .jobs import Sampling
+
+
+@contextmanager
+def without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the model's own generation config, which `generate` would add to the call's."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class Chooser:
+    """Chooses the tokens of one answer as `generate` does.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        prompt: token ids, which penalties on repetition take into account.
+        sampling: settings; what they leave open comes from the model's generation config.
+        max_new_tokens: most tokens of the answer.
+        index: number of the answer among those of a request; it is added to the seed.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: list[int],
+        sampling: Sampling,
+        max_new_tokens: int,
+        index: int = 0,
+    ):
+        own = model.generation_config
+        temperature = sampling.temperature
+        if temperature is None:
+            temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+        self.greedy = temperature == 0
+        config = decoding_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, stop=None)
+        if not self.greedy:
+            # transformers would take the 50 most probable tokens where neither request nor model says anything.
+            top_k = own.top_k if sampling.top_k is None else sampling.top_k
+            config.top_k = 0 if top_k is None else top_k
+            config.top_p, config.min_p = sampling.top_p, sampling.min_p
+        config.repetition_penalty = sampling.repetition_penalty
+        self._device = cast(Tensor, model.get_input_embeddings().weight).device
+        self._ids = torch.tensor([prompt], device=self._device)
+        self._processors = self._prepared(model, config)
+        self._random = torch.Generator(self._device)
+        if sampling.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed((sampling.seed + index) % 2**63)
+
+    def _prepared(self, model: PreTrainedModel, config: GenerationConfig) -> LogitsProcessorList:
+        """Return the logits processors that `generate` makes of a config and the model's defaults."""
+        found: list[LogitsProcessorList] = []
+
+        def take(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **_: Any) -> Tensor:
+            found.append(logits_processor)
+            return input_ids
+
+        options: dict[str, Any] = {"num_implicit_tokens": 0} if makes_implicit_tokens(model) else {}
+        generate = cast(Callable[..., Any], model.generate)
+        with greedy_defaults(model) if self.greedy else _unchanged(model):
+            generate(
+                input_ids=self._ids,
+                attention_mask=torch.ones_like(self._ids),
+                generation_config=config,
+                custom_generate=take,
+                **options,
+            )
+        return found[0]
+
+    def choose(self, logits: Tensor, best: int) -> int:
+        """Return the next token.
+
+        Args:
+            logits: (vocabulary,), in float32.
+            best: their largest one's id, which greedy decoding without processors takes.
+        """
+        token = best
+        if self._processors:
+            scores = self._processors(cast(Any, self._ids), logits[None])
+            token = int(scores.argmax()) if self.greedy else self._drawn(scores)
+            self._ids = torch.cat([self._ids, self._ids.new_tensor([[token]])], dim=1)
+        elif not self.greedy:
+            token = self._drawn(logits[None])
+        return token
+
+    def _drawn(self, scores: Tensor) -> int:
+        return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._random))
+
+
+@contextmanager
+def _unchanged(model: PreTrainedModel) -> Iterator[None]:
+    """Leave the model's generation config as it is, and put it back should `generate` change it."""
+    own = copy.deepcopy(model.generation_config)
+    try:
+        yield
+    finally:
+        model.generation_config = own

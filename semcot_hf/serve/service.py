@@ -1,0 +1,213 @@
+"""`Service`: from a request of the API to jobs for an engine, with the limits that the server sets."""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..inference.prompting import encode_prompt, prompt_text
+from ..inference.settings import answer_prompt_of
+from ..modeling.configuration_semcot import text_config
+from ..modeling.splicing_semcot import context_of
+from .config import ServeConfig
+from .jobs import Job, Piece, RequestError
+from .protocol import AnswerRequest, ChatRequest, CompletionRequest
+
+# What OpenAI's completions API gives requests without a limit.
+COMPLETION_TOKENS = 16
+
+Emit = Callable[[Job, Piece | RequestError], None]
+
+
+class Engine(Protocol):
+    """What answers jobs."""
+
+    def submit(self, job: Job) -> None:
+        """Queue a job, or raise a RequestError."""
+
+    def cancel(self, job: Job) -> None:
+        """Give up a job's place."""
+
+    def close(self) -> None:
+        """End; open jobs fail."""
+
+
+class Service:
+    """Makes jobs of requests.
+
+    Args:
+        model_config: the model's configuration.
+        tokenizer: its tokenizer.
+        config: the server's limits.
+        makes_tokens: whether the model makes implicit tokens.
+        says_words: whether these can be read.
+
+    Raises:
+        ValueError: for a tokenizer that does not encode the answer prompt as the model was trained with it.
+    """
+
+    def __init__(
+        self,
+        model_config: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ServeConfig,
+        *,
+        makes_tokens: bool,
+        says_words: bool,
+    ):
+        self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
+        self._makes_tokens, self._says_words = makes_tokens, says_words
+        self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
+        self._answer_prompt = answer_prompt_of(model_config, tokenizer) if self._ends else ""
+        # Fast tokenizers may be used by one thread at a time.
+        self._lock = threading.Lock()
+        probe = self._chat_prompt([{"role": "user", "content": "What is 2 + 2?"}])
+        if self._ends and probe[-len(self._ends) :] != self._ends:
+            raise ValueError(
+                f"model={config.model!r}: its tokenizer ends a prompt on the ids {probe[-len(self._ends) :]}, but the "
+                f"model was trained with {self._ends} (config.answer_prompt_ids): save the model's tokenizer with it."
+            )
+
+    def jobs(self, request: AnswerRequest, emit: Emit) -> list[Job]:
+        """Return a job for each prompt of a request.
+
+        Raises:
+            RequestError: for fields that do not fit the model or the limits.
+        """
+        if request.model not in (None, self.config.model_name):
+            raise RequestError(
+                404,
+                f"model={request.model!r} is not served here: use {self.config.model_name!r}.",
+                "model",
+                "model_not_found",
+            )
+        count, wants_thought = self._implicit(request)
+        prompts = self._prompts(request)
+        field = "messages" if isinstance(request, ChatRequest) else "prompt"
+        answers = request.choices * len(prompts)
+        if answers > self.config.max_choices:
+            param = "n" if request.choices > 1 else "prompt"
+            raise RequestError(
+                400, f"{param}: {answers} answers are more than the {self.config.max_choices} of a request.", param
+            )
+        top: int | None
+        if isinstance(request, ChatRequest):
+            if request.top_logprobs and not request.logprobs:
+                raise RequestError(400, "top_logprobs needs logprobs=true.", "top_logprobs")
+            top = (request.top_logprobs or 0) if request.logprobs else None
+        else:
+            assert isinstance(request, CompletionRequest)
+            top = request.logprobs
+        made = []
+        for prompt in prompts:
+            job = Job(
+                prompt,
+                lambda event: None,
+                count=count,
+                max_new_tokens=self._limit(request, prompt, count, field),
+                choices=request.choices,
+                sampling=request.sampling(),
+                stops=request.stops,
+                top_logprobs=top,
+                wants_thought=wants_thought,
+                streamed=bool(request.stream),
+            )
+            job.emit = _bound(emit, job)
+            made.append(job)
+        return made
+
+    def _implicit(self, request: AnswerRequest) -> tuple[int, bool]:
+        asked = request.implicit_tokens
+        default = int(getattr(self._model_config, "num_implicit_tokens", 0)) if self._makes_tokens else 0
+        if asked is None:
+            return default, False
+        if not self._makes_tokens and asked != 0:
+            raise RequestError(
+                400, f"implicit_tokens={asked!r}: this model makes none: leave the field out.", "implicit_tokens"
+            )
+        if asked == "text":
+            if not self._says_words:
+                raise RequestError(
+                    400,
+                    "implicit_tokens='text': this model's implicit tokens are no words, which only "
+                    "projection='vocabulary' makes: ask for a number.",
+                    "implicit_tokens",
+                )
+            return default, True
+        return int(asked), False
+
+    def _prompts(self, request: AnswerRequest) -> list[list[int]]:
+        if isinstance(request, ChatRequest):
+            try:
+                return [self._chat_prompt([message.plain() for message in request.messages])]
+            except Exception as error:  # Templates raise errors of many kinds.
+                raise RequestError(
+                    400, f"messages: the model's chat template does not take them ({error}).", "messages"
+                ) from error
+        assert isinstance(request, CompletionRequest)
+        found = []
+        for prompt in request.prompts():
+            with self._lock:
+                ids = list(self.tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+            if not ids:
+                raise RequestError(400, "prompt: must have at least one token.", "prompt")
+            found.append(ids)
+        if not found:
+            raise RequestError(400, "prompt: must hold a text or token ids.", "prompt")
+        size = self._model_config.get_text_config().vocab_size
+        if any(not 0 <= token < size for ids in found for token in ids):
+            raise RequestError(400, f"prompt: token ids must lie from 0 to {size - 1}.", "prompt")
+        return found
+
+    def _chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        with self._lock:
+            text = prompt_text(self.tokenizer, messages)
+            return encode_prompt(self.tokenizer, text.removesuffix(self._answer_prompt) + self._answer_prompt)
+
+    def _limit(self, request: AnswerRequest, prompt: list[int], count: int, field: str) -> int:
+        """Return the most new tokens of an answer."""
+        if len(prompt) > self.config.max_prompt_tokens:
+            raise RequestError(
+                400,
+                f"{field}: {len(prompt)} tokens are more than the {self.config.max_prompt_tokens} of a prompt.",
+                field,
+                "context_length_exceeded",
+            )
+        asked, chat = request.asked_tokens(), isinstance(request, ChatRequest)
+        param = "max_completion_tokens" if chat and getattr(request, "max_completion_tokens", None) else "max_tokens"
+        if asked is not None and not 1 <= asked <= self.config.max_answer_tokens:
+            raise RequestError(400, f"{param}={asked} must lie from 1 to {self.config.max_answer_tokens}.", param)
+        new = asked or (self.config.max_answer_tokens if chat else COMPLETION_TOKENS)
+        room, generator_room = self._contexts(count)
+        left = None if room is None else room - len(prompt) - count
+        if left is not None and (left < 1 or asked is not None and asked > left):
+            wanted = f" and {asked} new tokens" if asked is not None else ""
+            raise RequestError(
+                400,
+                f"{field}: a prompt of {len(prompt)} tokens, {count} implicit tokens{wanted} are more than the "
+                f"context of {room}: shorten the prompt or lower {param}.",
+                field if left < 1 else param,
+                "context_length_exceeded",
+            )
+        shown = sum(map(len, getattr(self._model_config, "thought_prompt_ids", None) or []))
+        if generator_room is not None and shown + len(prompt) - len(self._ends) + count > generator_room:
+            raise RequestError(
+                400,
+                f"{field}: a prompt of {len(prompt)} tokens and {count} implicit tokens are more than the generator's "
+                f"context of {generator_room}: shorten it, or ask for implicit_tokens=0.",
+                field,
+                "context_length_exceeded",
+            )
+        return new if left is None else min(new, left)
+
+    def _contexts(self, count: int) -> tuple[int | None, int | None]:
+        """Return the positions of the host and, where it reads the prompts' own ids, of the generator."""
+        config: Any = self._model_config
+        reads_ids = count > 0 and not getattr(config, "separate_generator_tokenizer", True)
+        generator = getattr(config, "generator_config", None) if reads_ids else None
+        return context_of(config.get_text_config()), generator and context_of(text_config(generator))
+
+
+def _bound(emit: Emit, job: Job) -> Callable[[Piece | RequestError], None]:
+    return lambda event: emit(job, event)

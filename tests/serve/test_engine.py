@@ -1,0 +1,295 @@
+"""The embedded engine: its answers are `generate`'s, whoever else is answered; it survives failures."""
+
+import queue
+import random
+
+import pytest
+import torch
+
+from semcot_hf.serve.engine import TransformersEngine
+from semcot_hf.serve.jobs import AnswerText, Job, Piece, RequestError, Sampling, held_back
+from semcot_hf.serve.running import RunningBatch, can_join
+
+
+class Asked:
+    """A job and what came of it."""
+
+    def __init__(self, prompt, **options):
+        self.events = queue.Queue()
+        options.setdefault("sampling", Sampling(temperature=0.0))
+        self.job = Job(prompt, self.events.put, **options)
+        self.texts, self.reasons, self.pieces = [""] * self.job.choices, [None] * self.job.choices, []
+
+    def wait(self):
+        while None in self.reasons:
+            event = self.events.get(timeout=60)
+            if isinstance(event, RequestError):
+                raise event
+            self.pieces.append(event)
+            self.texts[event.index] += event.text
+            self.reasons[event.index] = event.finish_reason or self.reasons[event.index]
+        return self.texts
+
+
+@pytest.fixture
+def engine_of(tiny_tokenizer):
+    engines = []
+
+    def make(model, **options):
+        engines.append(TransformersEngine(model, tiny_tokenizer, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def prompts_of(number, seed=0, shortest=3, longest=40):
+    draw = random.Random(seed)
+    return [[draw.randrange(5, 320) for _ in range(draw.randint(shortest, longest))] for _ in range(number)]
+
+
+def alone(model, tokenizer, prompt, new, count=None):
+    ids = torch.tensor([prompt])
+    options = {} if count is None else {"num_implicit_tokens": count}
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options)
+    ends = [model.generation_config.eos_token_id]
+    return tokenizer.decode(
+        [token for token in output[0, len(prompt) :] if token not in ends], skip_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma3_text"])
+def test_answers_are_those_of_generate_alone(family, tiny_lm, tiny_semcot, tiny_tokenizer, engine_of):
+    window = {"sliding_window": 8} if family.startswith("gemma") else {}
+    host = tiny_lm(family, eos_token_id=7, **window)
+    model = tiny_semcot(host)
+    assert can_join(host)
+    engine = engine_of(model, tokens_per_batch=400)
+    asked = []
+    for number, prompt in enumerate(prompts_of(24)):
+        count = (3, 0, 2)[number % 3]
+        asked.append(Asked(prompt, count=count, max_new_tokens=2 + number % 9, streamed=number % 2 == 0))
+        engine.submit(asked[-1].job)
+    for one in asked:
+        job = one.job
+        assert one.wait() == [alone(model, tiny_tokenizer, job.prompt, job.max_new_tokens, job.count)]
+        assert job.implicit_tokens == job.count
+        assert job.completion_tokens <= job.max_new_tokens
+        assert one.reasons == (["length"] if job.completion_tokens == job.max_new_tokens else ["stop"])
+
+
+def test_thoughts_of_different_lengths_join_one_batch(tiny_lm, tiny_semcot, tiny_tokenizer, engine_of):
+    host = tiny_lm()
+    model = tiny_semcot(
+        host,
+        tiny_lm(hidden_size=32, seed=5),
+        num_implicit_tokens=6,
+        generator_mode="sequential",
+        projection="vocabulary",
+        thought_length="adaptive",
+        end_of_thought_token_ids=list(range(0, 320, 4)),
+    )
+    model.generator_tokenizer = tiny_tokenizer
+    engine = engine_of(model)
+    asked = [Asked(prompt, count=6, max_new_tokens=5, wants_thought=True) for prompt in prompts_of(12)]
+    for one in asked:
+        engine.submit(one.job)
+    for one in asked:
+        assert one.wait() == [alone(model, tiny_tokenizer, one.job.prompt, 5)]
+        ids = torch.tensor([one.job.prompt])
+        assert one.job.thought == model.implicit_text(ids)[0]
+        assert one.job.implicit_tokens == int((model.implicit_words(ids)[0] >= 0).sum())
+    assert len({one.job.implicit_tokens for one in asked}) > 2
+
+
+def test_hosts_that_sequences_cannot_join_answer_batch_after_batch(tiny_lm, tiny_semcot, tiny_tokenizer, engine_of):
+    host = tiny_lm(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    model = tiny_semcot(host)
+    engine = engine_of(model)
+    asked = [
+        Asked(prompt, count=3 * (n % 2), max_new_tokens=2 + n, choices=1 + n % 2)
+        for n, prompt in enumerate(prompts_of(6))
+    ]
+    for one in asked:
+        engine.submit(one.job)
+    for one in asked:
+        expected = alone(model, tiny_tokenizer, one.job.prompt, one.job.max_new_tokens, one.job.count)
+        assert one.wait() == [expected] * one.job.choices
+    batch = RunningBatch(host)
+    assert not batch.joins
+    with pytest.raises(ValueError, match="LlamaForCausalLM: sequences cannot join a batch of this host"):
+        batch.join(None, 1, [1], [3])
+
+
+def test_penalties_of_the_models_own_config_apply(tiny_lm, tiny_tokenizer, engine_of):
+    model = tiny_lm(dtype=torch.float32)
+    prompt = prompts_of(1)[0]
+    plain = alone(model, tiny_tokenizer, prompt, 12)
+    model.generation_config.repetition_penalty = 1.9
+    model.generation_config.temperature = 0.7
+    model.generation_config.do_sample = True
+    expected = alone(model, tiny_tokenizer, prompt, 12)
+    assert expected != plain
+    engine = engine_of(model)
+    asked = Asked(prompt, max_new_tokens=12)
+    engine.submit(asked.job)
+    assert asked.wait() == [expected]
+    assert model.generation_config.do_sample and model.generation_config.temperature == 0.7
+
+
+def test_samples_depend_on_the_seed_alone(tiny_lm, tiny_tokenizer, engine_of):
+    model = tiny_lm()
+    engine = engine_of(model)
+    prompts = prompts_of(4)
+
+    def sample(seed, others):
+        asked = Asked(prompts[0], choices=2, max_new_tokens=8, sampling=Sampling(temperature=1.0, seed=seed))
+        crowd = [Asked(prompt, max_new_tokens=5) for prompt in others]
+        for one in [*crowd, asked]:
+            engine.submit(one.job)
+        return [one.wait() for one in [asked, *crowd]][0]
+
+    first = sample(3, [])
+    assert first == sample(3, prompts[1:]) and first[0] != first[1]
+    assert first[1] == sample(4, [])[0]
+    assert first != sample(5, [])
+
+
+def test_stop_texts_end_answers_before_them(tiny_lm, tiny_tokenizer, engine_of):
+    model = tiny_lm()
+    prompt = prompts_of(1)[0]
+    text = alone(model, tiny_tokenizer, prompt, 12)
+    stop = text[5:8]
+    engine = engine_of(model)
+    for streamed in (False, True):
+        asked = Asked(prompt, max_new_tokens=12, stops=("never seen", stop), streamed=streamed)
+        engine.submit(asked.job)
+        assert asked.wait() == [text[: text.index(stop)]]
+        assert asked.reasons == ["stop"]
+        assert asked.job.completion_tokens < 12
+
+
+def test_log_probabilities_are_those_of_the_hosts_logits(tiny_lm, tiny_tokenizer, engine_of):
+    model = tiny_lm()
+    engine = engine_of(model)
+    prompt = prompts_of(1)[0]
+    asked = Asked(prompt, max_new_tokens=4, top_logprobs=3)
+    engine.submit(asked.job)
+    asked.wait()
+    tokens = [token for piece in asked.pieces for token in piece.tokens]
+    ids = torch.tensor([[*prompt, *(token.token for token in tokens)]])
+    with torch.no_grad():
+        expected = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+    assert len(tokens) == 4
+    for token, row in zip(tokens, expected, strict=True):
+        assert token.logprob == pytest.approx(float(row[token.token]), abs=1e-5)
+        assert [pair[0] for pair in token.top] == row.topk(3).indices.tolist()
+
+
+def test_a_client_that_leaves_frees_its_place(tiny_lm, tiny_tokenizer, engine_of):
+    engine = engine_of(tiny_lm(), tokens_per_batch=1)
+    long, waits, short = (Asked(prompt, max_new_tokens=200, streamed=True) for prompt in prompts_of(3))
+    short.job.max_new_tokens = 2
+    for one in (long, waits, short):
+        engine.submit(one.job)
+    assert isinstance(long.events.get(timeout=60), Piece)
+    engine.cancel(waits.job)
+    engine.cancel(long.job)
+    short.wait()
+    assert long.job.completion_tokens < 200 and waits.job.completion_tokens == 0
+
+
+def test_more_requests_than_the_queue_holds_are_refused(tiny_lm, tiny_tokenizer, engine_of):
+    engine = engine_of(tiny_lm(), tokens_per_batch=1, max_queue=1)
+    running, waiting, refused = (Asked(prompt, max_new_tokens=100, streamed=True) for prompt in prompts_of(3))
+    engine.submit(running.job)
+    running.events.get(timeout=60)
+    engine.submit(waiting.job)
+    with pytest.raises(RequestError, match="1 requests are waiting already") as full:
+        engine.submit(refused.job)
+    assert full.value.status == 429
+
+
+def test_one_bad_prompt_fails_alone(tiny_lm, tiny_semcot, tiny_tokenizer, engine_of):
+    model = tiny_semcot(tiny_lm())
+    engine = engine_of(model)
+    for bad in ([], [320], [-1]):
+        with pytest.raises(RequestError, match="ids from 0 to 319"):
+            engine.submit(Asked(bad).job)
+    prompts = prompts_of(5)
+    prompts[2] = prompts[2] * 100
+    asked = [Asked(prompt, count=3, max_new_tokens=3) for prompt in prompts]
+    for one in asked:
+        engine.submit(one.job)
+    for number, one in enumerate(asked):
+        if number == 2:
+            with pytest.raises(RequestError, match="more than") as bad:
+                one.wait()
+            assert bad.value.status == 400
+        else:
+            assert one.wait() == [alone(model, tiny_tokenizer, one.job.prompt, 3)]
+
+
+def test_too_little_memory_halves_the_budget_and_loses_nothing(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
+    model = tiny_lm()
+    engine = engine_of(model, tokens_per_batch=4000)
+    generate = engine._generated
+
+    def small(ids, mask, thoughts):
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(ids, mask, thoughts)
+
+    monkeypatch.setattr(engine, "_generated", small)
+    asked = [Asked(prompt, max_new_tokens=3) for prompt in prompts_of(8)]
+    with engine._changed:
+        for one in asked:
+            engine._waiting.append(one.job)
+        engine._changed.notify()
+    for one in asked:
+        assert one.wait() == [alone(model, tiny_tokenizer, one.job.prompt, 3)]
+    assert engine.tokens_per_batch < 4000
+
+
+def test_a_failing_step_fails_its_batch_and_the_engine_goes_on(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
+    model = tiny_lm()
+    engine = engine_of(model)
+
+    def fails(tokens):
+        raise RuntimeError("a kernel failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._batch, "step", fails)
+        asked = Asked(prompts_of(1)[0], max_new_tokens=3)
+        engine.submit(asked.job)
+        with pytest.raises(RequestError, match="the server's log has the reason") as failed:
+            asked.wait()
+        assert failed.value.status == 500
+    asked = Asked(prompts_of(1)[0], max_new_tokens=3)
+    engine.submit(asked.job)
+    assert asked.wait() == [alone(model, tiny_tokenizer, asked.job.prompt, 3)]
+
+
+def test_a_closed_engine_fails_what_is_open(tiny_lm, tiny_tokenizer):
+    engine = TransformersEngine(tiny_lm(), tiny_tokenizer)
+    asked = Asked(prompts_of(1)[0], max_new_tokens=200, streamed=True)
+    engine.submit(asked.job)
+    asked.events.get(timeout=60)
+    engine.close()
+    with pytest.raises(RequestError, match="stopped"):
+        asked.wait()
+    with pytest.raises(RequestError, match="shutting down"):
+        engine.submit(Asked(prompts_of(1)[0]).job)
+
+
+def test_characters_of_several_tokens_are_sent_whole(tiny_tokenizer):
+    ids = tiny_tokenizer("é 1 😀.", add_special_tokens=False)["input_ids"]
+    assert len(ids) > len("é 1 😀.")
+    text = AnswerText(tiny_tokenizer)
+    parts = []
+    for token in ids:
+        text.add(token)
+        parts.append(text.take())
+    assert "".join(parts) == "é 1 😀." and all("\ufffd" not in part for part in parts)
+    assert held_back("ab", ["bc", "abd"]) == 2
