@@ -26,6 +26,7 @@ from .sources_semcot import (
     TOKENIZERS,
     HostPlace,
     ModelSource,
+    base_of_adapters,
     check_part,
     check_source,
     load_generator,
@@ -233,19 +234,24 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         each keeps the dtype it was saved in.
 
         Args:
+            pretrained_model_name_or_path: id or path of the checkpoint, or of peft's adapters for one.
             host: a host model, id or path that replaces the recorded one (attached layout only).
             host_kwargs: arguments for the host alone; they take precedence over the shared ones.
-            kwargs: as in transformers; fields of `SemCoTConfig` among them replace the checkpoint's.
+            model_args, config, kwargs: as in transformers; fields of `SemCoTConfig` among them replace the
+                checkpoint's.
 
         Raises:
-            ValueError: if a host is passed for a checkpoint that contains its own, or the host does not fit.
-            OSError: if the host cannot be found; the message names the place that was searched.
+            ValueError: if a host is passed for a checkpoint that contains its own, the host does not fit, or adapters
+                do not name their base model.
+            OSError: if the checkpoint has no configuration, or the host cannot be found; the message names the place
+                that was searched.
         """
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if kwargs.get("dtype", "auto") in (None, "auto"):
             # Host and generator may have different dtypes.
             kwargs.pop("dtype", None)
+        pretrained_model_name_or_path, kwargs = base_of_adapters(pretrained_model_name_or_path, kwargs)
         if not isinstance(config, PreTrainedConfig):
             source: Any = config or pretrained_model_name_or_path
             config = SemCoTConfig.from_pretrained(source, **pick(kwargs, FILE_ARGUMENTS))
@@ -254,6 +260,11 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         if pretrained_model_name_or_path is None and host is None:
             # As for any model of transformers, all weights come from `state_dict`, the host's too.
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        if config.host_config is None or config.generator_config is None:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no config.json that names host and generator: pass the id or "
+                "folder of a SemCoT checkpoint."
+            )
         # Read before loading: Auto classes write the choice of attention into the config, and loading changes dtypes.
         dtypes = (config.host_config.dtype, config.generator_config.dtype)
         attention = config.host_config._attn_implementation
@@ -284,7 +295,9 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 saved = {"dtype": dtypes[0] or "auto"}
                 saved |= {} if attention is None else {"attn_implementation": attention}
                 host, place, found = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
-            model._attach(host, place, found)
+            report = model._attach(host, place, found)
+            if report is not None and isinstance(loaded, tuple):
+                loaded = (model, report.to_dict())
         for part in TOKENIZERS if model.config.separate_generator_tokenizer else ():
             files = pick(kwargs, (*HUB_ARGUMENTS, "revision"))
             files["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), part)))

@@ -1,6 +1,7 @@
 """SemCoTPreTrainedModel, the base class that holds host, generator, projection, <thought> and step decoder."""
 
 import copy
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.loading_report import LoadStateDictInfo
 
 from .configuration_semcot import SemCoTConfig, text_config
 from .sources_semcot import HostPlace, check_part
@@ -21,7 +23,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
     """Base class of `SemCoTForCausalLM`, which documents the arguments: its parts, without their forward passes."""
 
     config_class = SemCoTConfig
-    base_model_prefix = "host"
+    # A prefix, such as "host", would have transformers apply the host's conversions of names to all weights.
+    base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -42,6 +45,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
     # The host's weights when it was attached, and whether a loader finds them by the configuration (None: unknown).
     _attached_fingerprint: str | None = None
     _host_is_there: bool | None = None
+    # The arguments of each `load_adapter` before there was a host.
+    _adapters_for_later: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ()
 
     def __init__(
         self,
@@ -97,13 +102,33 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         """
         self._attach(host, None, None)
 
-    def _attach(self, host: PreTrainedModel, place: HostPlace | None, found: bool | None) -> None:
-        """Attach a host.
+    def load_adapter(self, *args: Any, **kwargs: Any) -> LoadStateDictInfo:
+        """Load adapters as transformers does; without a host yet, once it is attached, since they may be its own."""
+        if self.host is not None:
+            conversions = self.__dict__.get("_weight_conversions")
+            try:
+                return super().load_adapter(*args, **kwargs)
+            finally:
+                # Saving would apply those of the adapters, which add a prefix, to the weights of the model.
+                self.__dict__.pop("_weight_conversions", None)
+                if conversions is not None:
+                    self._weight_conversions = conversions
+        if kwargs.get("load_config") is not None:
+            # Names of weights that transformers converts, without those of the host.
+            kwargs["load_config"] = replace(kwargs["load_config"], weight_mapping=None)
+        self._adapters_for_later += ((args, kwargs),)
+        return LoadStateDictInfo(set(), set(), set(), [], {}, set())
+
+    def _attach(self, host: PreTrainedModel, place: HostPlace | None, found: bool | None) -> LoadStateDictInfo | None:
+        """Attach a host, and load the adapters that wait for it.
 
         Args:
             host: the host.
             place: what it was loaded by; `None` for a model object.
             found: whether a loader finds these weights there; `None` if this is not known.
+
+        Returns:
+            What the last of the adapters lacked; `None` without adapters.
         """
         config, recorded = self.config, HostPlace.recorded(self.config)
         given = HostPlace.of_model(host) if place is None else place
@@ -130,6 +155,11 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         if same is False or config.host_fingerprint is None or (same is None and not named_same):
             config.host_fingerprint = present
         self._attached_fingerprint = present
+        report = None
+        waiting, self._adapters_for_later = self._adapters_for_later, ()
+        for args, kwargs in waiting:
+            report = self.load_adapter(*args, **kwargs)
+        return report
 
     def _set_host(self, host: PreTrainedModel) -> None:
         wanted, got = text_config(self.config.host_config), host.config.get_text_config()
@@ -227,6 +257,11 @@ class SemCoTPreTrainedModel(PreTrainedModel):
                 if hasattr(module, "gradient_checkpointing"):
                     module.gradient_checkpointing = False
 
+    @property
+    def base_model(self) -> Any:
+        """What stands for a backbone, of which callers compute hidden states: calling it raises an error."""
+        return NoBackbone()
+
     def get_input_embeddings(self) -> Any:
         return None if self.host is None else self.host.get_input_embeddings()
 
@@ -241,6 +276,21 @@ class SemCoTPreTrainedModel(PreTrainedModel):
 
     def get_decoder(self) -> Any:
         return self.host.get_decoder()
+
+
+class NoBackbone:
+    """What takes the place of a backbone in a model that has none, since two models make its logits."""
+
+    _tp_plan = _pp_plan = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise ValueError: callers would compute losses without implicit tokens."""
+        raise ValueError(
+            "model.base_model is called for hidden states, as trainers of TRL do (SFTTrainer, DPOTrainer, GRPOTrainer "
+            "and others): a SemCoT model has no such backbone, and losses computed from the host's states leave the "
+            "implicit tokens out. Train by semcot_hf.SemCoTDistillationTrainer, or by transformers' Trainer, which "
+            "takes the loss of the model's forward; the host's states are those of model.host.base_model."
+        )
 
 
 def unquantized(config: PreTrainedConfig) -> PreTrainedConfig:

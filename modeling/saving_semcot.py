@@ -49,6 +49,11 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         """
         if os.path.isfile(save_directory):
             raise ValueError(f"save_directory={str(save_directory)!r} is a file: pass a folder.")
+        if os.path.isfile(os.path.join(save_directory, "adapter_config.json")):
+            raise ValueError(
+                f"save_directory={str(save_directory)!r} holds adapters of peft, which every loader would apply to "
+                "the saved model: pass another folder, or delete them first."
+            )
         check_target(save_directory, self.part_sources())
         repo = str(kwargs.get("repo_id") or os.path.basename(os.path.normpath(save_directory)))
         with self.for_the_hub(include_host, repo) if push_to_hub else nullcontext():

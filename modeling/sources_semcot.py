@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import find_adapter_config_file, is_peft_available
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_semcot import SemCoTConfig
@@ -90,6 +91,44 @@ def load_generator(name: str | PathLike, kwargs: dict[str, Any]) -> PreTrainedMo
     config, _ = PreTrainedConfig.get_config_dict(name, **pick(kwargs, (*FILE_ARGUMENTS, "gguf_file")))
     causal = (config.get("architectures") or ["ForCausalLM" if "gguf_file" in kwargs else ""])[0]
     return (AutoModelForCausalLM if causal.endswith("ForCausalLM") else AutoModel).from_pretrained(name, **kwargs)
+
+
+def base_of_adapters(name: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return what a SemCoT model is loaded from, if `name` may be a folder of peft's adapters on top of it.
+
+    Args:
+        name: id or path of adapters or of a checkpoint.
+        kwargs: arguments of `from_pretrained`.
+
+    Returns:
+        For adapters, their base model and the arguments for it, in which transformers finds the adapters; for a
+        checkpoint, also one that holds adapters itself, what was passed.
+
+    Raises:
+        ValueError: if the adapters do not name their base model.
+        ImportError: for adapters without peft.
+    """
+    given = kwargs.get("adapter_kwargs") or {}
+    if name is None or "_adapter_model_path" in given:
+        return name, kwargs
+    place = {**pick(kwargs, FILE_ARGUMENTS), **given}
+    place = {key: value for key, value in place.items() if value is not None}
+    file = find_adapter_config_file(name, **place)
+    if file is None or os.path.isfile(os.path.join(os.path.dirname(file), "config.json")):
+        return name, kwargs
+    if not is_peft_available():
+        raise ImportError(f"{name} holds adapters of peft, which is not installed: pip install peft.")
+    config, _ = PreTrainedConfig.get_config_dict(name, _configuration_file="adapter_config.json", **place)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{name} holds adapters that do not name their base model (base_model_name_or_path={base!r} in "
+            f"adapter_config.json): load the SemCoT model that they belong to, and call "
+            f"model.load_adapter({str(name)!r})."
+        )
+    arguments = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+    arguments["adapter_kwargs"] = {**pick(kwargs, ("revision", "subfolder")), **given, "_adapter_model_path": name}
+    return base, {**arguments, **({"revision": config["revision"]} if config.get("revision") else {})}
 
 
 def check_source(role: str, name: str | PathLike, kwargs: dict[str, Any]) -> None:

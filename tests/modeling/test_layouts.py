@@ -313,3 +313,20 @@ def test_ids_that_the_generator_does_not_know(folders, tiny_lm):
     assert model.generate(PROMPT, max_new_tokens=2).shape == (1, 6)
     with pytest.raises(ValueError, match="holds the id 310, but the generator knows 300 ids"):
         model.generate(torch.tensor([[10, 310]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("experts", ["host", "generator"])
+@pytest.mark.parametrize("include_host", [False, True])
+def test_parts_whose_weights_are_saved_under_other_names(folders, tiny_lm, experts, include_host, tmp_path):
+    """transformers renames and splits a Mixtral's experts in files; the other part keeps its names."""
+    size = {"host": 32, "generator": 16}[experts]
+    moe = tiny_lm("mixtral", hidden_size=size, dtype=torch.float32, num_local_experts=2, num_experts_per_tok=1)
+    moe.save_pretrained(tmp_path / "experts")
+    parts = {name: folders / name for name in ("host", "generator")} | {experts: tmp_path / "experts"}
+    model = SemCoTForCausalLM.from_host_generator_pretrained(**parts)
+    for folder in ("first", "second"):
+        model.save_pretrained(tmp_path / folder, include_host=include_host)
+        loaded, info = SemCoTForCausalLM.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert same(loaded, model)
+        model = loaded

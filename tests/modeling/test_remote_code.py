@@ -9,12 +9,15 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 
+# peft 0.21 still reads the property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 LAYOUTS = ("attached", "whole", "two-tokenizers", "thoughts-attached", "thoughts-whole")
 QUESTION = [{"role": "user", "content": "How many apples has Ann now?"}]
 NEW = {"max_new_tokens": 6, "do_sample": False}
@@ -54,6 +57,13 @@ for layout in json.loads(sys.argv[4]):
         found[layout]["compiled"] = model.generate(ids, **new).tolist()
     del model, other, pipe
 
+for part in ("host", "both"):
+    folder = root / f"adapters-{part}"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    pipe = pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    ids = torch.tensor([[10, 11, 12]])
+    found[folder.name] = [[m(ids, num_implicit_tokens=2).logits.tolist()] for m in (model, pipe.model)]
+
 def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
@@ -86,6 +96,11 @@ def root(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
             model.host_tokenizer, model.generator_tokenizer = tiny_tokenizer, char_tokenizer
         model.save_pretrained(root / layout, include_host=layout.endswith("whole"))
         with_answer_prompt(tiny_tokenizer).save_pretrained(root / layout)
+    for part, targets in (("host", r"host\..*q_proj"), ("both", r".*q_proj")):
+        config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+        adapted = get_peft_model(SemCoTForCausalLM.from_pretrained(root / "attached"), config)
+        adapted.save_pretrained(root / f"adapters-{part}")
+        tiny_tokenizer.save_pretrained(root / f"adapters-{part}")
     sizes = dict(intermediate_size=1024, num_hidden_layers=4, num_key_value_heads=4, dtype=torch.float32)
     host = tiny_lm("llama", hidden_size=768, **sizes)
     host.save_pretrained(root / "large-host")
@@ -126,6 +141,14 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
     state = model.state_dict()
     assert tensors.keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("part", ["host", "both"])
+def test_a_process_without_the_package_applies_adapters(root, found, part):
+    model = SemCoTForCausalLM.from_pretrained(root / f"adapters-{part}")
+    expected = model(torch.tensor([[10, 11, 12]]), num_implicit_tokens=2).logits
+    for logits in found[f"adapters-{part}"]:
+        torch.testing.assert_close(torch.tensor(logits[0]), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
