@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
 THOUGHT_LENGTHS = ("fixed", "adaptive")
+MAX_LOST_PROBABILITY = 0.25
 
 
 class SemCoTConfig(PreTrainedConfig):
@@ -28,7 +29,8 @@ class SemCoTConfig(PreTrainedConfig):
         projection: "linear" maps generator states to the host's hidden size. "identity" passes them unchanged (equal
             sizes needed). "vocabulary" makes each token a mixture of the host's word embeddings, weighted by the
             generator's next-token distribution (its LM head, trained further), and feeds the same mixture of the
-            generator's word embeddings back in sequential mode; host and generator must share a tokenizer.
+            generator's word embeddings back in sequential mode. With separate_generator_tokenizer, the host's mixtures
+            are made of the words that both vocabularies write alike.
         thought_length: "fixed" makes `num_implicit_tokens` tokens for each question. "adaptive" lets the generator end
             each question's thought by itself, before the first token whose most probable word is an end-of-thought
             token; `num_implicit_tokens` is then the limit. It needs generator_mode="sequential" and
@@ -37,6 +39,11 @@ class SemCoTConfig(PreTrainedConfig):
         mixture_top_k: number of most probable words in each mixture, whose weights are normalized to sum to 1; 1 gives
             the words themselves, 0 or `None` all words.
         mixture_temperature: temperature of the next-token distribution that weighs a mixture.
+        max_lost_probability: with mixtures and a generator of another tokenizer, the largest share of one token's
+            mixture that may be on words that the host lacks. A thought with a token above it is handed over as text:
+            its most probable words are re-tokenized for the host. 1 always gives mixtures; `None` is
+            `MAX_LOST_PROBABILITY` for thoughts of adaptive length, and 1 for those of fixed length, whose number of
+            tokens cannot change.
         starts_with_thought_token: whether <thought> stands between the query and the first token. `False` lets a
             sequential generator continue the query as a language model does: its state at the query's last token gives
             the first token.
@@ -44,6 +51,8 @@ class SemCoTConfig(PreTrainedConfig):
             `None` has the generator read the host's prompt as it is.
         question_marker_ids: with a thought prompt, the host's token ids between which the question is found in a
             prompt: those that open the last user message and those that close it.
+        question_spaces: with a thought prompt and a generator of another tokenizer, the white space before and after
+            each question in the generator's text, with which its tokenizer may join the question's words.
         answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".
             The tokens are inserted before them, or at the end of a prompt that does not end with them.
         separate_generator_tokenizer: whether the generator has its own tokenizer; the checkpoint then has both.
@@ -74,9 +83,11 @@ class SemCoTConfig(PreTrainedConfig):
     end_of_thought_token_ids: list[int] | None = None
     mixture_top_k: int | None = None
     mixture_temperature: float = 1.0
+    max_lost_probability: float | None = None
     starts_with_thought_token: bool = True
     thought_prompt_ids: list[list[int]] | None = None
     question_marker_ids: list[list[int]] | None = None
+    question_spaces: list[str] | None = None
     answer_prompt_ids: list[int] | None = None
     separate_generator_tokenizer: bool = False
     includes_host: bool = False
@@ -136,11 +147,6 @@ class SemCoTConfig(PreTrainedConfig):
             raise ValueError("state_offset=-1 belongs to generator_mode='parallel': set state_offset=0.")
         if self.projection not in PROJECTIONS:
             raise ValueError(f"projection={self.projection!r}: must be one of {PROJECTIONS}.")
-        if self.projection == "vocabulary" and self.separate_generator_tokenizer:
-            raise ValueError(
-                "projection='vocabulary' mixes the words of one vocabulary, but separate_generator_tokenizer is set: "
-                "use projection='linear'."
-            )
         self._check_thoughts()
         if self.projection == "identity" and self.host_config is not None and self.generator_config is not None:
             host_size, generator_size = (
@@ -175,15 +181,24 @@ class SemCoTConfig(PreTrainedConfig):
                 f"mixture_temperature={self.mixture_temperature}: must be above 0; mixture_top_k=1 gives the most "
                 "probable word."
             )
+        limit = self.max_lost_probability
+        if limit is not None and not 0 <= limit <= 1:
+            raise ValueError(f"max_lost_probability={limit}: must be from 0 to 1 (mixtures, whatever they lose).")
+        if limit is not None and limit < 1 and self.thought_length != "adaptive":
+            raise ValueError(
+                f"max_lost_probability={limit} with thought_length={self.thought_length!r}: a thought that is handed "
+                "over as text has another number of tokens: set thought_length='adaptive', or max_lost_probability=1."
+            )
         if not self.starts_with_thought_token and self.generator_mode != "sequential":
             raise ValueError(
                 "starts_with_thought_token=False belongs to generator_mode='sequential': parallel tokens are read at "
                 "<thought> positions."
             )
-        for name in ("thought_prompt_ids", "question_marker_ids"):
+        for name in ("thought_prompt_ids", "question_marker_ids", "question_spaces"):
             pair = getattr(self, name)
             if pair is not None and len(pair) != 2:
-                raise ValueError(f"{name} has {len(pair)} parts: must be two lists of token ids.")
+                kind = "strings" if name == "question_spaces" else "lists of token ids"
+                raise ValueError(f"{name} has {len(pair)} parts: must be two {kind}.")
 
     @property
     def thought_ends(self) -> list[int]:
@@ -192,6 +207,13 @@ class SemCoTConfig(PreTrainedConfig):
         if ends is None and self.generator_config is not None:
             ends = text_config(self.generator_config).eos_token_id
         return [ends] if isinstance(ends, int) else list(ends or [])
+
+    @property
+    def lost_limit(self) -> float:
+        """The value of `max_lost_probability`, or its default."""
+        if self.max_lost_probability is not None:
+            return self.max_lost_probability
+        return MAX_LOST_PROBABILITY if self.thought_length == "adaptive" else 1.0
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the host's configuration, which caches, vocabulary checks and context limits refer to."""

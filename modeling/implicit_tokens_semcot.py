@@ -1,92 +1,26 @@
 """Implicit tokens: the generator's pass over the query, and the projection of its states into the host's space."""
 
 from collections.abc import Callable
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_semcot import text_config
 from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
-from .thoughts_semcot import SemCoTThoughtsMixin
+from .thoughts_semcot import SemCoTThoughtsMixin, Thoughts
+from .vocabularies_semcot import retokenize
 
 logger = logging.get_logger(__name__)
-
-
-def generator_text(
-    ids: list[int], host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase
-) -> str:
-    """Decode one query into text for the generator's tokenizer.
-
-    Special tokens of the host are kept if the generator's tokenizer has them too, and dropped otherwise, since the
-    generator would read them as spelled-out text. The host's bos token becomes the generator's.
-
-    Args:
-        ids: token ids of the host, without padding.
-        host_tokenizer, generator_tokenizer: the two tokenizers.
-    """
-    known = set(generator_tokenizer.all_special_tokens) | set(generator_tokenizer.get_added_vocab())
-    special = {i: str(token) for i, token in host_tokenizer.added_tokens_decoder.items() if token.special}
-    special.update(zip(host_tokenizer.all_special_ids, host_tokenizer.all_special_tokens, strict=True))
-    kept = {i: token if token in known else "" for i, token in special.items()}
-    if host_tokenizer.bos_token_id is not None:
-        kept[host_tokenizer.bos_token_id] = generator_tokenizer.bos_token or ""
-    parts: list[str] = []
-    for is_special, group in groupby(ids, lambda i: i in kept):
-        run = list(group)
-        parts += [kept[i] for i in run] if is_special else [str(host_tokenizer.decode(run, skip_special_tokens=False))]
-    return "".join(parts)
-
-
-def retokenize(
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    host_tokenizer: PreTrainedTokenizerBase | None,
-    generator_tokenizer: PreTrainedTokenizerBase | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Translate queries from the host's token ids into the generator's.
-
-    Args:
-        input_ids: (batch, length), in the host's vocabulary.
-        attention_mask: (batch, length), or `None` without padding.
-        host_tokenizer, generator_tokenizer: the two tokenizers.
-
-    Returns:
-        LongTensor (batch, other length) of ids, padded on the left, and LongTensor (batch, other length) of their
-        mask or `None` without padding; both on the CPU.
-
-    Raises:
-        ValueError: if a tokenizer is missing, or a query has special tokens only.
-    """
-    if host_tokenizer is None or generator_tokenizer is None:
-        raise ValueError(
-            "config.separate_generator_tokenizer=True, but model.host_tokenizer or model.generator_tokenizer is None: "
-            "set both, or load the model by from_pretrained from a checkpoint that carries them."
-        )
-    rows = []
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    for ids, mask in zip(input_ids.cpu(), real.cpu().bool(), strict=True):
-        text = generator_text(ids[mask].tolist(), host_tokenizer, generator_tokenizer)
-        row = generator_tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not row:
-            raise ValueError("input_ids has a row of special tokens only: every prompt needs another token.")
-        rows.append(torch.tensor(row))
-    pad = generator_tokenizer.pad_token_id or 0
-    padded = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
-    if min(map(len, rows)) == padded.shape[1]:
-        return padded, None
-    return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
 
 class SemCoTTokensMixin(SemCoTThoughtsMixin):
     """The methods of `SemCoTForCausalLM` that compute implicit tokens and, for mixtures of words, decode them."""
 
     # Set by `compile_generator`.
-    _compiled_tokens: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    _compiled_tokens: Callable[..., tuple[Tensor | None, ...]] | None = None
 
     def compile_generator(self, **options: Any) -> None:
         """Compile the computation of implicit tokens, the pass over the query and all k steps, into one graph.
@@ -138,12 +72,34 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         Raises:
             ValueError: for k out of range or a prompt without tokens.
         """
-        count = self._check_count(num_implicit_tokens)
-        tokens, mask = self._make_tokens(*self._queries(input_ids, attention_mask, completion_mask), count)
+        thoughts = self.implicit_thoughts(input_ids, attention_mask, num_implicit_tokens, completion_mask)
+        tokens, mask = thoughts.embeddings, thoughts.mask
         if not return_mask:
             return tokens
         ones = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         return tokens, ones if mask is None else mask
+
+    def implicit_thoughts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        num_implicit_tokens: int | None = None,
+        completion_mask: Tensor | None = None,
+    ) -> Thoughts:
+        """Compute the implicit tokens of prompts as `implicit_embeddings` does; return them with how they were made.
+
+        Args:
+            input_ids, attention_mask, num_implicit_tokens, completion_mask: as in `implicit_embeddings`.
+
+        Returns:
+            `Thoughts`: embeddings, their mask, whether each thought was ended, what share of each mixture is on words
+            that the host lacks, and whether the thought was therefore handed over as text.
+
+        Raises:
+            ValueError: for k out of range or a prompt without tokens.
+        """
+        count = self._check_count(num_implicit_tokens)
+        return self._make_thoughts(*self._queries(input_ids, attention_mask, completion_mask), count)
 
     @torch.no_grad()
     def implicit_words(
@@ -155,8 +111,9 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             input_ids, attention_mask, num_implicit_tokens: as in `implicit_embeddings`.
 
         Returns:
-            LongTensor (batch, k), the id of each token's most probable word, and FloatTensor (batch, k), its weight
-            in the mixture. Words that follow a thought's end (thought_length="adaptive") have id -1 and weight 0.
+            LongTensor (batch, k), the id of each token's most probable word in the generator's vocabulary, and
+            FloatTensor (batch, k), its weight in the generator's mixture. Words that follow a thought's end
+            (thought_length="adaptive") have id -1 and weight 0.
 
         Raises:
             ValueError: for another projection.
@@ -173,7 +130,9 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         states, used = self._states(*self._generator_inputs(ids, mask), count)
         if states.shape[1] == 0:
             return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
-        weights, words = self._weights(self.word_logits(states), self.get_input_embeddings().weight)
+        # A generator of another tokenizer has words that the host lacks.
+        table: Any = (self if self.host_word_ids is None else self.generator).get_input_embeddings()
+        weights, words = self._weights(self.word_logits(states), table.weight)
         share, place = weights.max(dim=-1)
         word = place if words is None else words.gather(-1, place[..., None])[..., 0]
         if used is None:
@@ -228,14 +187,15 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         return generator_queries(input_ids, mask, columns, self._pad_id())
 
     def _make_tokens(self, ids: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
-        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded.
+        """Return embeddings and mask of `_make_thoughts`."""
+        thoughts = self._make_thoughts(ids, mask, count)
+        return thoughts.embeddings, thoughts.mask
 
-        Returns:
-            (batch, k, host hidden size), and the mask (batch, k) of the tokens or `None` if all of them are used.
-        """
+    def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int) -> Thoughts:
+        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded."""
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
-            return torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype), None
+            return Thoughts(torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype))
         ids, mask = self._generator_inputs(ids, mask)
         context = context_of(text_config(self.config.generator_config))
         prompt = sum(map(len, self.config.thought_prompt_ids or []))
@@ -246,19 +206,24 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 f"context of {context}: shorten the query."
             )
         if self._compiled_tokens is None or torch.is_grad_enabled():
-            tokens, used = _tokens(self, ids, mask, count)
+            made: Any = _tokens(self, ids, mask, count)
         else:
             # Slices of wider prompts have strides that would need a graph of their own.
             inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
-            tokens, used = self._compiled_tokens(self, *inputs, count)
+            made = self._compiled_tokens(self, *inputs, count)
             # With captured CUDA graphs (mode="reduce-overhead") the next call overwrites the returned tensors.
-            tokens = tokens.clone() if tokens.is_cuda else tokens
-            used = used.clone() if used is not None and used.is_cuda else used
+            made = [part.clone() if part is not None and part.is_cuda else part for part in made]
+        tokens, used, lost, words = made
         if used is None:
-            return tokens, None
-        longest = int(used.sum(dim=1).max())
+            return Thoughts(tokens, lost_probability=lost)
+        lengths = used.sum(dim=1)
+        longest = int(lengths.max())
         tokens, used = tokens[:, :longest], used[:, :longest]
-        return tokens.masked_fill(used[..., None] == 0, 0), used
+        tokens = tokens.masked_fill(used[..., None] == 0, 0)
+        if lost is None or words is None:
+            return Thoughts(tokens, used, lengths < count)
+        lost = lost[:, :longest].masked_fill(used == 0, 0)
+        return self._handed_over_as_text(Thoughts(tokens, used, lengths < count, lost), words, used, count)
 
     def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return queries and their mask in the generator's token ids, checked and on its device."""
@@ -266,7 +231,10 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         if self.config.thought_prompt_ids is not None:
             ids, mask = self._questions(ids, mask)
         if self.config.separate_generator_tokenizer:
-            ids, mask = retokenize(ids, mask, self.host_tokenizer, self.generator_tokenizer)
+            # Language models that continue in words know no text without its first token.
+            starts = self.config.projection == "vocabulary" and self.config.thought_prompt_ids is None
+            tokenizers = (self.host_tokenizer, self.generator_tokenizer)
+            ids, mask = retokenize(ids, mask, *tokenizers, self.config.question_spaces, starts)
         ids, mask = ids.to(device), mask if mask is None else mask.to(device)
         known = text_config(self.config.generator_config).vocab_size
         # Only checked if the host has more words, since reading the largest id synchronizes with the device.
@@ -424,6 +392,14 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         return whole
 
 
-def _tokens(model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+def _tokens(
+    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return tokens and mask and, for a generator of another tokenizer, `_lost_share` and the most probable words."""
     states, used = model._states(ids, mask, count)
-    return model.tokens_of(states), used
+    tokens, host_ids = model.tokens_of(states), model.host_word_ids
+    if host_ids is None:
+        return tokens, used, None, None
+    with torch.no_grad():
+        logits = model.word_logits(states)
+        return tokens, used, model._lost_share(logits, host_ids), logits.argmax(dim=-1)

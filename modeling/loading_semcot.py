@@ -35,6 +35,7 @@ from .sources_semcot import (
     pick,
 )
 from .thought_prompt_semcot import recipe_fields
+from .vocabularies_semcot import shared_words
 from .weights_semcot import weights_fingerprint
 
 Model = TypeVar("Model", bound="SemCoTLoadingMixin")
@@ -79,8 +80,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 the 8 most probable words, of adaptive length up to 48, by a thought prompt. Other arguments take
                 precedence over it.
             thought_prompt: chat messages that precede each question in the generator's input, rendered by its chat
-                template: a system message and worked examples; `DEFAULT_THOUGHT_PROMPT` for the recipe. The models
-                must share a tokenizer, which is loaded from where they were, or set by `tokenizer`.
+                template, or without one as "Question: ..." and "Thought: ...": a system message and worked examples;
+                `DEFAULT_THOUGHT_PROMPT` for the recipe. Tokenizers are loaded from where the models were.
             tokenizer: the tokenizer of both models, for a thought prompt and `implicit_text`.
             config_kwargs: further fields of `SemCoTConfig`, such as `generator_mode="sequential"`.
 
@@ -95,6 +96,11 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             raise ValueError(
                 "host_tokenizer and generator_tokenizer go together: pass both, or neither to use the models' own."
             )
+        if host_tokenizer is not None and tokenizer is not None:
+            raise ValueError(
+                "tokenizer is that of both models, and host_tokenizer and generator_tokenizer were passed too: leave "
+                "one of the two out."
+            )
         tokenizers: list[Any] = [host_tokenizer, generator_tokenizer]
         if host_tokenizer is None and tokenizer is None:
             tokenizers = own_tokenizers((_plain(host), host_kwargs), (_plain(generator), generator_kwargs))
@@ -102,18 +108,23 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 logger.info(
                     "Host and generator do not share a tokenizer: questions are re-tokenized for the generator."
                 )
+        tokenizers = [None if source is None else _tokenizer(source) for source in tokenizers]
         generator = _plain(generator)
         if not isinstance(generator, PreTrainedModel):
             generator = load_generator(generator, generator_kwargs or {})
         check_part("generator", generator)
-        host, place, found = _named_host(host, host_kwargs or {})
+        host, place, is_there = _named_host(host, host_kwargs or {})
         backbone: Any = generator.base_model
         if backbone is generator and generator.get_output_embeddings() is not None:
             # Llama 4's base_model_prefix is not the name of its backbone.
             backbone = next(part for part in generator.children() if isinstance(part, PreTrainedModel))
         if recipe is not None or thought_prompt is not None or tokenizer is not None:
-            words = tuple(_tokenizer(tokenizer, part.config.name_or_path) for part in (host, generator))
-            config_kwargs = {**recipe_fields(recipe, thought_prompt, words, config_kwargs), **config_kwargs}
+            separate = tokenizers[0] is not None
+            words = tuple(
+                _tokenizer(tokenizer, part.config.name_or_path) if own is None else own
+                for part, own in zip((host, generator), tokenizers, strict=True)
+            )
+            config_kwargs = {**recipe_fields(recipe, thought_prompt, words, config_kwargs, separate), **config_kwargs}
         default = config_kwargs.pop("num_implicit_tokens", 5)
         config = SemCoTConfig(
             host_config=unquantized(host.config),
@@ -125,7 +136,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             **config_kwargs,
         )
         model = cls(config, host=host, generator=backbone)
-        model._record_host(found)
+        model._record_host(is_there)
         model.generation_config = host.generation_config
         embeddings = backbone.get_input_embeddings().weight
         if thought_token_id is None:
@@ -140,7 +151,11 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             head = generator.get_output_embeddings()
             model.projection.weight.data = (embeddings if head is None else head.weight).detach().clone()
         for name, source in zip(TOKENIZERS, tokenizers, strict=True):
-            setattr(model, name, None if source is None else _tokenizer(source))
+            setattr(model, name, source)
+        found = model.host_word_ids
+        if found is not None:
+            sizes = (model.get_input_embeddings().weight.shape[0], found.shape[0])
+            found.copy_(shared_words(tokenizers[0], tokenizers[1], *sizes))
         if tokenizer is not None:
             model.generator_tokenizer = _tokenizer(tokenizer)
         return model.eval()

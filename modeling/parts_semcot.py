@@ -67,7 +67,11 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         if config.projection == "identity":
             self.projection = nn.Identity()
         elif config.projection == "vocabulary":
-            self.projection = nn.Linear(width, text_config(config.generator_config).vocab_size, bias=False)
+            words = text_config(config.generator_config).vocab_size
+            self.projection = nn.Linear(width, words, bias=False)
+            if config.separate_generator_tokenizer:
+                # The host's id of each of the generator's words; -1 where it has none.
+                self.projection.register_buffer("host_word_ids", torch.empty(words, dtype=torch.int32))
         else:
             self.projection = nn.Linear(width, text_config(config.host_config).hidden_size)
         if config.generator_mode == "sequential" and not takes_cache(self.generator):
@@ -91,6 +95,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+            for buffer in module.buffers():
+                nn.init.constant_(buffer, -1)
 
     def attach_host(self, host: PreTrainedModel) -> None:
         """Set the host causal LM, freeze it, and record its id and weights for checkpoints of the attached layout.
@@ -243,6 +249,12 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         sizes = (self.config.get_text_config().hidden_size, decoder.config.get_text_config().hidden_size)
         self.step_decoder, self.step_projection = decoder, nn.Linear(*sizes)
         return self.step_projection
+
+    @property
+    def host_word_ids(self) -> torch.Tensor | None:
+        """The host's id of each of the generator's words, -1 where it has none; `None` for a shared vocabulary."""
+        found: Any = getattr(self.projection, "host_word_ids", None)
+        return found
 
     def projection_device(self) -> torch.device:
         """Return the device on which implicit tokens are computed."""

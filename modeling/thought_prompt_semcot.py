@@ -1,9 +1,11 @@
-"""Thought prompts: a system message and worked examples that have an instruct model think in few words, untrained."""
+"""Thought prompts: a system message and worked examples that have a generator think in few words, untrained."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from .vocabularies_semcot import first_ids
 
 # Worked examples of thoughts that consist of equations only.
 DEFAULT_THOUGHT_PROMPT = (
@@ -47,6 +49,7 @@ def recipe_fields(
     thought_prompt: Sequence[Mapping[str, str]] | None,
     tokenizers: tuple[PreTrainedTokenizerBase, ...],
     given: Mapping[str, Any],
+    separate: bool = False,
 ) -> dict[str, Any]:
     """Return the fields of `SemCoTConfig` for a recipe, a thought prompt, or both.
 
@@ -55,9 +58,10 @@ def recipe_fields(
         thought_prompt: chat messages, or `None` for the recipe's.
         tokenizers: those of host and generator.
         given: fields that the caller sets.
+        separate: whether questions are re-tokenized for the generator.
 
     Raises:
-        ValueError: for an unknown recipe, models that do not share a tokenizer, or a tokenizer without chat template.
+        ValueError: for an unknown recipe, or different tokenizers without re-tokenizing.
     """
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
@@ -69,15 +73,12 @@ def recipe_fields(
     host_tokenizer, generator_tokenizer = tokenizers
     words, known = host_tokenizer.get_vocab(), generator_tokenizer.get_vocab()
     shared = words.keys() & known.keys()
-    if len(shared) < 0.9 * len(words) or any(words[word] != known[word] for word in shared):
+    if not separate and (len(shared) < 0.9 * len(words) or any(words[word] != known[word] for word in shared)):
         raise ValueError(
-            "a thought prompt needs a generator that shares the host's tokenizer, and the vocabularies of "
-            f"{generator_tokenizer.name_or_path!r} and {host_tokenizer.name_or_path!r} differ: choose a smaller model "
-            "of the host's family."
+            f"The vocabularies of {generator_tokenizer.name_or_path!r} and {host_tokenizer.name_or_path!r} differ: "
+            "pass host_tokenizer= and generator_tokenizer=, so that questions are re-tokenized for the generator."
         )
-    fields["thought_prompt_ids"], fields["question_marker_ids"] = thought_prompt_ids(
-        thought_prompt, host_tokenizer, generator_tokenizer
-    )
+    fields |= thought_prompt_fields(thought_prompt, host_tokenizer, generator_tokenizer, separate)
     if given.get("generator_mode", fields.get("generator_mode")) == "sequential":
         fields["starts_with_thought_token"] = False
     if given.get("thought_length", fields.get("thought_length")) == "adaptive":
@@ -87,27 +88,52 @@ def recipe_fields(
     return fields
 
 
-def thought_prompt_ids(
+def thought_prompt_fields(
     thought_prompt: Sequence[Mapping[str, str]],
     host_tokenizer: PreTrainedTokenizerBase,
     generator_tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the fields `thought_prompt_ids` and `question_marker_ids` of `SemCoTConfig`.
+    separate: bool,
+) -> dict[str, Any]:
+    """Return the fields `thought_prompt_ids`, `question_marker_ids` and `question_spaces` of `SemCoTConfig`.
 
-    White space before the question belongs to the question's tokens, with which tokenizers join it.
+    White space around the question belongs to the question's tokens, with which tokenizers join it: as it stands in
+    the host's prompt, or for a generator of another tokenizer as in the generator's own.
     """
-    if not generator_tokenizer.chat_template:
-        raise ValueError(
-            f"thought_prompt needs the generator's chat template, and the tokenizer of "
-            f"{generator_tokenizer.name_or_path!r} has none: choose an instruct model, or pass tokenizer= with a chat "
-            "template."
-        )
-    before, after = _around(generator_tokenizer, thought_prompt)
+    first: list[int] = []
+    if generator_tokenizer.chat_template:
+        before, after = _around(generator_tokenizer, thought_prompt)
+    else:
+        before, after = _few_shot(thought_prompt)
+        first = first_ids(generator_tokenizer)
     opening, closing = _markers(host_tokenizer)
-    if before[len(before.rstrip()) :] == opening[len(opening.rstrip()) :]:
+    spaces = None
+    if separate:
+        spaces = [before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]]
+        before, after, opening = before.rstrip(), after.lstrip(), opening.rstrip()
+    elif before[len(before.rstrip()) :] == opening[len(opening.rstrip()) :]:
         before, opening = before.rstrip(), opening.rstrip()
-    prompt = [_encode(generator_tokenizer, text) for text in (before, after)]
-    return prompt, [_encode(host_tokenizer, opening), closing]
+    elif not host_tokenizer.chat_template:
+        opening = opening.rstrip()
+    return {
+        "thought_prompt_ids": [[*first, *_encode(generator_tokenizer, before)], _encode(generator_tokenizer, after)],
+        "question_marker_ids": [_encode(host_tokenizer, opening), closing],
+        "question_spaces": spaces,
+    }
+
+
+def _few_shot(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """Return what stands before and after a question in a prompt for models without chat template.
+
+    >>> _few_shot([{"role": "user", "content": "1 and 2?"}, {"role": "assistant", "content": "1+2=3"}])
+    ('Question: 1 and 2?\\nThought: 1+2=3\\n\\nQuestion: ', '\\nThought:')
+    """
+    starts = {"user": "Question: ", "assistant": "Thought: "}
+    ends = {"user": "\n"}
+    shown = [
+        f"{starts.get(message['role'], '')}{message['content']}{ends.get(message['role'], chr(10) * 2)}"
+        for message in messages
+    ]
+    return "".join([*shown, starts["user"]]), "\nThought:"
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -138,7 +164,7 @@ def default_answer_prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     """Return the text that opens the last user message in a prompt, and the ids that close it."""
     if not tokenizer.chat_template:
-        return "Question:", []
+        return "Question: ", []
     before, _ = _around(tokenizer, ())
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "="}]
     later, _ = _around(tokenizer, turns)

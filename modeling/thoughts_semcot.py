@@ -1,17 +1,38 @@
 """Thoughts in words: mixtures of word embeddings, the end of a thought, and the prompt that has a generator think."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.utils import logging
 
 from .parts_semcot import SemCoTPreTrainedModel
 from .splicing_semcot import splice
+from .vocabularies_semcot import continued_ids
 
 logger = logging.get_logger(__name__)
+
+
+class Thoughts(NamedTuple):
+    """The implicit tokens of a batch of prompts, and how they were made.
+
+    Args:
+        embeddings: FloatTensor (batch, k, host hidden size).
+        mask: LongTensor (batch, k), 1 where a token is; `None` if all of them are.
+        ended: BoolTensor (batch,), whether the generator ended its thought before the limit of tokens and all of it
+            was handed over; `None` for thoughts of fixed length.
+        lost_probability: FloatTensor (batch, steps), for each step of the generator the share of its mixture that is
+            on words that the host lacks, 0 behind a thought's end; `None` for other projections, or one tokenizer.
+        as_text: BoolTensor (batch,), whether the thought was handed over as text; `None` likewise.
+    """
+
+    embeddings: Tensor
+    mask: Tensor | None = None
+    ended: Tensor | None = None
+    lost_probability: Tensor | None = None
+    as_text: Tensor | None = None
 
 
 def mixture_weights(logits: Tensor, top_k: int | None, temperature: float) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +97,7 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         """Map generator states (batch, k, size) to implicit tokens (batch, k, host hidden size)."""
         words = self.get_input_embeddings()
         if self.config.projection == "vocabulary":
-            return self._mixture(self.word_logits(states), words).to(words.weight.dtype)
+            return self._host_mixture(self.word_logits(states)).to(words.weight.dtype)
         return self.projection(states.to(self.thought_embedding.dtype)).to(words.weight.dtype)
 
     def word_logits(self, states: Tensor) -> Tensor:
@@ -99,6 +120,85 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
             mixture = (weights[..., None, :] @ chosen)[..., 0, :]
         # Some families scale word embeddings in their lookup.
         return mixture * getattr(words, "embed_scale", 1.0)
+
+    def _host_mixture(self, logits: Tensor) -> Tensor:
+        """Return mixtures of the host's word embeddings for the generator's next-token logits.
+
+        For a generator of another tokenizer the words that the host lacks are left out before the most probable ones
+        are chosen and weighted, so that no mixture is empty.
+        """
+        words, host_ids = self.get_input_embeddings(), self.host_word_ids
+        if host_ids is None:
+            return self._mixture(logits, words)
+        config, shared = self.config, host_ids >= 0
+        logits = logits.masked_fill(~shared, -torch.inf)
+        weights, ids = mixture_weights(logits, config.mixture_top_k, config.mixture_temperature)
+        known = host_ids.long().clamp(min=0).to(words.weight.device)
+        weights = weights.to(words.weight)
+        if ids is None:
+            # Several of the generator's words may be one of the host's.
+            shares = weights.new_zeros(*weights.shape[:-1], words.weight.shape[0])
+            mixture = shares.index_add(-1, known, weights) @ words.weight
+        else:
+            mixture = (weights[..., None, :] @ words.weight[known[ids.to(known.device)]])[..., 0, :]
+        return mixture * getattr(words, "embed_scale", 1.0)
+
+    def _lost_share(self, logits: Tensor, host_ids: Tensor) -> Tensor:
+        """Return the share of each of the generator's own mixtures that is on words without a counterpart.
+
+        Words that end a thought are not handed over and do not count.
+        """
+        lost = host_ids < 0
+        lost[self.config.thought_ends] = False
+        weights, ids = mixture_weights(logits, self.config.mixture_top_k, self.config.mixture_temperature)
+        return (weights * (lost if ids is None else lost[ids])).sum(dim=-1)
+
+    def _handed_over_as_text(self, thoughts: Thoughts, words: Tensor, used: Tensor, count: int) -> Thoughts:
+        """Return thoughts of which those that lose more than the limit are the host's words of the same text.
+
+        These have no gradient.
+
+        Args:
+            thoughts: mixtures, with the mask `used` (batch, steps) and `lost_probability`.
+            words: LongTensor (batch, steps), the generator's most probable words.
+            used: (batch, steps).
+            count: the largest number of tokens; text beyond it is cut off, and the thought counts as not ended.
+        """
+        lost, ended = thoughts.lost_probability, thoughts.ended
+        if lost is None or ended is None:
+            return thoughts
+        as_text = (lost > self.config.lost_limit).any(dim=1)
+        thoughts = thoughts._replace(as_text=as_text)
+        rows = as_text.nonzero()[:, 0].tolist()
+        if not rows:
+            return thoughts
+        if self.host_tokenizer is None or self.generator_tokenizer is None:
+            raise ValueError(
+                "model.host_tokenizer or model.generator_tokenizer is None: a thought that loses more than "
+                f"max_lost_probability={self.config.lost_limit} is re-tokenized for the host. Set both."
+            )
+        tokens, ended = thoughts.embeddings, ended.clone()
+        lengths = used.sum(dim=1)
+        texts: dict[int, list[int]] = {}
+        for row in rows:
+            said = words[row, : int(lengths[row])].tolist()
+            text = self.generator_tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            ids = continued_ids(self.host_tokenizer, str(text))
+            ended[row] &= len(ids) <= count
+            texts[row] = ids[:count]
+            lengths[row] = len(texts[row])
+        width = int(lengths.max())
+        padded = [texts.get(row, []) + [0] * (width - len(texts.get(row, []))) for row in range(len(tokens))]
+        table = self.get_input_embeddings()
+        host_words = table(torch.tensor(padded, dtype=torch.long, device=table.weight.device).view(len(padded), width))
+        # A part of the graph even if all rows are text, so that a loss stays differentiable.
+        gap = max(0, width - tokens.shape[1])
+        mixtures = nn.functional.pad(tokens, (0, 0, 0, gap))[:, :width]
+        mask = (torch.arange(width, device=lengths.device) < lengths[:, None]).long()
+        tokens = torch.where(as_text.to(tokens.device)[:, None, None], host_words.to(tokens), mixtures)
+        return thoughts._replace(
+            embeddings=tokens.masked_fill(mask.to(tokens.device)[..., None] == 0, 0), mask=mask, ended=ended
+        )
 
     def ends_thought(self, logits: Tensor) -> Tensor:
         """Return whether the most probable word of each next-token distribution ends a thought."""

@@ -72,6 +72,7 @@ def char_tokenizer():
     vocabulary = {token: i for i, token in enumerate(["[pad]", "[bos]", "[unk]", "<user>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[pad]",

@@ -12,9 +12,9 @@ from ..data.schema import to_row
 from ..data.splits import normalise_question
 from ..inference.prompting import encode_prompt, prompt_text, reasoning_before
 from ..modeling.configuration_semcot import text_config
-from ..modeling.implicit_tokens_semcot import generator_text
 from ..modeling.modeling_semcot import SemCoTForCausalLM
 from ..modeling.splicing_semcot import context_of
+from ..modeling.vocabularies_semcot import generator_text
 from ..training import dataset_checks
 from .config import SemCoTDistillationConfig
 

@@ -141,13 +141,23 @@ def test_answer_prompts_are_those_of_the_trainers(tiny_tokenizer, joining_tokeni
         assert default_answer_prompt_ids(tokenizer) == answer_prompt_ids(tokenizer)
 
 
-def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer, joining_tokenizer):
+def test_a_generator_without_chat_template_reads_questions_and_thoughts(tiny_lm, joining_tokenizer):
+    build = SemCoTForCausalLM.from_host_generator_pretrained
+    parts = (tiny_lm(), tiny_lm(seed=1))
+    model = build(*parts, recipe="prompted", tokenizer=joining_tokenizer, thought_prompt=SHORT, num_implicit_tokens=4)
+    ids = joining_tokenizer("Question: a b?", add_special_tokens=False)["input_ids"]
+    text = "Think.\n\nQuestion: Bob has 1.\nThought: 1\n\nQuestion: a b?\nThought:"
+    before, after = model.config.thought_prompt_ids
+    question, mask = model._questions(torch.tensor([ids]), None)
+    assert joining_tokenizer.decode([*before, *question[0].tolist(), *after]) == text and mask is None
+    assert model.implicit_embeddings(torch.tensor([ids])).isfinite().all()
+
+
+def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer):
     parts = (tiny_lm(), tiny_lm(seed=1))
     build = SemCoTForCausalLM.from_host_generator_pretrained
     with pytest.raises(ValueError, match="recipe='prompt': must be one of"):
         build(*parts, recipe="prompt", tokenizer=tiny_tokenizer)
-    with pytest.raises(ValueError, match="needs the generator's chat template"):
-        build(*parts, recipe="prompted", tokenizer=joining_tokenizer)
     with pytest.raises(ValueError, match="tokenizer=None, and host or generator is a model without id or path"):
         build(*parts, recipe="prompted")
     long = [{"role": "user", "content": "Bob " * 300}]

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from distillation_models import config, moved, snapshot
 
-from semcot_hf import SemCoTConfig, SemCoTDistillationTrainer, SemCoTForCausalLM
+from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
 from semcot_hf.distillation.question_cache import QuestionCache
 from semcot_hf.inference.prompting import with_answer_prompt
 
@@ -118,11 +118,6 @@ def test_the_question_cache_gives_the_same_tokens(parts, tiny_tokenizer, mode):
     for prompt in prompts:
         expected = model.implicit_embeddings(torch.tensor([prompt]))
         torch.testing.assert_close(stored.implicit_embeddings([prompt]), expected, rtol=1e-5, atol=1e-7)
-
-
-def test_two_tokenizers_are_refused():
-    with pytest.raises(ValueError, match="projection='vocabulary' mixes the words of one vocabulary"):
-        SemCoTConfig(projection="vocabulary", separate_generator_tokenizer=True)
 
 
 def test_the_mixture_alone_learns_to_carry_the_answer(parts, tiny_tokenizer, tmp_path):
