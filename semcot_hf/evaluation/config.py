@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..inference.settings import ANSWER_METHODS
 from ..options import check_range, option
 
 
@@ -13,7 +14,9 @@ class EvaluationConfig:
     answer_type: str | None = option(
         None, "numeric, choice, yes_no or sequence; by default inferred from the answers."
     )
-    methods: list[str] | None = option(None, "Of no_cot, cot and semcot; by default all that the model has.")
+    methods: list[str] | None = option(
+        None, f"Of {', '.join(ANSWER_METHODS)}; by default all that the model has; condensed only beside words."
+    )
     controls: bool = option(
         True, "Also run a SemCoT model with no implicit tokens, another question's, their mean, and noise."
     )
@@ -23,6 +26,11 @@ class EvaluationConfig:
     max_new_tokens: int = option(256, "Most tokens of one answer, explicit reasoning included.")
     answer_prompt: str | None = option(
         None, "Text after the generation prompt; by default the one that the model was trained with."
+    )
+    thought_prompt: str | None = option(
+        None,
+        "JSON file of chat messages, a system message and worked examples, for the method condensed; by default the "
+        "model's own thought prompt, or else equations.",
     )
     chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
     seed: int = option(0, "Seed of the controls, the bootstrap and the choice of questions for latency.")
@@ -40,4 +48,4 @@ class EvaluationConfig:
         if self.latency_samples and (not self.latency_batch_sizes or min(self.latency_batch_sizes) < 1):
             raise ValueError(f"latency_batch_sizes={self.latency_batch_sizes}: give sizes of 1 or more.")
         if self.methods is not None and not self.methods:
-            raise ValueError("methods is empty: choose among no_cot, cot and semcot.")
+            raise ValueError(f"methods is empty: choose among {', '.join(ANSWER_METHODS)}.")

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,19 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..answers import check_answer, extract_answer, infer_answer_type
+from ..data.rationale import rationale_agrees
 from ..data.schema import count_steps
 from ..inference.answering import Answer, Answerer, EmbeddingsFor
 from ..inference.batches import plan_batches
-from ..inference.settings import AnswerSettings, check_method, makes_implicit_tokens, methods_of, with_overrides
+from ..inference.settings import (
+    TEXT_METHODS,
+    AnswerSettings,
+    check_method,
+    makes_implicit_tokens,
+    methods_of,
+    read_thought_prompt,
+    with_overrides,
+)
 from ..progress import Update, progress_bar
 from ..storage import config_digest, text_digest, weights_digest, write_atomically, write_json
 from .config import EvaluationConfig
@@ -81,7 +90,11 @@ def evaluate(
     methods = tuple(methods_of(model) if config.methods is None else config.methods)
     controls = config.controls and makes_implicit_tokens(model)
     settings = AnswerSettings(
-        max_new_tokens=config.max_new_tokens, answer_prompt=config.answer_prompt, few_shot=few_shot, chat=config.chat
+        max_new_tokens=config.max_new_tokens,
+        answer_prompt=config.answer_prompt,
+        few_shot=few_shot,
+        chat=config.chat,
+        thought_prompt=None if config.thought_prompt is None else read_thought_prompt(config.thought_prompt),
     )
     if not rows:
         raise ValueError("dataset is empty: evaluate needs at least one question.")
@@ -119,6 +132,8 @@ def evaluate(
             "seed": config.seed,
             "compiled_generator": getattr(model, "_compiled_tokens", None) is not None,
         }
+        if settings.thought_prompt is not None:
+            fingerprint["thought_prompt"] = text_digest(settings.thought_prompt)
         open_run(folder, fingerprint, overwrite=config.overwrite)
 
     sampled = random.Random(config.seed).sample(queries, min(config.latency_samples, len(queries)))
@@ -135,6 +150,7 @@ def evaluate(
         with progress_bar("evaluate", total, done, progress) as advance:
             for job in jobs:
                 run = runs[job.name]
+                job.answerer.keeps_thoughts = job.embeddings is None
                 if few_shot and run.batches:
                     job.answerer.share_prefix(job.prompts)
                 for indices, answers in job.answerer.batches(
@@ -147,6 +163,7 @@ def evaluate(
                         ]
                     )
                     advance(_work(job.name, len(indices)), job.name)
+                job.answerer.keeps_thoughts = False
             if sampled:
                 answerers = {job.name: job.answerer for job in jobs if job.name in methods}
                 latency = _latency(answerers, sampled, config.latency_batch_sizes, advance)
@@ -192,19 +209,24 @@ def _make_jobs(
 
     direct = list(answerer("no_cot").prompts(queries))
     words = list(answerer("cot").prompts(queries if "cot" in methods else queries[:1]))
-    jobs = [_Job(method, answerer(method), words if method == "cot" else direct) for method in methods]
+    jobs, digested = [], [*direct, words[0]]
+    for method in methods:
+        job = _Job(method, answerer(method), words if method == "cot" else direct)
+        if method == "condensed":
+            job = replace(job, prompts=list(job.answerer.prompts(queries)))
+        jobs.append(job)
     for count in sorted({*config.token_counts} - {getattr(model.config, "num_implicit_tokens", None)}):
         jobs.append(_Job(count_name(count), answerer("semcot", count), direct))
     if controls:
         tokens = ControlTokens(model, direct, batch_size=config.batch_size, seed=config.seed)
         names = [control for control in CONTROLS if control != "none"]
         jobs += [_Job(name, answerer("semcot"), direct, partial(tokens.embeddings, name)) for name in names]
-    return jobs, text_digest([*direct, words[0]])
+    return jobs, text_digest(digested)
 
 
 def _work(name: str, questions: int) -> int:
-    """Return the work of some questions in units of direct answers; reasoning in words costs about ten."""
-    return questions * (10 if name == "cot" else 1)
+    """Return the work of some questions in units of direct answers: about ten for long reasoning, two for short."""
+    return questions * (10 if name == "cot" else 2 if name in TEXT_METHODS else 1)
 
 
 def _step_counts(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -217,6 +239,13 @@ def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str)
     thought: dict[str, Any] = {}
     if answer.implicit_tokens is not None:
         thought = {"implicit_tokens": answer.implicit_tokens, "thought_ended": answer.thought_ended}
+    if answer.thought is not None:
+        thought |= {
+            "thought": answer.thought,
+            "thought_tokens": answer.thought_tokens,
+            "thought_ended": answer.thought_ended,
+            "thought_right": rationale_agrees(answer.thought, gold, answer_type),
+        }
     return {
         "index": index,
         "question": query,

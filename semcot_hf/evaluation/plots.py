@@ -16,7 +16,16 @@ from .controls import CONTROL_NAMES
 from .report import METHOD_NAMES, Report, percent
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
-COLOURS = {"no_cot": "#D55E00", "cot": "#0072B2", "semcot": "#009E73"}
+COLOURS = {
+    "no_cot": "#D55E00",
+    "cot": "#0072B2",
+    "condensed": "#56B4E9",
+    "semcot": "#009E73",
+    "semcot_hard": "#8A9A00",
+    "words": "#CC79A7",
+    "generator": "#E69F00",
+    "generator_no_cot": "#6F4E37",
+}
 GREY = "#6e6e6e"
 
 

@@ -8,7 +8,16 @@ from rich.console import Console
 from ..tables import markdown_table, print_table
 from .controls import CONTROL_NAMES
 
-METHOD_NAMES = {"no_cot": "no CoT", "cot": "explicit CoT", "semcot": "SemCoT"}
+METHOD_NAMES = {
+    "no_cot": "no CoT",
+    "cot": "explicit CoT",
+    "condensed": "condensed CoT of the host",
+    "semcot": "SemCoT",
+    "semcot_hard": "SemCoT, single words",
+    "words": "host reads the words",
+    "generator": "generator alone",
+    "generator_no_cot": "generator alone, no CoT",
+}
 
 Report = dict[str, Any]
 TextTable = tuple[str, list[str], list[list[str]]]
@@ -59,22 +68,46 @@ def report_tables(report: Report) -> list[TextTable]:
     def accuracy(row: Report) -> list[str]:
         return [percent(row["accuracy"]), percent_interval(row["ci95"])]
 
+    def over(row: Report, other: str) -> str:
+        """Return the difference of accuracies from another method, and its p-value."""
+        if f"p_vs_{other}" not in row:
+            return "-"
+        base = next(base for base in methods if base["method"] == other)
+        return f"{100 * (row['accuracy'] - base['accuracy']):+.1f}, p {p_value(row[f'p_vs_{other}'])}"
+
     methods, interval = report["rows"], "95 % interval"
+    alone = any(row["method"] == "generator" for row in methods)
+    share = any(row.get("share_of_cot_time") for row in methods)
     names = [METHOD_NAMES[row["method"]] for row in methods]
     by_method = [
         [
             name,
             *accuracy(row),
+            *([over(row, "no_cot"), over(row, "generator")] if alone else []),
             duration(row["seconds_per_query"]),
             duration(row["seconds_per_query_p95"]),
+            *([f"{row['share_of_cot_time']:.2f}"] if share else []),
             f"{row['new_tokens_per_query']:.1f}",
-            f"{row['implicit_tokens']:.1f}" if "thoughts_not_ended" in row else str(row["implicit_tokens"]),
+            f"{row['implicit_tokens']:.1f}"
+            if isinstance(row["implicit_tokens"], float)
+            else str(row["implicit_tokens"]),
         ]
         for name, row in zip(names, methods, strict=True)
     ]
     controls = [
         [CONTROL_NAMES[row["control"]], *accuracy(row), p_value(row["p_vs_semcot"]), p_value(row["p_vs_no_cot"])]
         for row in report["controls"]
+    ]
+    thoughts = [
+        [
+            name,
+            f"{row['thought_tokens_per_query']:.1f}",
+            str(row["thoughts_not_ended"]),
+            f"{row['thoughts_right']} of {row['n']}",
+            str(row["n"] - row["thoughts_judged"]),
+        ]
+        for name, row in zip(names, methods, strict=True)
+        if "thoughts_judged" in row
     ]
     comparisons = [
         [
@@ -91,7 +124,18 @@ def report_tables(report: Report) -> list[TextTable]:
     ]
     by_k = [[str(row["implicit_tokens"]), *accuracy(row)] for row in report["by_k"]]
     tables: list[TextTable] = [
-        ("Methods", ["method", "accuracy", interval, "median per query", "p95", "new tokens", "k"], by_method),
+        (
+            "Methods",
+            [
+                *("method", "accuracy", interval),
+                *(["over no CoT", "over the generator alone"] if alone else []),
+                *("median per query", "p95"),
+                *(["of explicit CoT's time"] if share else []),
+                *("new tokens", "k"),
+            ],
+            by_method,
+        ),
+        ("Thoughts in words", ["method", "tokens", "not ended", "end right", "not judged"], thoughts),
         (
             "Controls: SemCoT with other implicit tokens",
             ["control", "accuracy", interval, "p against SemCoT", "p against no CoT"],

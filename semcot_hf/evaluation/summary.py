@@ -7,10 +7,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..inference.settings import ANSWER_METHODS
+from ..inference.settings import ANSWER_METHODS, IMPLICIT_METHODS
 from .controls import CONTROLS, verdict
 from .predictions import read_predictions
 from .statistics import accuracy_interval, mcnemar, paired_difference_interval, summarize_seeds
+
+# Methods all pairs of which are compared; of the others, each is compared with "semcot".
+_COMPARED = {"no_cot", "cot", "semcot"}
 
 
 def count_name(count: int) -> str:
@@ -41,6 +44,7 @@ def summarize(
     rows = []
     for method in methods:
         measured = latency[method][0] if latency else {"median": None, "p95": None}
+        explicit = latency["cot"][0]["median"] if latency and "cot" in latency else None
         made, right = records[method], verdicts[method]
         by_steps = {
             count: [correct for own, correct in zip(steps, right, strict=True) if own == count]
@@ -53,14 +57,27 @@ def summarize(
                 **accuracy(right),
                 "seconds_per_query": measured["median"],
                 "new_tokens_per_query": sum(record["new_tokens"] for record in made) / len(made),
-                "implicit_tokens": _tokens_per_query(made, implicit_tokens) if method == "semcot" else 0,
+                "implicit_tokens": _tokens_per_query(made, implicit_tokens) if method in IMPLICIT_METHODS else 0,
                 "seconds_per_query_p95": measured["p95"],
+                "share_of_cot_time": measured["median"] / explicit if explicit else None,
+                **{
+                    f"p_vs_{other}": mcnemar(right, verdicts[other])
+                    for other in ("no_cot", "generator")
+                    if other in methods and other != method
+                },
                 "unfinished": sum(not record["finished"] for record in made),
                 "by_steps": [{"steps": count, **accuracy(group)} for count, group in by_steps.items()],
             }
         )
-        if "thought_ended" in made[0]:
+        if all("thought_ended" in record for record in made):
             rows[-1]["thoughts_not_ended"] = sum(not record["thought_ended"] for record in made)
+        if all("thought" in record for record in made):
+            judged = [record["thought_right"] for record in made if record["thought_right"] is not None]
+            rows[-1] |= {
+                "thought_tokens_per_query": sum(record["thought_tokens"] for record in made) / len(made),
+                "thoughts_judged": len(judged),
+                "thoughts_right": sum(judged),
+            }
     controls, carries, sentence = {}, None, None
     if any(control in records for control in CONTROLS):
         others = {control: verdicts[control] for control in CONTROLS if control != "none"}
@@ -86,6 +103,7 @@ def summarize(
         "comparisons": [
             {"a": a, "b": b, **compare_verdicts(verdicts[a], verdicts[b], seed=seed)}
             for b, a in combinations(methods, 2)
+            if {a, b} <= _COMPARED or "semcot" in (a, b)
         ],
         "by_k": [{"implicit_tokens": count, **accuracy(verdicts[found[count]])} for count in sorted(found)],
     }

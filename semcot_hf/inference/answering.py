@@ -14,14 +14,20 @@ from .batches import batch_within, plan_batches
 from .decoding import decoding_config, greedy_defaults, is_out_of_memory, seeded, synchronized_time, used_tokens
 from .prompting import Query, encode_prompts, pad_left
 from .settings import (
+    IMPLICIT_METHODS,
+    TEXT_METHODS,
+    THOUGHT_LIMIT,
     AnswerSettings,
     answer_prompt_of,
     check_method,
     makes_implicit_tokens,
     thinks_adaptively,
+    thinks_in_words,
     with_overrides,
 )
 from .shared_prefix import SharedPrefix, find_shared_prefix
+from .thoughts import single_words
+from .word_methods import WordMethod, WrittenThought, words_of
 
 Prompts = Sequence[Sequence[int]]
 # Embeddings (questions, k, host hidden size), or a pair of these and their mask (questions, k).
@@ -34,11 +40,14 @@ class Answer:
 
     Args:
         output: the new text without special tokens.
-        new_tokens: number of generated tokens, the end-of-sequence token included.
+        new_tokens: number of generated tokens, the end-of-sequence token included, and with them the thought that
+            the answering model has written itself ("condensed", "generator").
         seconds: wall time of the batch divided by its number of questions.
         finished: whether the model ended the answer, before `max_new_tokens`.
         implicit_tokens: number of implicit tokens where it differs from question to question, else `None`.
-        thought_ended: whether the generator ended its thought before the limit; `True` for thoughts of fixed length.
+        thought_ended: whether the thought was ended before the limit; `True` for thoughts of fixed length.
+        thought: the words of the thought, where it has words and they are kept.
+        thought_tokens: the number of their tokens.
     """
 
     output: str
@@ -47,6 +56,8 @@ class Answer:
     finished: bool
     implicit_tokens: int | None = None
     thought_ended: bool = True
+    thought: str | None = None
+    thought_tokens: int | None = None
 
 
 class Answerer:
@@ -61,7 +72,9 @@ class Answerer:
 
     Attributes:
         method, num_implicit_tokens, answer_prompt, chat, stop: what the settings mean for this model and tokenizer;
-            `num_implicit_tokens` is 0 for all methods but "semcot".
+            `num_implicit_tokens` is 0 for methods without a limit of their thoughts.
+        keeps_thoughts: whether answers with implicit tokens that are mixtures of words carry these words, for which
+            the generator runs once more.
         extra: most tokens that a prompt gets in addition, implicit and new ones.
         halvings: how often memory was too small.
         prefix: the `SharedPrefix` that batches start from, or `None`; see `share_prefix`.
@@ -83,12 +96,15 @@ class Answerer:
         self.settings = settings = settings or AnswerSettings()
         self.method = check_method(model, settings)
         count = settings.num_implicit_tokens
-        if self.method != "semcot" and count is not None:
+        limited = self.method not in ("no_cot", "cot", "generator_no_cot")
+        if not limited and count is not None:
             raise ValueError(
-                f"num_implicit_tokens={count} needs method='semcot', got method={self.method!r}: leave it out."
+                f"num_implicit_tokens={count} needs a method with implicit tokens or a thought, such as "
+                f"method='semcot', got method={self.method!r}: leave it out."
             )
         if count is None:
-            count = model.config.num_implicit_tokens if self.method == "semcot" else 0
+            count = getattr(model.config, "num_implicit_tokens", 0) if limited else 0
+            count = max(count, THOUGHT_LIMIT) if self.method == "condensed" else count
         self.num_implicit_tokens: int = count
         if settings.chat and not tokenizer.chat_template:
             raise ValueError("chat=True needs a tokenizer with a chat template: pass chat=False, or set a template.")
@@ -103,6 +119,7 @@ class Answerer:
         self.extra = self.num_implicit_tokens + settings.max_new_tokens
         self.halvings = self.host_columns = 0
         self.prefix: SharedPrefix | None = None
+        self.keeps_thoughts = False
         self._ends: list[int] = list(getattr(model.config, "answer_prompt_ids", []))
         self._config = decoding_config(
             model,
@@ -111,6 +128,19 @@ class Answerer:
             temperature=settings.temperature,
             stop=self.stop,
         )
+        self._by_words: WordMethod | None = None
+        if self.method in TEXT_METHODS:
+            self._by_words = WordMethod(
+                model,
+                tokenizer,
+                method=self.method,
+                settings=settings,
+                limit=count,
+                answer_prompt=self.answer_prompt,
+                chat=self.chat,
+                stop=self.stop,
+            )
+            self._config = self._by_words.config
 
     def prompts(self, queries: Iterable[Query]) -> Iterator[list[int]]:
         """Yield the token ids of each question's prompt; a question may be a list of chat messages.
@@ -118,6 +148,9 @@ class Answerer:
         Raises:
             ValueError: when the prompts do not end with the answer prompt that the model was trained with.
         """
+        if self._by_words is not None and self.method == "condensed":
+            yield from self._by_words.prompts(queries)
+            return
         ends = [] if self.method == "cot" else self._ends
         encoded = encode_prompts(
             self.tokenizer,
@@ -141,10 +174,14 @@ class Answerer:
         The new tokens count in full, so that whether a prompt fits does not depend on the other prompts of its batch.
         """
         count, new, (room, generator_room) = self.num_implicit_tokens, self.settings.max_new_tokens, self._contexts
-        question = length - len(self._ends)
-        if room is not None and length + count + new > room:
+        question, shown = length - len(self._ends), 0
+        thought = f"a thought of {count}" if self.method in TEXT_METHODS else f"{count} implicit tokens"
+        if self.method == "generator":
+            shown = sum(map(len, self.model.config.thought_prompt_ids or []))
+        if room is not None and shown + length + count + new > room:
+            further = f", a thought prompt of {shown}" if shown else ""
             return (
-                f"a prompt of {length} tokens, {count} implicit tokens and {new} new tokens are more than the context "
+                f"a prompt of {length} tokens{further}, {thought} and {new} new tokens are more than the context "
                 f"of {room}: shorten the question or lower max_new_tokens"
             )
         shown = sum(map(len, getattr(self.model.config, "thought_prompt_ids", None) or []))
@@ -158,17 +195,21 @@ class Answerer:
 
     @cached_property
     def _contexts(self) -> tuple[int | None, int | None]:
-        """Positions of the host and, where it reads the prompts' own ids, of the generator; `None` is no limit."""
-        config = self.model.config
-        reads_ids = self.num_implicit_tokens and not config.separate_generator_tokenizer
-        generator = config.generator_config.get_text_config() if reads_ids else None
-        return context_of(config.get_text_config()), generator and context_of(generator)
+        """Positions of what answers and, where it reads the prompts' own ids, of the generator; `None` is no limit."""
+        config, alone = self.model.config, self.method.startswith("generator")
+        makes = alone or self.num_implicit_tokens and self.method != "condensed"
+        reads_ids = makes and not config.separate_generator_tokenizer
+        generator = context_of(config.generator_config.get_text_config()) if reads_ids else None
+        return (generator, None) if alone else (context_of(config.get_text_config()), generator)
 
     def share_prefix(self, prompts: Prompts) -> None:
         """Run the beginning that all `prompts` share through the host; all batches from then on start from it.
 
-        Models whose cache cannot be reused, and prompts that share little, are answered without.
+        Models whose cache cannot be reused, prompts that share little, and methods that write or read thoughts as text
+        are answered without.
         """
+        if self._by_words is not None:
+            return
         # Implicit tokens stand before the answer prompt, which the prefix must not reach into.
         self.prefix = find_shared_prefix(self.model, prompts, behind=max(1, len(self._ends)))
         self.host_columns += len(self.prefix) if self.prefix else 0
@@ -193,7 +234,7 @@ class Answerer:
         Raises:
             ValueError: when memory is too small for a single question, or the method has no implicit tokens.
         """
-        if implicit_embeddings_for is not None and self.method != "semcot":
+        if implicit_embeddings_for is not None and self.method not in IMPLICIT_METHODS:
             raise ValueError(f"implicit embeddings need method='semcot', got method={self.method!r}.")
         lengths, done = [len(prompts[index]) for index in indices], 0
         while done < len(indices):
@@ -268,45 +309,74 @@ class Answerer:
         """Answer the prompts of one batch."""
         config, stop = self._config, self.stop
         pad, ends = cast(int, config.pad_token_id), cast(list[int], config.eos_token_id or [])
-        ids, mask = pad_left(prompts, pad)
-        if stop is not None:
-            implicit = {**implicit, "tokenizer": self.tokenizer}
-        start = synchronized_time(self.device)
-        limit = self.num_implicit_tokens
-        if limit and thinks_adaptively(self.model) and "implicit_embeddings" not in implicit:
-            del implicit["num_implicit_tokens"]
-            with torch.no_grad():
-                made = cast(Callable[..., tuple[torch.Tensor, torch.Tensor]], self.model.implicit_embeddings)(
-                    ids.to(self.device), mask.to(self.device), limit, return_mask=True
-                )
-            implicit |= dict(zip(("implicit_embeddings", "implicit_attention_mask"), made, strict=True))
-        if self.prefix is not None:
-            implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
+        tokenizer = self.tokenizer if self._by_words is None else self._by_words.tokenizer
+        options = {} if stop is None else {"tokenizer": tokenizer}
+        writer = self.model if self._by_words is None else self._by_words.lm
         greedy = not self.settings.temperature
+        start = synchronized_time(self.device)
         with (
-            greedy_defaults(self.model) if greedy else nullcontext(),
+            greedy_defaults(writer) if greedy else nullcontext(),
             nullcontext() if greedy or seed is None else seeded(seed, self.device),
         ):
-            sequences = cast(Callable[..., torch.Tensor], self.model.generate)(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                generation_config=config,
-                **implicit,
-            )
+            if self._by_words is None:
+                new, lengths = self._generate(prompts, implicit, options)
+                thoughts: list[WrittenThought | None] = [None] * len(new)
+            else:
+                new, thoughts = self._by_words.answer(prompts, **options)
+                lengths = [None] * len(new)
         seconds = (synchronized_time(self.device) - start) / len(prompts)
-        self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
-        new, answers = sequences[:, ids.shape[1] :].tolist(), []
-        thoughts = implicit.get("implicit_attention_mask")
-        lengths = [None] * len(new) if thoughts is None else thoughts.sum(dim=1).tolist()
-        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        for tokens, text, length in zip(new, texts, lengths, strict=True):
+        if self.keeps_thoughts and self.method in IMPLICIT_METHODS and thinks_in_words(self.model):
+            thoughts = list(self._implicit_words(prompts))
+        answers = []
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        for tokens, text, length, thought in zip(new, texts, lengths, thoughts, strict=True):
             stopped = stop is not None and stop in text
             used = used_tokens(tokens, ends, pad, stopped)
             finished = stopped or used < self.settings.max_new_tokens or tokens[used - 1] in ends
-            ended = length is None or length < limit
+            ended = length is None or length < self.num_implicit_tokens
             text = text.partition(stop)[0] if stop else text
-            answers.append(Answer(text, used, seconds, finished, length, ended))
+            if thought is None:
+                answers.append(Answer(text, used, seconds, finished, length, ended))
+            else:
+                used, ended = used + thought.written, ended and thought.ended
+                answers.append(Answer(text, used, seconds, finished, length, ended, thought.text, thought.tokens))
         return answers
+
+    def _generate(
+        self, prompts: Prompts, implicit: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[list[list[int]], list[int | None]]:
+        """Run the model's own `generate`; return the new ids, and numbers of implicit tokens where they differ."""
+        ids, mask = pad_left(prompts, cast(int, self._config.pad_token_id))
+        limit, hard = self.num_implicit_tokens, self.method == "semcot_hard"
+        with single_words(self.model) if hard else nullcontext():
+            if limit and thinks_adaptively(self.model) and "implicit_embeddings" not in implicit:
+                del implicit["num_implicit_tokens"]
+                with torch.no_grad():
+                    made = cast(Callable[..., tuple[torch.Tensor, torch.Tensor]], self.model.implicit_embeddings)(
+                        ids.to(self.device), mask.to(self.device), limit, return_mask=True
+                    )
+                implicit |= dict(zip(("implicit_embeddings", "implicit_attention_mask"), made, strict=True))
+            if self.prefix is not None:
+                implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
+            sequences = cast(Callable[..., torch.Tensor], self.model.generate)(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                generation_config=self._config,
+                **implicit,
+                **options,
+            )
+        self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
+        thoughts = implicit.get("implicit_attention_mask")
+        new = sequences[:, ids.shape[1] :].tolist()
+        return new, [None] * len(new) if thoughts is None else thoughts.sum(dim=1).tolist()
+
+    def _implicit_words(self, prompts: Prompts) -> list[WrittenThought]:
+        """Return the words of the prompts' implicit tokens."""
+        ids, mask = (part.to(self.device) for part in pad_left(prompts, cast(int, self._config.pad_token_id)))
+        separate = self.model.config.separate_generator_tokenizer
+        tokenizer = cast(Any, self.model).words_tokenizer() if separate else self.tokenizer
+        with single_words(self.model) if self.method == "semcot_hard" else nullcontext():
+            return words_of(self.model, tokenizer, ids, mask, self.num_implicit_tokens)
 
 
 def answer_questions(

@@ -11,6 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 SAMPLING_SETTINGS = (
     "do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
 )  # fmt: skip
+# What a thought says is there to be repeated in the answer.
+NO_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 def decoding_config(
@@ -20,11 +22,12 @@ def decoding_config(
     max_new_tokens: int,
     temperature: float,
     stop: str | None,
+    repeats: bool = False,
 ) -> GenerationConfig:
     """Return the config of greedy decoding, or of sampling with a `temperature` above 0, up to the text `stop`.
 
-    Settings that it leaves open, such as penalties, come from the model's own config. `eos_token_id` is a list or
-    `None`, `pad_token_id` a number.
+    Settings that it leaves open, such as penalties, come from the model's own config; with `repeats`, nothing is
+    penalized for being repeated. `eos_token_id` is a list or `None`, `pad_token_id` a number.
     """
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -41,6 +44,7 @@ def decoding_config(
         pad_token_id=pad,
         stop_strings=stop,
         return_dict_in_generate=False,
+        **(NO_PENALTIES if repeats else {}),
     )
 
 

@@ -18,7 +18,7 @@ from ..storage import Journal, check_same_run, config_digest, text_digest, weigh
 from .answering import Answer, Answerer
 from .batches import longest_first
 from .question_file import QuestionFile
-from .settings import AnswerSettings, with_overrides
+from .settings import ANSWER_METHODS, AnswerSettings, with_overrides
 
 
 @dataclass
@@ -26,7 +26,8 @@ class GenerateConfig:
     """How `generate_file` answers the questions of a file; the flags of `semcot generate`."""
 
     method: str | None = option(
-        None, "no_cot, cot or semcot; by default semcot for a SemCoT checkpoint and no_cot otherwise."
+        None,
+        f"One of {', '.join(ANSWER_METHODS)}; by default semcot for a SemCoT checkpoint and no_cot otherwise.",
     )
     num_implicit_tokens: int | None = option(
         None, "Implicit tokens of semcot; by default the checkpoint's own number."

@@ -236,7 +236,44 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, queries: Iterable[Query], **options: Any
 ) -> Iterator[list[int]]:
     """Yield the token ids of each question's prompt; the options are those of `render_prompts`."""
-    texts = render_prompts(tokenizer, queries, **options)
+    yield from _encode_all(tokenizer, render_prompts(tokenizer, queries, **options))
+
+
+def encode_thought_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    queries: Iterable[Query],
+    thought_prompt: Sequence[Mapping[str, str]],
+    *,
+    answer_prompt: str,
+    chat: bool = True,
+) -> Iterator[list[int]]:
+    """Yield the token ids of prompts after which a thought like those of the worked examples begins.
+
+    Args:
+        tokenizer: its chat template renders the examples. Where it has no system role, the system message stands
+            before the first question.
+        queries: texts or lists of chat messages.
+        thought_prompt: chat messages: a system message and worked examples.
+        answer_prompt: left out where the chat template writes it.
+        chat: whether to use the chat template.
+    """
+    tokenizer, shown = tokenizer if chat else without_template(tokenizer), list(thought_prompt)
+    if len(shown) > 1 and shown[0]["role"] == "system":
+        try:
+            prompt_text(tokenizer, [*shown, {"role": "user", "content": "?"}])
+        except Exception:  # Jinja's, which is no dependency
+            shown[:2] = [{**shown[1], "content": f"{shown[0]['content']}\n\n{shown[1]['content']}"}]
+    begin = "" if tokenizer.chat_template else "\n"
+
+    def texts() -> Iterator[str]:
+        for query in queries:
+            asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
+            yield prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt) + begin
+
+    yield from _encode_all(tokenizer, texts())
+
+
+def _encode_all(tokenizer: PreTrainedTokenizerBase, texts: Iterator[str]) -> Iterator[list[int]]:
     while some := list(islice(texts, _TOKENIZED_AT_ONCE)):
         yield from tokenizer(some, add_special_tokens=False)["input_ids"]
 

@@ -1,7 +1,9 @@
 """Settings of inference: how questions are put to a model and how its answers are decoded."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -9,7 +11,19 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..options import check_range
 from .prompting import default_answer_prompt, without_template
 
-ANSWER_METHODS = ("no_cot", "cot", "semcot")
+# In the order of reports.
+ANSWER_METHODS = (
+    "no_cot", "cot", "condensed", "semcot", "semcot_hard", "words", "generator", "generator_no_cot",
+)  # fmt: skip
+# Those of any causal LM; "condensed" only where it is asked for by name.
+_HOST_METHODS = ("no_cot", "cot", "condensed")
+# Those of a model whose generator thinks in words.
+WORD_METHODS = ("semcot_hard", "words", "generator", "generator_no_cot")
+IMPLICIT_METHODS = ("semcot", "semcot_hard")
+# Those of `WordMethod`.
+TEXT_METHODS = ("condensed", "words", "generator", "generator_no_cot")
+# Least limit of the host's own thoughts: that of the recipe "prompted".
+THOUGHT_LIMIT = 48
 # A base model that is prompted without a chat template tends to continue with another question.
 NEXT_QUESTION = "\nQuestion:"
 
@@ -26,9 +40,24 @@ def thinks_adaptively(model: PreTrainedModel) -> bool:
     return getattr(model.config, "thought_length", "fixed") == "adaptive"
 
 
+def thinks_in_words(model: PreTrainedModel) -> bool:
+    """Return whether the implicit tokens are mixtures of words that the generator writes one after another."""
+    config = model.config
+    return (
+        hasattr(model, "implicit_words")
+        and getattr(config, "projection", None) == "vocabulary"
+        and getattr(config, "generator_mode", None) == "sequential"
+    )
+
+
 def methods_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the methods that `model` can answer with."""
-    return ANSWER_METHODS if makes_implicit_tokens(model) else ANSWER_METHODS[:2]
+    """Return the methods that are run by default for `model`."""
+    if not makes_implicit_tokens(model):
+        return ("no_cot", "cot")
+    if not thinks_in_words(model):
+        return ("no_cot", "cot", "semcot")
+    mixed = model.config.mixture_top_k != 1
+    return tuple(method for method in ANSWER_METHODS if mixed or method != "semcot_hard")
 
 
 def answer_prompt_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, chat: bool = True) -> str:
@@ -53,7 +82,7 @@ def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     Traceback (most recent call last):
     ...
     TypeError: unknown options max_token: AnswerSettings has method, num_implicit_tokens, max_new_tokens, \
-answer_prompt, few_shot, chat, stop, temperature.
+answer_prompt, few_shot, chat, stop, temperature, thought_prompt.
     """
     known = [field.name for field in fields(config) if field.init]  # type: ignore[arg-type]  # any dataclass
     unknown = [name for name in overrides if name not in known]
@@ -68,16 +97,23 @@ class AnswerSettings:
 
     Args:
         method: "no_cot" (the prompt ends with the answer prompt), "cot" (the prompt without it, so that the host
-            reasons in words) or, for a model with implicit tokens, "semcot" (implicit tokens before the answer
-            prompt). `None` means "semcot" for such a model and "no_cot" for any other.
-        num_implicit_tokens: k of "semcot"; `None` means the model's own.
+            reasons in words), "condensed" (worked examples have the host write a short thought, then its answer), or,
+            for a model with implicit tokens, "semcot" (implicit tokens before the answer prompt). Models whose tokens
+            are mixtures of words that the generator writes one after another also have "semcot_hard" (the most
+            probable word of each step alone, `mixture_top_k=1`), "words" (the host reads the words of "semcot" as
+            text), "generator" (the generator alone writes its words, then its own answer) and "generator_no_cot" (it
+            answers at once). `None` means "semcot" for a model with implicit tokens and "no_cot" for any other.
+        num_implicit_tokens: k, the number of implicit tokens or the limit of a thought's words; `None` means the
+            model's own, and at least 48 for "condensed".
         max_new_tokens: most tokens of one answer.
         answer_prompt: text after the generation prompt; `None` means the one that the model was trained with,
             or `default_answer_prompt` for a model without.
         few_shot: rows with query, reasoning and answer that are shown before each question (plain causal LMs only).
         chat: whether to use the tokenizer's chat template; `None` means wherever it has one.
         stop: text that ends an answer where no chat template is used; `None` sets none.
-        temperature: of sampling; 0 decodes greedily.
+        temperature: of sampling; 0 decodes greedily. Thoughts in words are greedy.
+        thought_prompt: chat messages of "condensed", a system message and worked examples; `None` means the model's
+            own, or else `DEFAULT_THOUGHT_PROMPT`, whose thoughts are equations.
     """
 
     method: str | None = None
@@ -88,10 +124,48 @@ class AnswerSettings:
     chat: bool | None = None
     stop: str | None = NEXT_QUESTION
     temperature: float = 0.0
+    thought_prompt: Sequence[Mapping[str, str]] | None = None
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens")
         check_range(self, "[0, inf)", "temperature")
+        if self.thought_prompt is not None:
+            check_thought_prompt(self.thought_prompt, "thought_prompt")
+
+
+def read_thought_prompt(path: str | Path) -> list[dict[str, str]]:
+    """Read the chat messages of a thought prompt from a JSON file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for anything but a list of messages that ends with an example's thought.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"thought_prompt={str(path)!r} is not a file: pass a JSON file of chat messages.")
+    try:
+        messages = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"thought_prompt={str(path)!r} is not JSON in UTF-8 ({error}): correct the file.") from error
+    check_thought_prompt(messages, f"thought_prompt={str(path)!r}")
+    return cast(list[dict[str, str]], messages)
+
+
+def check_thought_prompt(messages: object, name: str) -> None:
+    """Raise a ValueError unless `messages` are chat messages of examples; `name` opens its message."""
+    roles = []
+    for message in messages if isinstance(messages, Sequence) and not isinstance(messages, str) else []:
+        if not isinstance(message, Mapping) or {*message} != {"role", "content"}:
+            raise ValueError(f"{name} holds {message!r}: each message needs the keys 'role' and 'content' alone.")
+        if not isinstance(message["content"], str):
+            raise ValueError(f"{name} holds {message!r}: its content must be text.")
+        roles.append(message["role"])
+    shown = roles[1:] if roles[:1] == ["system"] else roles
+    if not shown or shown != ["user", "assistant"] * (len(shown) // 2):
+        raise ValueError(
+            f"{name} has messages of the roles {roles}: give one of 'system' at most, then examples, each of them one "
+            "of 'user' and one of 'assistant'."
+        )
 
 
 def check_method(model: PreTrainedModel, settings: AnswerSettings) -> str:
@@ -100,13 +174,27 @@ def check_method(model: PreTrainedModel, settings: AnswerSettings) -> str:
     Raises:
         ValueError: when the model does not have it, or cannot be shown examples.
     """
-    implicit, methods = makes_implicit_tokens(model), methods_of(model)
+    implicit, methods = makes_implicit_tokens(model), {*methods_of(model), *_HOST_METHODS}
+    if thinks_in_words(model):
+        methods |= {*WORD_METHODS}
     method = ("semcot" if implicit else "no_cot") if settings.method is None else settings.method
     if method not in methods:
-        raise ValueError(f"method={method!r}: a model of type {model.config.model_type!r} has {', '.join(methods)}.")
+        known = ", ".join(name for name in ANSWER_METHODS if name in methods)
+        reason = ""
+        if method in WORD_METHODS:
+            reason = (
+                "; it needs a SemCoT model whose generator thinks in words (generator_mode='sequential', "
+                "projection='vocabulary')"
+            )
+        raise ValueError(f"method={method!r}: a model of type {model.config.model_type!r} has {known}{reason}.")
     if implicit and settings.few_shot:
         raise ValueError(
             f"few_shot has {len(settings.few_shot)} examples, but a SemCoT model was trained on questions alone: "
             "leave few_shot out, or evaluate the host by itself."
+        )
+    if method == "condensed" and settings.few_shot:
+        raise ValueError(
+            f"few_shot has {len(settings.few_shot)} examples, and method='condensed' shows those of a thought prompt: "
+            "leave few_shot out, or pass the examples as thought_prompt."
         )
     return method

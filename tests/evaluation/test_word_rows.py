@@ -1,0 +1,157 @@
+"""Rows of a report that thoughts in words need: who reads them, who answers alone, and whether they end right."""
+
+import json
+
+import pytest
+from evaluation_models import answering_host, coin_flip_tokenizer, tiny_llama
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.data.rationale import rationale_agrees
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.evaluation import compare_runs, evaluate, mcnemar, print_report
+from semcot_hf.evaluation.report import report_tables
+from semcot_hf.inference.prompting import answer_prompt_ids
+
+ROWS = coin_flip.generate(10, seed=4, split="test")
+METHODS = ["no_cot", "cot", "condensed", "semcot", "semcot_hard", "words", "generator", "generator_no_cot"]
+THOUGHTS = ["condensed", "semcot", "semcot_hard", "words", "generator"]
+OPTIONS = dict(batch_size=4, max_new_tokens=6, progress=False, command="test")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return coin_flip_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    generator = tiny_llama(tokenizer, 16, seed=5).double()
+    for weight in generator.parameters():
+        weight.data *= 4
+    return SemCoTForCausalLM.from_host_generator_pretrained(
+        answering_host(tokenizer),
+        generator,
+        num_implicit_tokens=5,
+        generator_mode="sequential",
+        projection="vocabulary",
+        thought_length="adaptive",
+        mixture_top_k=2,
+        end_of_thought_token_ids=[tokenizer.eos_token_id],
+        answer_prompt_ids=answer_prompt_ids(tokenizer),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, evaluate(model, tokenizer, ROWS, output_dir=folder, latency_samples=2, **OPTIONS)
+
+
+def records_of(folder, name):
+    lines = (folder / f"predictions-{name}.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda record: record["index"])
+
+
+def test_all_rows_are_there_by_default(finished):
+    folder, report = finished
+    assert [row["method"] for row in report["rows"]] == METHODS
+    assert [control["control"] for control in report["controls"]] == ["none", "other_question", "mean", "noise"]
+    explicit = report["rows"][1]["seconds_per_query"]
+    right = {name: [record["correct"] for record in records_of(folder, name)] for name in METHODS}
+    for row in report["rows"]:
+        method = row["method"]
+        assert row["accuracy"] == sum(right[method]) / 10
+        assert row["share_of_cot_time"] == row["seconds_per_query"] / explicit > 0
+        for other in ("no_cot", "generator"):
+            wanted = mcnemar(right[method], right[other])
+            assert row.get(f"p_vs_{other}") == (None if other == method else wanted)
+    assert {(row["a"], row["b"]) for row in report["comparisons"] if "semcot" not in (row["a"], row["b"])} == {
+        ("cot", "no_cot")
+    }
+    assert sum("semcot" in (row["a"], row["b"]) for row in report["comparisons"]) == 7
+
+
+def test_thoughts_are_on_disk_and_judged(finished):
+    folder, report = finished
+    made = {name: records_of(folder, name) for name in METHODS}
+    for row in report["rows"]:
+        records = made[row["method"]]
+        if row["method"] not in THOUGHTS:
+            assert not any("thought" in record for record in records) and "thoughts_right" not in row
+            continue
+        judged = [rationale_agrees(record["thought"], record["answer"], "yes_no") for record in records]
+        assert [record["thought_right"] for record in records] == judged
+        assert row["thoughts_right"] == judged.count(True)
+        assert row["thoughts_judged"] == 10 - judged.count(None)
+        assert row["thoughts_not_ended"] == sum(not record["thought_ended"] for record in records)
+        assert row["thought_tokens_per_query"] == sum(record["thought_tokens"] for record in records) / 10
+    # The host reads as text what the implicit tokens say; controls have no thought of their own.
+    assert [r["thought"] for r in made["words"]] == [r["thought"] for r in made["semcot"]]
+    assert [r["thought_tokens"] for r in made["semcot"]] == [r["implicit_tokens"] for r in made["semcot"]]
+    assert not any("thought" in record for record in records_of(folder, "mean"))
+    # What a method itself has written counts among its new tokens.
+    for record in made["generator"]:
+        assert record["new_tokens"] > record["thought_tokens"]
+
+
+def test_tables(finished, capsys):
+    folder, report = finished
+    tables = {title: (header, rows) for title, header, rows in report_tables(report)}
+    header, rows = tables["Methods"]
+    assert header[3:5] == ["over no CoT", "over the generator alone"] and "of explicit CoT's time" in header
+    assert [row[header.index("of explicit CoT's time")] for row in rows][1] == "1.00"
+    assert rows[0][3] == rows[6][4] == "-" and ", p " in rows[3][3]
+    assert [row[-1] for row in rows if row[0] == "generator alone"] == ["0"]
+    header, rows = tables["Thoughts in words"]
+    assert [row[0] for row in rows] == [
+        "condensed CoT of the host", "SemCoT", "SemCoT, single words", "host reads the words", "generator alone"
+    ]  # fmt: skip
+    assert all(row[3].endswith(" of 10") for row in rows)
+    assert "Thoughts in words" in (folder / "report.md").read_text()
+    print_report(report)
+    assert "generator alone" in capsys.readouterr().out
+
+
+def test_a_second_run_makes_nothing_again(finished, model, tokenizer, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("generate was called")
+
+    monkeypatch.setattr(type(model), "generate", fail)
+    monkeypatch.setattr(type(model.host), "generate", fail)
+    again = evaluate(model, tokenizer, ROWS, output_dir=finished[0], latency_samples=0, **OPTIONS)
+    kept = [(row["accuracy"], row.get("thoughts_right")) for row in finished[1]["rows"]]
+    assert [(row["accuracy"], row.get("thoughts_right")) for row in again["rows"]] == kept
+    assert {row["share_of_cot_time"] for row in again["rows"]} == {None}
+    assert [row["method"] for row in compare_runs(finished[0], finished[0])] == METHODS
+
+
+def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path):
+    path = tmp_path / "prompt.json"
+    options = dict(OPTIONS, methods=["condensed"], controls=False, latency_samples=0)
+    shown = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it heads?"},
+        {"role": "assistant", "content": "no"},
+    ]
+    path.write_text(json.dumps(shown))
+    folder = tmp_path / "run"
+    own = evaluate(model.host, tokenizer, ROWS, thought_prompt=str(path), output_dir=folder, **options)
+    assert [row["method"] for row in own["rows"]] == ["condensed"]
+    with pytest.raises(ValueError, match="another run .thought_prompt: "):
+        evaluate(model.host, tokenizer, ROWS, output_dir=folder, **options)
+    default = evaluate(model.host, tokenizer, ROWS, output_dir=tmp_path / "default", **options)
+    thoughts = [record["thought"] for record in records_of(folder, "condensed")]
+    assert thoughts != [record["thought"] for record in records_of(tmp_path / "default", "condensed")]
+    assert default["rows"][0]["n"] == 10
+    for text, problem in [
+        ("[", "is not JSON"),
+        ("[]", "has messages of the roles"),
+        (json.dumps(shown[:2]), "has messages of the roles .'system', 'user'."),
+        (json.dumps([*shown[:2], {"role": "assistant", "content": 3}]), "its content must be text"),
+        (json.dumps([{"role": "user"}]), "needs the keys 'role' and 'content'"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=problem):
+            evaluate(model.host, tokenizer, ROWS, thought_prompt=str(path), **options)
+    with pytest.raises(FileNotFoundError, match="thought_prompt=.* is not a file"):
+        evaluate(model.host, tokenizer, ROWS, thought_prompt=str(tmp_path / "none.json"), **options)
