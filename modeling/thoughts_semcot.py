@@ -102,7 +102,8 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
 
     def word_logits(self, states: Tensor) -> Tensor:
         """Return the generator's next-token logits at its states (projection="vocabulary")."""
-        return self.projection(states.to(self.thought_embedding.dtype))
+        # Frozen, it may be of another dtype than what is trained.
+        return self.projection(states.to(next(self.projection.parameters()).dtype))
 
     def _weights(self, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return `mixture_weights` over the words that both the generator and `words` have."""

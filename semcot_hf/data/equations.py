@@ -1,6 +1,7 @@
 """The equations of a rationale in prose, as a short text in which the calculation can be read: "11-9=2; 2+8=10"."""
 
 import re
+from collections.abc import Sequence
 
 from ..answers.latex import plain
 from ..answers.number_grammar import CURRENCY, DECIMAL
@@ -31,6 +32,21 @@ def equations_of(reasoning: str) -> list[str]:
     """
     notes = [note.replace(" ", "") for note in _NOTE.findall(reasoning) if "=" in note]
     return list(dict.fromkeys(notes or (_bare(*match) for match in _EQUATION.findall(plain(reasoning)))))
+
+
+def plan_of(equations: Sequence[str]) -> str:
+    """Return the last equation's left side, with earlier results replaced by how they are computed.
+
+    >>> plan_of(["16-3-4=9", "9*2=18"]), plan_of(["11-9=2"]), plan_of([])
+    ('(16-3-4)*2', '11-9', '')
+    """
+    made: dict[str, str] = {}
+    plan = ""
+    for equation in equations:
+        left, _, result = equation.partition("=")
+        plan = re.sub(_NUMBER, lambda match: f"({made[match[0]]})" if match[0] in made else match[0], left)
+        made[result] = plan
+    return plan
 
 
 def _bare(left: str, result: str) -> str:

@@ -17,7 +17,8 @@ class SemCoTDistillationConfig(_BaseConfig):
     """Arguments of `SemCoTDistillationTrainer`; those not named here are transformers' `TrainingArguments`.
 
     The loss is L = alpha * L_reason + (1 - alpha) * L_answer + step_weight * L_step + kl_weight * L_KL
-    + hidden_weight * L_hidden (SemCoT, section 3.2; SIM-CoT; CODI). An objective of weight 0 is not computed.
+    + hidden_weight * L_hidden + words_weight * L_words (SemCoT, section 3.2; SIM-CoT; CODI). An objective of weight 0
+    is not computed. In the words phase the loss is L_words.
     """
 
     _VALID_DICT_FIELDS = [*_BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs"]
@@ -39,6 +40,26 @@ class SemCoTDistillationConfig(_BaseConfig):
         "Share of all steps in which words of the reasoning follow the implicit tokens, as in Coconut and ICoT. At "
         "first the steps of all tokens but the first are given as words, with labels, before the answer prompt; then "
         "those of all but the first two tokens, and so on (0: no words).",
+    )
+    words_max_steps: int = option(
+        0,
+        "Steps of the words phase, which come before those of max_steps or num_train_epochs: the generator learns to "
+        "write a row's words after its question, and to end (0: no such phase). The model must have "
+        "thought_length='adaptive'. With num_train_epochs=0 nothing follows.",
+    )
+    words_column: str = option(
+        "condensed_reasoning",
+        "Column of the words. 'equations' and 'plan' are made from the reasoning: the equations in it, and the last "
+        "one with the earlier ones in the places of their results.",
+    )
+    words_learning_rate: float | None = option(
+        None, "Initial learning rate of the words phase, which has a schedule of its own. None: learning_rate."
+    )
+    words_weight: float = option(0.0, "Weight of the words' loss in the steps after the words phase.")
+    train_projection: bool | None = option(
+        None,
+        "Whether the projection is trained. None: yes, except for projection='vocabulary' together with adapters, "
+        "where it is the generator's LM head.",
     )
     step_decoder: str = option(
         "generator", "Initial step decoder: 'generator' (a copy of the generator's LM), an id or a path."
@@ -104,7 +125,8 @@ class SemCoTDistillationConfig(_BaseConfig):
             # With True, one process reads streams for all, and cannot join batches that are padded to other lengths.
             accelerator_config.dispatch_batches = False
         check_range(self, "[0, 1]", "alpha")
-        check_range(self, "[0, inf)", "step_weight", "kl_weight", "hidden_weight", "question_cache_gb")
+        check_range(self, "[0, inf)", "step_weight", "kl_weight", "hidden_weight", "words_weight", "question_cache_gb")
+        check_range(self, "[0, inf)", "words_max_steps")
         check_range(self, "[0, 1)", "projection_warmup", "curriculum")
         check_range(self, "[1, inf)", "steps_per_token")
         if self.alignment_view not in ALIGNMENT_VIEWS:

@@ -17,6 +17,7 @@ from ..modeling.splicing_semcot import context_of
 from ..modeling.vocabularies_semcot import generator_text
 from ..training import dataset_checks
 from .config import SemCoTDistillationConfig
+from .words import WordSettings, check_words, tokenize_words, words_of
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class RowSettings:
         generator_context: maximum tokens of query and implicit tokens in the generator; `None` for no limit.
         tokenizers: of host and generator, when the generator reads queries in its own ids.
         step_context: maximum tokens of an implicit token and its steps in the step decoder; `None` for no limit.
+        thoughts: how the words of the words phase are tokenized; `None` without them.
         vocabularies: number of embeddings of the host, of the generator where it reads the same ids, and of the step
             decoder where there is one, by their name in errors.
     """
@@ -53,10 +55,13 @@ class RowSettings:
     generator_context: int | None = None
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
     step_context: int | None = None
+    thoughts: WordSettings | None = None
     vocabularies: Mapping[str, int] = field(default_factory=dict)
 
 
-def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> RowSettings:
+def row_settings(
+    model: SemCoTForCausalLM, args: SemCoTDistillationConfig, thoughts: WordSettings | None = None
+) -> RowSettings:
     """Return the settings for a model that is prepared for training."""
     config = model.config
     limits = (args.max_length, context_of(config.get_text_config()))
@@ -67,6 +72,13 @@ def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> Ro
             f"curriculum={args.curriculum} needs 2 implicit tokens or more (the words of the first are never shown): "
             f"num_implicit_tokens is {config.num_implicit_tokens}. Set curriculum=0."
         )
+    for name in ("step_weight", "curriculum"):
+        if getattr(args, name) > 0 and config.thought_length == "adaptive":
+            raise ValueError(
+                f"{name}={getattr(args, name)}: steps are divided among a fixed number of implicit tokens, and this "
+                f"model has thought_length='adaptive'. Set {name}=0; the words phase (words_max_steps) teaches such "
+                "thoughts."
+            )
     readers = {"host": config.host_config}
     if not config.separate_generator_tokenizer:
         readers["generator"] = config.generator_config
@@ -80,6 +92,7 @@ def row_settings(model: SemCoTForCausalLM, args: SemCoTDistillationConfig) -> Ro
         needs_reasoning=tuple(name for name in objectives if getattr(args, name) > 0),
         teacher=args.kl_weight > 0 or args.hidden_weight > 0,
         words=args.curriculum > 0,
+        thoughts=thoughts,
         generator_context=context_of(text_config(config.generator_config)),
         tokenizers=cast(Any, tokenizers) if config.separate_generator_tokenizer else None,
         step_context=context_of(text_config(config.step_decoder_config)) if args.step_weight > 0 else None,
@@ -139,9 +152,12 @@ def tokenize_dataset(
     arguments = {"name": name, "tokenizer": tokenizer, "settings": settings}
     if isinstance(dataset, IterableDataset):
         return dataset.map(_checked_row, fn_kwargs=arguments, remove_columns=columns)
-    return dataset.map(
+    tokenized = dataset.map(
         _checked_row, fn_kwargs=arguments, remove_columns=columns, num_proc=num_proc, desc=f"Tokenizing {name}"
     )
+    if settings.thoughts is not None:
+        check_words(tokenized, name, settings.thoughts, columns)
+    return tokenized
 
 
 def in_one_shard(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -171,6 +187,9 @@ def _checked_row(
             f"{str(example)[:120]}. Drop or complete it, or set them to 0."
         )
     ids = tokenize_row(row, tokenizer, settings)
+    if settings.thoughts is not None:
+        words = words_of(example, row, settings.thoughts.column)
+        ids |= tokenize_words(words, row["answer"], settings.thoughts)
     check_ids(ids, len(tokenizer), settings, name, row["query"])
     check_lengths(ids, settings, name, row["query"])
     length = len(ids["prompt_ids"]) + len(ids["completion_ids"])
@@ -255,7 +274,7 @@ def check_lengths(ids: Mapping[str, Any], settings: RowSettings, name: str, quer
         parts = f"prompt, {count} implicit tokens, words of the curriculum and answer"
         checks.append((parts, prompt + count + words + answer, *host))
     if settings.generator_context is not None:
-        size = _query_size(ids["prompt_ids"], settings) + count
+        size = _query_size(ids["prompt_ids"], settings) + max(count, len(ids.get("thought_ids", ())))
         limit = (settings.generator_context, "the generator's context of {}", "use another generator")
         checks.append((f"query and {count} implicit tokens", size, *limit))
     if settings.step_context is not None:

@@ -73,9 +73,12 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
         model.generator.get_input_embeddings().requires_grad_(False)
     else:
         add_adapters(model.generator, peft_config, "the other modules (projection, <thought>, step decoder)")
-    for module in (model.projection, model.step_decoder, model.step_projection):
+    for module in (model.step_decoder, model.step_projection):
         if module is not None:
             module.requires_grad_(True)
+    words = model.config.projection == "vocabulary"
+    train_projection = not (words and peft_config is not None)
+    model.projection.requires_grad_(train_projection if args.train_projection is None else args.train_projection)
     # With an offset of -1 no state after the last <thought> is used, so a single <thought> has no gradient.
     model.thought_embedding.requires_grad_(
         model.config.num_implicit_tokens + model.config.state_offset > 0 and model.config.starts_with_thought_token
@@ -85,9 +88,11 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
             module.requires_grad_(False)
     # 16-bit weights lose updates of 1e-5, and `bf16` autocasts the computation; adapters are in float32 already.
     trained = [model.projection, model.step_decoder, model.step_projection, model.generator]
-    for module in trained[:3] if peft_config is not None else trained:
-        if module is not None and any(weight.dtype in HALF for weight in module.parameters()):
-            module.float()
+    for part in trained[:3] if peft_config is not None else trained:
+        weights = [] if part is None else list(part.parameters())
+        if part is not None and any(weight.dtype in HALF for weight in weights):
+            # What stays frozen as a whole keeps its dtype.
+            part.to(dtype=torch.float32 if any(weight.requires_grad for weight in weights) else weights[0].dtype)
     if model.thought_embedding.dtype in HALF:
         model.thought_embedding.data = model.thought_embedding.data.float()
 

@@ -17,6 +17,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..answers import check_answer, infer_answer_type
 from ..inference.answering import answer_questions
+from ..inference.prompting import prompt_text
 from ..modeling import SemCoTForCausalLM
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
 from ..modeling.sources_semcot import check_run_folder
@@ -38,8 +39,10 @@ from .model import (
     without_step_decoder,
 )
 from .objectives import LossParts, embed_tokens, frozen_encoder, semantic_alignment_loss, teacher_losses
+from .phases import PhaseEnd, scheduler_of_phases, with_words_phase
 from .question_cache import QuestionCache, question_ids
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
+from .words import word_settings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -50,7 +53,8 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
 
     The host and the generator's embeddings are frozen; the projection, the <thought> embedding, the generator's
     layers and the step decoder are trained. In the first `args.projection_warmup` of all steps the generator's layers
-    are frozen too.
+    are frozen too. Before these, the first `args.words_max_steps` steps teach a generator of adaptive thoughts to
+    write short reasoning in words, without the host.
 
     Args:
         model: `SemCoTForCausalLM`, its id or its path.
@@ -102,11 +106,17 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         check_run_folder(str(args.output_dir), [*model.part_sources(), ("alignment encoder", encoder_folder)])
         processing_class, self._answer_prompt = prepare_tokenizer(processing_class, model.config, args.answer_prompt)
         prepare_model(model, args, peft_config)
+        # A phase that trains the projection alone makes no sense where it is frozen.
+        trained = any(parameter.requires_grad for parameter in model.projection.parameters())
+        self._warmup = args.projection_warmup if trained or model.thought_embedding.requires_grad else 0.0
         if args.push_to_hub:
             # What could not be pushed is refused before training.
             with model.for_the_hub(args.include_host, args.hub_model_id):
                 pass
-        self._settings = row_settings(model, args)
+        thoughts = None
+        if args.words_max_steps > 0 or args.words_weight > 0:
+            thoughts = word_settings(model, args, processing_class, prompt_text(processing_class, "1 + 1"))
+        self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None
         if self.alignment_encoder is not None:
@@ -144,6 +154,7 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        self.add_callback(PhaseEnd(args.words_max_steps))
         self._parts = LossParts(self.accelerator)
         if self.is_deepspeed_enabled and args.projection_warmup > 0:
             raise ValueError(
@@ -155,7 +166,7 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self) -> None:
-        own = ("prompt_ids", "completion_ids", "step_ids", "word_ids", "teacher_ids")
+        own = ("prompt_ids", "completion_ids", "step_ids", "word_ids", "teacher_ids", "thought_ids", "thought_labels")
         self._signature_columns = [*own, "length", COLUMN]  # type: ignore[assignment]  # transformers declares None
 
     def _tokenize(self, dataset: AnyDataset | None, name: str) -> AnyDataset:
@@ -185,6 +196,16 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         group_projection(optimizer, self.model if model is None else model, self.args)
         return optimizer
 
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        return with_words_phase(args.words_max_steps, super().set_initial_training_values(args, dataloader))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None and self.args.words_max_steps > 0:
+            optimizer = cast(torch.optim.Optimizer, self.optimizer if optimizer is None else optimizer)
+            self.lr_scheduler = scheduler_of_phases(self.args, optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _reset_run(self) -> None:
         self._question_cache = None
         self._parts.clear("train", "eval")
@@ -203,6 +224,11 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
             for name in ("input_ids", "attention_mask")
         )
         target = inputs.pop(COLUMN, None)
+        thought = {name: inputs.pop(name, None) for name in ("thought_input_ids", "thought_labels")}
+        with_thought = thought["thought_labels"] is not None
+        if self.model.training and self._progress() < 0:
+            outputs = self._teach_words(model, inputs, thought)
+            return self._total({"words_loss": (1.0, outputs.thought_loss.mean())}, outputs, return_outputs)
         answer_width = completion_width(inputs)
         question_cache = tokens = None
         stage = self._curriculum_stage()
@@ -220,6 +246,7 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
             output_hidden_states=by_state or args.hidden_weight > 0,
             use_question_cache=args.use_question_cache,
             question_cache=question_cache,
+            **(thought if args.words_weight > 0 else {}),
         )
         # DataParallel returns one loss for each device.
         parts = {"answer_loss": (1 - args.alpha, outputs.loss.mean())}
@@ -232,7 +259,22 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
             host = self.accelerator.unwrap_model(self.model).host
             labels = inputs["labels"]
             parts.update(teacher_losses(host, teacher_ids, teacher_mask, outputs, labels, answer_width, args))
-        loss = sum(weight * value for weight, value in parts.values())
+        if with_thought and (args.words_weight > 0 or not self.model.training):
+            words_loss = outputs.thought_loss
+            if words_loss is None:
+                words_loss = self._teach_words(model, inputs, thought).thought_loss
+            parts["words_loss"] = (args.words_weight, words_loss.mean())
+        return self._total(parts, outputs, return_outputs)
+
+    @staticmethod
+    def _teach_words(model: nn.Module, inputs: Mapping[str, Any], thought: Mapping[str, Any]) -> Any:
+        prompts = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        return model(**prompts, **thought)
+
+    def _total(self, parts: dict[str, tuple[float, torch.Tensor]], outputs: Any, return_outputs: bool) -> Any:
+        """Return the weighted sum of losses, and keep each of them for the log."""
+        args = self.args
+        loss = cast(torch.Tensor, sum(weight * value for weight, value in parts.values()))
         for name, (_, value) in parts.items():
             self._parts.add(name, value.detach(), None if self.model.training else args.eval_batch_size)
         if self.model.training and not torch.isfinite(loss):
@@ -256,7 +298,7 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
             or (self.is_deepspeed_enabled or self.is_fsdp_enabled or model._is_stateful)
             or any(parameter.requires_grad for parameter in model.host.parameters())
             # Every process caches all questions, which pays off if each meets them twice.
-            or self._rows_in(self.state.max_steps) < 2 * len(train_dataset)
+            or self._rows_in(self.state.max_steps - args.words_max_steps) < 2 * len(train_dataset)
         ):
             return None, None
         with self.accelerator.autocast():
@@ -279,11 +321,16 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         args, count = self.args, self._settings.num_implicit_tokens
         if args.curriculum == 0 or not self.model.training:
             return count
-        return curriculum_stage(self.state.global_step / self.state.max_steps, args.curriculum, count)
+        return curriculum_stage(self._progress(), args.curriculum, count)
+
+    def _progress(self) -> float:
+        """Return the completed share of the steps after the words phase; below 0 in that phase."""
+        words, steps = self.args.words_max_steps, self.state.max_steps
+        return (self.state.global_step - words) / max(1, steps - words)
 
     def _in_warmup(self) -> bool:
         """Return whether the generator's layers are frozen in this step."""
-        return self.state.global_step < self.args.projection_warmup * self.state.max_steps
+        return 0 <= self._progress() < self._warmup
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -302,6 +349,9 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Return the losses, and `eval_accuracy` of the answers generated to `args.eval_generations` questions.
+
+        For thoughts of adaptive length, `eval_thoughts_ended` is the share that the generator ended, and
+        `eval_thought_length` the mean number of tokens.
 
         `eval_dataset` may be another dataset, in the same forms as at construction.
         """
@@ -336,13 +386,17 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         output, prefix = super().evaluation_loop(*args, **kwargs), kwargs.get("metric_key_prefix", "eval")
         metrics = {f"{prefix}_{name}": mean for name, mean in self._parts.means("eval").items()}
         if self._questions.get(prefix):
-            metrics[f"{prefix}_accuracy"] = self._accuracy(self._questions[prefix])
+            metrics |= {f"{prefix}_{name}": value for name, value in self._answered(self._questions[prefix]).items()}
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 
-    def _accuracy(self, questions: list[dict]) -> float:
-        """Return the share of questions answered correctly by generation; the processes divide them."""
+    def _answered(self, questions: list[dict]) -> dict[str, float]:
+        """Return the share of questions that generation answers correctly; the processes divide them.
+
+        For thoughts of adaptive length, also the share that ended before the limit and the mean number of tokens.
+        """
         answer_type = infer_answer_type([row["answer"] for row in questions])
-        mine, correct = questions[self.args.process_index :: self.args.world_size], 0
+        mine = questions[self.args.process_index :: self.args.world_size]
+        counts = torch.zeros(3, device=self.args.device)
         if mine:
             model = self.accelerator.unwrap_model(self.model)
             was_training = model.training
@@ -356,10 +410,13 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
                 answer_prompt=self._answer_prompt,
             )
             model.train(was_training)
-            pairs = zip(answers, mine, strict=True)
-            correct = sum(check_answer(answer.output, row["answer"], answer_type) for answer, row in pairs)
-        total = self.accelerator.reduce(torch.tensor(float(correct), device=self.args.device), "sum")
-        return total.item() / len(questions)
+            for answer, row in zip(answers, mine, strict=True):
+                right = check_answer(answer.output, row["answer"], answer_type)
+                counts += torch.tensor([right, answer.thought_ended, answer.implicit_tokens or 0]).to(counts)
+        means = cast(torch.Tensor, self.accelerator.reduce(counts, "sum")) / len(questions)
+        names = ("accuracy", "thoughts_ended", "thought_length")
+        adaptive = self.model.config.thought_length == "adaptive"
+        return dict(zip(names[: None if adaptive else 1], means.tolist(), strict=False))
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
         self, model_name: str | None = None, dataset_name: Any = None, tags: Any = None

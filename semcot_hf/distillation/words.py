@@ -1,0 +1,177 @@
+"""The words phase of stage 2: a row's short reasoning as the words that the generator learns to write by itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..data.equations import equations_of, plan_of
+from ..data.rationale import rationale_agrees
+from ..modeling.modeling_semcot import SemCoTForCausalLM
+from .config import SemCoTDistillationConfig
+
+logger = logging.get_logger(__name__)
+
+# Values of `words_column` that are made from the reasoning.
+MADE_FROM_REASONING = ("equations", "plan")
+_PROBLEMS = {
+    "missing": "have no words: no text in the column, or no equations that end on the answer",
+    "long": "have more words than num_implicit_tokens leaves room for",
+    "ends": "hold the end-of-thought token among their words",
+}
+_MOST_LEFT_OUT = 0.5
+
+
+@dataclass(frozen=True)
+class WordSettings:
+    """How a row's words become token ids of the generator.
+
+    Args:
+        column: `SemCoTDistillationConfig.words_column`.
+        tokenizer: the generator's.
+        limit: most words of a thought, its end not counted.
+        end: id of the token that ends a thought.
+        ends: ids of all tokens that do.
+        starts_line: whether the prompt ends with white space, so that no space comes before the first word.
+        answer_prompt: text between a thought and the generator's own answer.
+    """
+
+    column: str
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+    end: int
+    ends: tuple[int, ...]
+    starts_line: bool
+    answer_prompt: str
+
+
+def word_settings(
+    model: SemCoTForCausalLM, args: SemCoTDistillationConfig, tokenizer: PreTrainedTokenizerBase, prompt: str
+) -> WordSettings:
+    """Return the settings for a model whose thoughts consist of words.
+
+    Args:
+        tokenizer: the host's, which is the generator's too unless the model has another for it.
+        prompt: an example of a rendered prompt, the answer prompt included.
+
+    Raises:
+        ValueError: for a model that does not think in words of its own number.
+    """
+    config = model.config
+    if config.thought_length != "adaptive":
+        raise ValueError(
+            f"words_max_steps={args.words_max_steps} needs a generator that writes words and ends its thought by "
+            f"itself, and this model has generator_mode={config.generator_mode!r}, projection={config.projection!r} "
+            f"and thought_length={config.thought_length!r}: build the pair with generator_mode='sequential', "
+            "projection='vocabulary' and thought_length='adaptive'."
+        )
+    if config.num_implicit_tokens < 2:
+        raise ValueError(
+            f"num_implicit_tokens={config.num_implicit_tokens} leaves no room for words and their end: pass the "
+            "number of words of the longest thought, plus 1."
+        )
+    tokenizer = model.generator_tokenizer if config.separate_generator_tokenizer else tokenizer  # type: ignore[assignment]  # set together
+    ends = tuple(config.thought_ends)
+    answer_prompt = str(tokenizer.decode(config.answer_prompt_ids or []))
+    if config.separate_generator_tokenizer and model.host_tokenizer is not None:
+        answer_prompt = str(model.host_tokenizer.decode(config.answer_prompt_ids or []))
+    question = prompt[: len(prompt) - len(answer_prompt)] if answer_prompt else prompt
+    return WordSettings(
+        column=args.words_column,
+        tokenizer=tokenizer,
+        limit=config.num_implicit_tokens - 1,
+        end=ends[0],
+        ends=ends,
+        starts_line=question[-1:].isspace() or config.thought_prompt_ids is not None,
+        answer_prompt=answer_prompt,
+    )
+
+
+def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) -> str:
+    """Return the words of a row on a single line, empty where it has none.
+
+    Args:
+        example: the row as it stands in the dataset.
+        row: the same in the dataset schema.
+        column: a column of the dataset, or "equations" or "plan", which are made from the reasoning and must lead to
+            the answer.
+
+    >>> row = {"reasoning": "He has 11 - 9 = 2 left. 2 + 8 = 10.", "answer": "10"}
+    >>> words_of(row, row, "equations"), words_of(row, row, "plan"), words_of(row, {**row, "answer": "9"}, "plan")
+    ('11-9=2; 2+8=10', '(11-9)+8', '')
+    """
+    if column not in MADE_FROM_REASONING or column in example:
+        return " ".join(str(row.get(column) or example.get(column) or "").split())
+    equations = equations_of(row["reasoning"])
+    text = "; ".join(equations)
+    if not equations or not rationale_agrees(text, row["answer"], "numeric"):
+        return ""
+    return plan_of(equations) if column == "plan" else text
+
+
+def tokenize_words(text: str, answer: str, settings: WordSettings) -> dict[str, Any]:
+    """Return what the generator reads after a question in the words phase.
+
+    It is the words, the end of the thought, the answer prompt and the generator's own answer, which evaluation of the
+    generator alone asks for; the answer prompt is read but not learned.
+
+    Args:
+        text: the words.
+        answer: the row's answer.
+
+    Returns:
+        dict of `thought_ids` and `thought_labels`, lists of equal length, empty for words that cannot be learned, and
+        `thought_problem`, the reason for that or "".
+    """
+    tokenizer = settings.tokenizer
+
+    def encode(part: str) -> list[int]:
+        return tokenizer(part, add_special_tokens=False)["input_ids"]
+
+    words = encode(text if settings.starts_line else " " + text) if text else []
+    problem = "" if words else "missing"
+    if len(words) > settings.limit:
+        problem = "long"
+    elif set(words) & set(settings.ends):
+        problem = "ends"
+    if problem:
+        return {"thought_ids": [], "thought_labels": [], "thought_problem": problem}
+    ended = str(tokenizer.decode([settings.end]))
+    prompt = encode(settings.answer_prompt.lstrip("\n") if ended.endswith("\n") else settings.answer_prompt)
+    own = encode(" " + answer) + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
+    ids = [*words, settings.end, *prompt, *own]
+    labels = [*words, settings.end, *[-100] * len(prompt), *own]
+    return {"thought_ids": ids, "thought_labels": labels, "thought_problem": ""}
+
+
+def check_words(dataset: Dataset, name: str, settings: WordSettings, columns: list[str]) -> None:
+    """Warn of the rows that the words phase leaves out, and count them.
+
+    Args:
+        dataset: rows of `tokenize_words`.
+        name: the dataset's name.
+        columns: the columns before tokenization.
+
+    Raises:
+        ValueError: if more than half of the training rows are left out.
+    """
+    problems: list[str] = list(dataset["thought_problem"])
+    counts = {problem: problems.count(problem) for problem in _PROBLEMS if problem in problems}
+    if not counts:
+        return
+    left_out = sum(counts.values())
+    reasons = "; ".join(f"{count} {_PROBLEMS[problem]}" for problem, count in counts.items())
+    if name == "train_dataset" and left_out > _MOST_LEFT_OUT * len(problems):
+        raise ValueError(
+            f"words_column={settings.column!r}: {left_out} of {len(problems)} rows of {name} cannot be learned as "
+            f"words ({reasons}). The columns are {columns}; num_implicit_tokens is {settings.limit + 1}. Choose "
+            "another words_column ('equations' and 'plan' are made from the reasoning), write short reasoning with "
+            "`semcot condense`, or build the pair with more num_implicit_tokens."
+        )
+    logger.warning(
+        f"{name}: the words phase leaves out {left_out} of {len(problems)} rows ({reasons}); words_column is "
+        f"{settings.column!r} and num_implicit_tokens {settings.limit + 1}."
+    )

@@ -1,0 +1,247 @@
+"""The words phase of stage 2: what it trains, its rows, its place among the steps, resuming, and what follows it."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from distillation_models import config, make_model, moved, snapshot
+from peft import LoraConfig
+from transformers import AutoTokenizer
+
+from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
+
+pytest_plugins = ["distillation_fixtures"]
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+ADAPTIVE = dict(
+    projection="vocabulary",
+    thought_length="adaptive",
+    num_implicit_tokens=12,
+    mixture_top_k=4,
+    starts_with_thought_token=False,
+    end_of_thought_token_ids=[2],
+)
+LORA = dict(r=8, lora_alpha=16, target_modules="all-linear")
+
+
+@pytest.fixture(scope="module")
+def sums():
+    rows = []
+    for a in range(2, 8):
+        for b in range(1, 5):
+            text = f"{a}+{b}={a + b}"
+            reasoning = f"We add {a} and {b}: {a} + {b} = {a + b}."
+            row = {"query": f"{a} and {b}?", "reasoning": reasoning, "condensed_reasoning": text}
+            rows.append({**row, "answer": str(a + b)})
+    return Dataset.from_list(rows)
+
+
+def words_trainer(folder, output_dir, rows, fields=None, peft_config=None, eval_dataset=None, **options):
+    options = {"words_max_steps": 3, "num_train_epochs": 0, "max_steps": -1, **options}
+    return SemCoTDistillationTrainer(
+        model=make_model(folder, **{**ADAPTIVE, **(fields or {})}),
+        args=config(output_dir, **options),
+        train_dataset=rows,
+        eval_dataset=eval_dataset,
+        processing_class=AutoTokenizer.from_pretrained(folder / "host"),
+        peft_config=peft_config,
+    )
+
+
+def test_only_the_words_phase_trains_only_the_generator(tiny_folder, sums, tmp_path):
+    trainer = words_trainer(tiny_folder, tmp_path, sums, words_max_steps=60, learning_rate=1e-2)
+    before = snapshot(trainer.model)
+    trainer.model.host.register_forward_pre_hook(lambda *_: pytest.fail("the host runs in the words phase"))
+    trainer.train()
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert moved(trainer.model, before) == trained
+    assert not any(name.startswith("host.") for name in trained) and "projection.weight" in trained
+    losses = [entry["words_loss"] for entry in trainer.state.log_history if "words_loss" in entry]
+    assert len(losses) == trainer.state.max_steps == 60 and losses[-1] < 0.5 * losses[0]
+    assert not any("answer_loss" in entry for entry in trainer.state.log_history)
+
+
+def test_the_loss_is_the_model_s_own(tiny_folder, sums, tmp_path, tiny_tokenizer):
+    trainer = words_trainer(tiny_folder, tmp_path, sums)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 7)])
+    row = batch["thought_input_ids"][0][batch["thought_labels"][0] != -100]
+    assert tiny_tokenizer.decode(row) == "2+1=3<eos> 3<eos>" or tiny_tokenizer.decode(row) == " 2+1=3<eos> 3<eos>"
+    read = tiny_tokenizer.decode(batch["thought_input_ids"][0])
+    assert "<eos>\nAnswer: 3<eos>" in read
+    trainer.model.eval()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    model = trainer.model
+    prompts = {name: batch[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+    thought = {name: batch[name] for name in ("thought_input_ids", "thought_labels")}
+    torch.testing.assert_close(model(**prompts, labels=batch["labels"]).loss, loss)
+    model.train()
+    trainer.state.max_steps = 3
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), model(**prompts, **thought).loss)
+
+
+def test_a_taught_generator_writes_its_words_and_stops(tiny_folder, sums, tmp_path):
+    trainer = words_trainer(
+        tiny_folder,
+        tmp_path,
+        sums,
+        words_max_steps=300,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+        fields={"mixture_top_k": 1},
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    model = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": query}], add_generation_prompt=True, tokenize=False)
+        for query in sums["query"][:6]
+    ]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+    said = model.implicit_text(batch["input_ids"], batch["attention_mask"], tokenizer=tokenizer)
+    right = sum(a.strip() == b for a, b in zip(said, sums["condensed_reasoning"][:6], strict=True))
+    assert right >= 4, said
+
+
+def test_both_phases_in_one_run(tiny_folder, sums, tmp_path):
+    """Steps add up, each phase has its own schedule, and adaptive thoughts are trained through the host."""
+    trainer = words_trainer(
+        tiny_folder,
+        tmp_path,
+        sums,
+        words_max_steps=4,
+        words_learning_rate=2e-2,
+        max_steps=5,
+        num_train_epochs=3,
+        lr_scheduler_type="linear",
+        projection_warmup=0.4,
+        words_weight=0.5,
+    )
+    before = snapshot(trainer.model.host)
+    trainer.train()
+    assert trainer.state.max_steps == trainer.state.global_step == 9
+    log = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+    rates = [entry["learning_rate"] for entry in log]
+    expected = [2e-2 * share for share in (1, 0.75, 0.5, 0.25)] + [1e-2 * share for share in (1, 0.8, 0.6, 0.4, 0.2)]
+    assert rates == pytest.approx(expected)
+    assert ["answer_loss" in entry for entry in log] == [False] * 4 + [True] * 5
+    for entry in log[4:]:
+        assert entry["loss"] == pytest.approx(entry["answer_loss"] + 0.5 * entry["words_loss"], abs=1e-3)
+    assert not moved(trainer.model.host, before)
+
+
+def test_the_warmup_counts_from_the_end_of_the_words(tiny_folder, sums, tmp_path):
+    trainer = words_trainer(tiny_folder, tmp_path, sums, words_max_steps=2, max_steps=5, projection_warmup=0.4)
+    trainer.state.max_steps = 7
+    frozen = []
+    for step in range(7):
+        trainer.state.global_step = step
+        frozen.append(trainer._in_warmup())
+    assert frozen == [False, False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("kill", [2, 4])
+def test_resuming_gives_the_same_bits(tiny_folder, sums, tmp_path, kill):
+    """From a checkpoint in the words phase (2) and from one behind it (4)."""
+    options = dict(words_max_steps=3, max_steps=3, save_strategy="steps", save_steps=1, learning_rate=1e-2)
+    whole = words_trainer(tiny_folder, tmp_path / "whole", sums, **options)
+    whole.train()
+    first = words_trainer(tiny_folder, tmp_path / "cut", sums, **options)
+    first.train()
+    resumed = words_trainer(tiny_folder, tmp_path / "cut", sums, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{kill}"))
+    assert resumed.state.global_step == 6
+    assert not moved(resumed.model, snapshot(whole.model))
+
+
+def test_adapters_leave_the_lm_head_as_it_is(tiny_folder, sums, tmp_path):
+    trainer = words_trainer(
+        tiny_folder, tmp_path, sums, peft_config=LoraConfig(**LORA), max_steps=2, num_train_epochs=1
+    )
+    before = snapshot(trainer.model)
+    trainer.train()
+    changed = moved(trainer.model, before)
+    assert changed and all("lora_" in name for name in changed)
+    trained = words_trainer(tiny_folder, tmp_path, sums, peft_config=LoraConfig(**LORA), train_projection=True)
+    assert trained.model.projection.weight.requires_grad
+
+
+def test_evaluation_reports_both_losses_and_the_end_of_the_words(tiny_folder, sums, tmp_path):
+    trainer = words_trainer(
+        tiny_folder,
+        tmp_path,
+        sums.select(range(16)),
+        eval_dataset=sums.select(range(16, 24)),
+        words_max_steps=3,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=100,
+        save_strategy="steps",
+        save_steps=100,
+        load_best_model_at_end=True,
+        eval_generations=4,
+        generation_max_new_tokens=3,
+    )
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in entries] == [3, 7]
+    for entry in entries:
+        assert entry["eval_loss"] == pytest.approx(entry["eval_answer_loss"], abs=1e-4)
+        assert math.isfinite(entry["eval_words_loss"]) and 0 <= entry["eval_accuracy"] <= 1
+        assert 0 <= entry["eval_thoughts_ended"] <= 1 and 0 <= entry["eval_thought_length"] <= 12
+    best = min(entries, key=lambda entry: entry["eval_loss"])["step"]
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+
+
+def test_columns_made_from_the_reasoning(tiny_folder, sums, tmp_path, tiny_tokenizer):
+    for column, said in (("equations", "2+1=3"), ("plan", "2+1"), ("reasoning", "We add 2 and 1: 2 + 1 = 3.")):
+        trainer = words_trainer(
+            tiny_folder, tmp_path, sums, words_column=column, fields={"num_implicit_tokens": 60, **({})}
+        )
+        row = trainer.train_dataset[0]
+        words = row["thought_ids"][: row["thought_ids"].index(2)]
+        assert tiny_tokenizer.decode(words).strip() == said
+
+
+def test_rows_without_words_are_counted(tiny_folder, sums, tmp_path, caplog):
+    rows = sums.map(
+        lambda row, index: {"condensed_reasoning": "" if index < 3 else row["condensed_reasoning"]}, with_indices=True
+    )
+    rows = rows.map(
+        lambda row, index: {"condensed_reasoning": "9" * 40 if index == 5 else row["condensed_reasoning"]},
+        with_indices=True,
+    )
+    trainer = words_trainer(tiny_folder, tmp_path, rows)
+    assert "leaves out 4 of 24 rows (3 have no words" in caplog.text and "1 have more words than" in caplog.text
+    trainer.train()
+    trainer.evaluate(rows.select(range(3)))
+
+
+def test_bad_input(tiny_folder, sums, tmp_path):
+    with pytest.raises(
+        ValueError, match="words_max_steps=3 needs a generator that writes words.*thought_length='fixed'"
+    ):
+        words_trainer(tiny_folder, tmp_path, sums, fields={"thought_length": "fixed"})
+    with pytest.raises(ValueError, match="words_column='thoughts': 24 of 24 rows.*columns are"):
+        words_trainer(tiny_folder, tmp_path, sums, words_column="thoughts")
+    with pytest.raises(ValueError, match="24 have more words than num_implicit_tokens"):
+        words_trainer(tiny_folder, tmp_path, sums, fields={"num_implicit_tokens": 3})
+    with pytest.raises(ValueError, match="24 hold the end-of-thought token"):
+        ends = [AutoTokenizer.from_pretrained(tiny_folder / "host")("+")["input_ids"][0]]
+        words_trainer(tiny_folder, tmp_path, sums, fields={"end_of_thought_token_ids": ends})
+    with pytest.raises(ValueError, match="num_implicit_tokens=1 leaves no room"):
+        words_trainer(tiny_folder, tmp_path, sums, fields={"num_implicit_tokens": 1})
+    with pytest.raises(ValueError, match="step_weight=1.0: steps are divided"):
+        words_trainer(tiny_folder, tmp_path, sums, step_weight=1.0)
+    with pytest.raises(ValueError, match="words_max_steps=-1"):
+        words_trainer(tiny_folder, tmp_path, sums, words_max_steps=-1)
+    with pytest.raises(ValueError, match="lr_scheduler_type=.*cannot start anew"):
+        words_trainer(
+            tiny_folder,
+            tmp_path,
+            sums,
+            lr_scheduler_type="reduce_lr_on_plateau",
+            eval_strategy="steps",
+            eval_dataset=sums,
+        ).train()
