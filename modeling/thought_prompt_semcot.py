@@ -29,15 +29,15 @@ DEFAULT_THOUGHT_PROMPT = (
     },
     {"role": "assistant", "content": "50-8=42; 42/7=6"},
 )
-RECIPES: dict[str, dict[str, Any]] = {
-    "prompted": {
-        "generator_mode": "sequential",
-        "projection": "vocabulary",
-        "thought_length": "adaptive",
-        "mixture_top_k": 8,
-        "num_implicit_tokens": 48,
-    }
+_WORDS: dict[str, Any] = {
+    "generator_mode": "sequential",
+    "projection": "vocabulary",
+    "thought_length": "adaptive",
+    "mixture_top_k": 8,
+    "num_implicit_tokens": 48,
 }
+# Of an untrained instruct model with a thought prompt, and of a generator that learns its words.
+RECIPES: dict[str, dict[str, Any]] = {"prompted": _WORDS, "words": _WORDS}
 # Texts that tokenizers give one id each, where they have it, to the end of a line.
 _LINE_BREAKS = ("\n", "\n\n", "\n\n\n", " \n", " \n\n", ".\n", ";\n", ".\n\n", ";\n\n")
 _ANSWER_PROMPTS = ("\nAnswer:", "Answer:", " Answer:")
@@ -67,10 +67,14 @@ def recipe_fields(
         raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
     fields = dict(RECIPES[recipe]) if recipe is not None else {}
     if thought_prompt is None:
-        thought_prompt = DEFAULT_THOUGHT_PROMPT if recipe is not None else None
+        thought_prompt = DEFAULT_THOUGHT_PROMPT if recipe == "prompted" else None
+    host_tokenizer, generator_tokenizer = tokenizers
+    if recipe == "words":
+        fields["starts_with_thought_token"] = False
+        fields["end_of_thought_token_ids"] = line_ends(generator_tokenizer)
+        fields["answer_prompt_ids"] = default_answer_prompt_ids(host_tokenizer)
     if thought_prompt is None:
         return fields
-    host_tokenizer, generator_tokenizer = tokenizers
     words, known = host_tokenizer.get_vocab(), generator_tokenizer.get_vocab()
     shared = words.keys() & known.keys()
     if not separate and (len(shared) < 0.9 * len(words) or any(words[word] != known[word] for word in shared)):
@@ -137,14 +141,18 @@ def _few_shot(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a line or a message: line breaks, the end-of-sequence token, the end of a turn."""
+    """Return the ids that end a line or a message: line breaks, the end-of-sequence token, the end of a turn.
+
+    The first is a plain line break where that is one token: it ends what a generator learns to write.
+    """
     ends = {tokenizer.eos_token_id, *(ids[0] for text in _LINE_BREAKS if len(ids := _encode(tokenizer, text)) == 1)}
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "="}]
         rendered = str(tokenizer.apply_chat_template(turn, tokenize=False))
         closing = _encode(tokenizer, rendered.rpartition("=")[2])
         ends |= set(closing[:1]) & set(tokenizer.added_tokens_decoder)
-    return sorted(end for end in ends if end is not None)
+    plain = _encode(tokenizer, "\n")
+    return sorted((end for end in ends if end is not None), key=lambda end: ([end] != plain, end))
 
 
 def default_answer_prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

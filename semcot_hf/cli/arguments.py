@@ -1,7 +1,7 @@
 """Flags that several commands share, and the datasets and models that they select."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -74,10 +74,18 @@ class PeftArguments:
         return get_peft_config(ModelConfig(**vars(self)))
 
 
-def parse(prog: str, dataclasses: Iterable[Any], argv: Sequence[str]) -> tuple[Any, ...]:
-    """Parse flags and `--config FILE.yaml` into instances of the dataclasses."""
+def parse(
+    prog: str, dataclasses: Iterable[Any], argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """Parse flags and `--config FILE.yaml` into instances of the dataclasses.
+
+    Args:
+        defaults: values of flags that neither the command line nor the file sets.
+    """
     epilog = "--config FILE.yaml sets any of these flags by name; flags on the command line take precedence."
-    return TrlParser(dataclasses, prog=prog, epilog=epilog).parse_args_and_config(args=argv)
+    parser = TrlParser(dataclasses, prog=prog, epilog=epilog)
+    parser.set_defaults_with_config(**(defaults or {}))
+    return parser.parse_args_and_config(args=argv)
 
 
 def load_splits(arguments: DataArguments, *needed: str) -> dict[str, Dataset]:

@@ -1,8 +1,10 @@
 """`semcot distill`: stage 2, the training of the implicit-token generator."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -12,11 +14,52 @@ from ..modeling import SemCoTForCausalLM
 from ..options import option
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
+# Defaults of the recipes, where they differ from those of the flags.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "words": {
+        "generator_mode": "sequential",
+        "projection": "vocabulary",
+        "thought_length": "adaptive",
+        "mixture_top_k": 8,
+        "num_implicit_tokens": 48,
+        "alpha": 0.0,
+        "use_peft": True,
+        "lora_r": 32,
+        "lora_alpha": 64,
+        "lora_dropout": 0.0,
+        "lora_target_modules": ["all-linear"],
+        "words_learning_rate": 3e-4,
+        "learning_rate": 3e-5,
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 16,
+        "train_sampling_strategy": "group_by_length",
+        "num_train_epochs": 0,
+        "logging_steps": 10,
+    },
+}
+
 
 @dataclass
 class GeneratorArguments:
     """The generator's implicit tokens."""
 
+    recipe: str = option(
+        "paper",
+        "'paper' (the paper's stage 2) or 'words': the generator first learns to write short reasoning, in words that "
+        "become mixtures of the host's word embeddings, of adaptive length. 'words' sets other defaults for the flags "
+        "of the generator, its adapters and the schedule, and trains through the host only with --max_steps or "
+        "--num_train_epochs.",
+    )
+    words_epochs: float = option(
+        2.0, "With --recipe words: epochs of the words phase, unless --words_max_steps gives its steps."
+    )
+    thought_length: str = option(
+        "fixed", "'fixed', or 'adaptive': each thought ends by itself, with at most num_implicit_tokens tokens."
+    )
+    mixture_top_k: int | None = option(
+        None, "Number of words in each mixture (projection='vocabulary'); 1 gives the words themselves."
+    )
     num_implicit_tokens: int = option(5, "k, the number of implicit tokens.")
     generator_mode: str = option("parallel", "'parallel' (one pass, the paper) or 'sequential' (one after another).")
     projection: str = option(
@@ -52,18 +95,24 @@ def thought_token_id(thought: str | None, generator: str) -> int | None:
 
 def run(argv: Sequence[str]) -> None:
     """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
-    data, models, generator, peft, args = parse(
-        "semcot distill",
-        (DataArguments, ModelArguments, GeneratorArguments, PeftArguments, SemCoTDistillationConfig),
-        argv,
-    )
+    parts = (DataArguments, ModelArguments, GeneratorArguments, PeftArguments, SemCoTDistillationConfig)
+    recipe = parse("semcot distill", parts, list(argv))[2].recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
+    data, models, generator, peft, args = parse("semcot distill", parts, list(argv), RECIPES[recipe])
     splits = load_splits(data, "train")
+    if recipe == "words" and args.words_max_steps == 0:
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.words_max_steps = math.ceil(generator.words_epochs * len(splits["train"]) / rows)
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         models.host,
         models.generator,
         num_implicit_tokens=generator.num_implicit_tokens,
         generator_mode=generator.generator_mode,
         projection=generator.projection,
+        thought_length=generator.thought_length,
+        mixture_top_k=generator.mixture_top_k,
+        recipe="words" if recipe == "words" else None,
         host_kwargs=args.model_init_kwargs,
         generator_kwargs=args.model_init_kwargs,
         thought_token_id=thought_token_id(generator.thought, models.generator),

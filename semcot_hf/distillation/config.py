@@ -47,10 +47,11 @@ class SemCoTDistillationConfig(_BaseConfig):
         "write a row's words after its question, and to end (0: no such phase). The model must have "
         "thought_length='adaptive'. With num_train_epochs=0 nothing follows.",
     )
-    words_column: str = option(
-        "condensed_reasoning",
+    words_column: str | None = option(
+        None,
         "Column of the words. 'equations' and 'plan' are made from the reasoning: the equations in it, and the last "
-        "one with the earlier ones in the places of their results.",
+        "one with the earlier ones in the places of their results. None: 'equations' if most rows state some that "
+        "lead to the answer, else condensed_reasoning where there is any, else reasoning.",
     )
     words_learning_rate: float | None = option(
         None, "Initial learning rate of the words phase, which has a schedule of its own. None: learning_rate."

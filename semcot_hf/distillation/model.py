@@ -90,9 +90,10 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
     trained = [model.projection, model.step_decoder, model.step_projection, model.generator]
     for part in trained[:3] if peft_config is not None else trained:
         weights = [] if part is None else list(part.parameters())
-        if part is not None and any(weight.dtype in HALF for weight in weights):
-            # What stays frozen as a whole keeps its dtype.
-            part.to(dtype=torch.float32 if any(weight.requires_grad for weight in weights) else weights[0].dtype)
+        # What stays frozen as a whole keeps its dtype.
+        if any(weight.requires_grad for weight in weights) and any(weight.dtype in HALF for weight in weights):
+            for weight in weights:
+                weight.data = weight.data.float()
     if model.thought_embedding.dtype in HALF:
         model.thought_embedding.data = model.thought_embedding.data.float()
 

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import DynamicCache, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.utils import logging
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..answers import check_answer, infer_answer_type
@@ -42,7 +43,9 @@ from .objectives import LossParts, embed_tokens, frozen_encoder, semantic_alignm
 from .phases import PhaseEnd, scheduler_of_phases, with_words_phase
 from .question_cache import QuestionCache, question_ids
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .words import word_settings
+from .words import choose_column, word_settings
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -115,7 +118,12 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
                 pass
         thoughts = None
         if args.words_max_steps > 0 or args.words_weight > 0:
-            thoughts = word_settings(model, args, processing_class, prompt_text(processing_class, "1 + 1"))
+            column = args.words_column
+            if column is None and train_dataset is not None:
+                column = choose_column(schema_row(example, "train_dataset") for example in train_dataset)
+                logger.info(f"words_column=None: the words are taken from {column!r}.")
+            prompt = prompt_text(processing_class, "1 + 1")
+            thoughts = word_settings(model, str(column), args, processing_class, prompt)
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None

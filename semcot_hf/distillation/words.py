@@ -1,7 +1,8 @@
 """The words phase of stage 2: a row's short reasoning as the words that the generator learns to write by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from datasets import Dataset
@@ -48,12 +49,30 @@ class WordSettings:
     answer_prompt: str
 
 
+def choose_column(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the column that the words are taken from if none is given; see `SemCoTDistillationConfig.words_column`.
+
+    Args:
+        rows: the training rows in the dataset schema, of which the first 200 decide.
+    """
+    read = list(islice(rows, 200))
+    for column in ("equations", "condensed_reasoning"):
+        if sum(bool(words_of(row, row, column)) for row in read) > len(read) / 2:
+            return column
+    return "reasoning"
+
+
 def word_settings(
-    model: SemCoTForCausalLM, args: SemCoTDistillationConfig, tokenizer: PreTrainedTokenizerBase, prompt: str
+    model: SemCoTForCausalLM,
+    column: str,
+    args: SemCoTDistillationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
 ) -> WordSettings:
     """Return the settings for a model whose thoughts consist of words.
 
     Args:
+        column: `args.words_column`, or what `choose_column` has found.
         tokenizer: the host's, which is the generator's too unless the model has another for it.
         prompt: an example of a rendered prompt, the answer prompt included.
 
@@ -80,7 +99,7 @@ def word_settings(
         answer_prompt = str(model.host_tokenizer.decode(config.answer_prompt_ids or []))
     question = prompt[: len(prompt) - len(answer_prompt)] if answer_prompt else prompt
     return WordSettings(
-        column=args.words_column,
+        column=column,
         tokenizer=tokenizer,
         limit=config.num_implicit_tokens - 1,
         end=ends[0],

@@ -38,7 +38,8 @@ def sums():
 
 
 def words_trainer(folder, output_dir, rows, fields=None, peft_config=None, eval_dataset=None, **options):
-    options = {"words_max_steps": 3, "num_train_epochs": 0, "max_steps": -1, **options}
+    defaults = {"words_max_steps": 3, "words_column": "condensed_reasoning", "num_train_epochs": 0, "max_steps": -1}
+    options = {**defaults, **options}
     return SemCoTDistillationTrainer(
         model=make_model(folder, **{**ADAPTIVE, **(fields or {})}),
         args=config(output_dir, **options),
