@@ -1,6 +1,5 @@
 """`semcot distill`: stage 2, the training of the implicit-token generator."""
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lora_alpha": 64,
         "lora_dropout": 0.0,
         "lora_target_modules": ["all-linear"],
+        "words_num_train_epochs": 2.0,
         "words_learning_rate": 3e-4,
         "learning_rate": 3e-5,
         "lr_scheduler_type": "cosine",
@@ -50,9 +50,6 @@ class GeneratorArguments:
         "become mixtures of the host's word embeddings, of adaptive length. 'words' sets other defaults for the flags "
         "of the generator, its adapters and the schedule, and trains through the host only with --max_steps or "
         "--num_train_epochs.",
-    )
-    words_epochs: float = option(
-        2.0, "With --recipe words: epochs of the words phase, unless --words_max_steps gives its steps."
     )
     thought_length: str = option(
         "fixed", "'fixed', or 'adaptive': each thought ends by itself, with at most num_implicit_tokens tokens."
@@ -101,9 +98,6 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
     data, models, generator, peft, args = parse("semcot distill", parts, list(argv), RECIPES[recipe])
     splits = load_splits(data, "train")
-    if recipe == "words" and args.words_max_steps == 0:
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.words_max_steps = math.ceil(generator.words_epochs * len(splits["train"]) / rows)
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         models.host,
         models.generator,

@@ -44,8 +44,11 @@ class SemCoTDistillationConfig(_BaseConfig):
     words_max_steps: int = option(
         0,
         "Steps of the words phase, which come before those of max_steps or num_train_epochs: the generator learns to "
-        "write a row's words after its question, and to end (0: no such phase). The model must have "
-        "thought_length='adaptive'. With num_train_epochs=0 nothing follows.",
+        "write a row's words after its question, and to end (0: as many as words_num_train_epochs needs). The model "
+        "must have thought_length='adaptive'. With num_train_epochs=0 nothing follows.",
+    )
+    words_num_train_epochs: float = option(
+        0.0, "Epochs of the words phase over the rows that have words, if words_max_steps is 0 (0: no such phase)."
     )
     words_column: str | None = option(
         None,
@@ -127,11 +130,16 @@ class SemCoTDistillationConfig(_BaseConfig):
             accelerator_config.dispatch_batches = False
         check_range(self, "[0, 1]", "alpha")
         check_range(self, "[0, inf)", "step_weight", "kl_weight", "hidden_weight", "words_weight", "question_cache_gb")
-        check_range(self, "[0, inf)", "words_max_steps")
+        check_range(self, "[0, inf)", "words_max_steps", "words_num_train_epochs")
         check_range(self, "[0, 1)", "projection_warmup", "curriculum")
         check_range(self, "[1, inf)", "steps_per_token")
         if self.alignment_view not in ALIGNMENT_VIEWS:
             raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
+
+    @property
+    def teaches_words(self) -> bool:
+        """Whether there is a words phase."""
+        return self.words_max_steps > 0 or self.words_num_train_epochs > 0
 
     def to_dict(self) -> dict[str, Any]:
         # TrainingArguments.to_dict masks every field whose name ends with "_token" as a secret.

@@ -5,13 +5,40 @@ import sys
 from typing import Any, cast
 
 import torch
+from datasets import IterableDataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from .config import SemCoTDistillationConfig
+from .data import AnyDataset
 
 # What `Trainer.set_initial_training_values` returns.
 Values = tuple[int, int, int, int, int, int | None, int]
+
+
+def prepare_words_phase(dataset: AnyDataset, args: SemCoTDistillationConfig) -> AnyDataset:
+    """Set `args.words_max_steps` where it follows from epochs, and return the rows of the run.
+
+    Rows without words are dropped if no other phase follows.
+
+    Args:
+        dataset: tokenized training rows.
+
+    Raises:
+        ValueError: for epochs of a stream, whose length is not known.
+    """
+    if isinstance(dataset, IterableDataset):
+        if args.words_max_steps == 0:
+            raise ValueError(
+                f"words_num_train_epochs={args.words_num_train_epochs}: train_dataset is a stream of unknown "
+                "length. Set words_max_steps."
+            )
+        return dataset
+    learned = [index for index, ids in enumerate(dataset["thought_ids"]) if ids]
+    if args.words_max_steps == 0:
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.words_max_steps = math.ceil(args.words_num_train_epochs * len(learned) / rows)
+    return dataset.select(learned) if args.max_steps <= 0 and args.num_train_epochs == 0 else dataset
 
 
 def with_words_phase(words_max_steps: int, values: Values) -> Values:

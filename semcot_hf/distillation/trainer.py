@@ -40,7 +40,7 @@ from .model import (
     without_step_decoder,
 )
 from .objectives import LossParts, embed_tokens, frozen_encoder, semantic_alignment_loss, teacher_losses
-from .phases import PhaseEnd, scheduler_of_phases, with_words_phase
+from .phases import PhaseEnd, prepare_words_phase, scheduler_of_phases, with_words_phase
 from .question_cache import QuestionCache, question_ids
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
 from .words import choose_column, word_settings
@@ -117,7 +117,7 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
             with model.for_the_hub(args.include_host, args.hub_model_id):
                 pass
         thoughts = None
-        if args.words_max_steps > 0 or args.words_weight > 0:
+        if args.teaches_words or args.words_weight > 0:
             column = args.words_column
             if column is None and train_dataset is not None:
                 column = choose_column(schema_row(example, "train_dataset") for example in train_dataset)
@@ -137,6 +137,8 @@ class SemCoTDistillationTrainer(SemCoTTrainer, _BaseTrainer):
         self._question_cache: QuestionCache | None = None
         rows = train_dataset
         train_dataset = self._tokenize(train_dataset, "train_dataset")
+        if args.teaches_words:
+            train_dataset = prepare_words_phase(train_dataset, args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {
                 name: self._prepare_eval(dataset, rows, f"eval_dataset[{name!r}]", f"eval_{name}")

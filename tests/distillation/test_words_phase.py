@@ -205,6 +205,24 @@ def test_columns_made_from_the_reasoning(tiny_folder, sums, tmp_path, tiny_token
         assert tiny_tokenizer.decode(words).strip() == said
 
 
+def test_epochs_count_the_rows_with_words(tiny_folder, sums, tmp_path):
+    rows = sums.map(lambda row, index: {"condensed_reasoning": "" if index < 10 else "1+1"}, with_indices=True)
+    alone = words_trainer(tiny_folder, tmp_path, rows, words_max_steps=0, words_num_train_epochs=2)
+    assert alone.args.words_max_steps == 7 and len(alone.train_dataset) == 14
+    both = words_trainer(tiny_folder, tmp_path, rows, words_max_steps=0, words_num_train_epochs=2, max_steps=3)
+    assert both.args.words_max_steps == 7 and len(both.train_dataset) == 24
+    with pytest.raises(ValueError, match="train_dataset is a stream.*Set words_max_steps"):
+        words_trainer(
+            tiny_folder, tmp_path, rows.to_iterable_dataset(), words_max_steps=0, words_num_train_epochs=1, max_steps=3
+        )
+
+
+def test_a_stream_of_rows(tiny_folder, sums, tmp_path):
+    trainer = words_trainer(tiny_folder, tmp_path, sums.to_iterable_dataset(), words_column=None, max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 5
+
+
 def test_rows_without_words_are_counted(tiny_folder, sums, tmp_path, caplog):
     rows = sums.map(
         lambda row, index: {"condensed_reasoning": "" if index < 3 else row["condensed_reasoning"]}, with_indices=True
