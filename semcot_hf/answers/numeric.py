@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 from .latex import is_formula, plain
-from .number_grammar import BEGINS, CURRENCY, NUMBER, normal_form, value_of
+from .number_grammar import BEGINS, CURRENCY, DECIMAL, NUMBER, normal_form, value_of
 from .prose import GIVEN, conclusion, weights
 from .statements import Sentence, own_part, union, value_stated
 
@@ -23,6 +23,12 @@ _JOINED = re.compile(
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(
     r"(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I
+)
+# "Sam did not wash 34 shirts" denies what Sam did; "it did not cost 34 dollars" denies the number.
+_NOT_DONE = re.compile(
+    r"\b(?:did|does|do|could)(?:\s+not|n['\u2019]t)\s+"
+    r"(?!(?:be|equal|cost|have|get|make|give|total|come|reach|take|need|weigh|add|exactly|just|only|quite|even)\b)\w+\s+$",
+    re.I,
 )
 _DENIED_BEHIND = re.compile(
     r"(?:\s+[a-z]+)?\s+(?:is|was|would\s+be)\s+(?:clearly\s+|also\s+)?(?:wrong|incorrect|impossible|not\s+(?:right|correct|the\b|possible))\b",
@@ -52,6 +58,12 @@ _SPACED_MINUS = re.compile(rf"((?:[:=]|\b(?:is|are|was|equals))[*_]*[ \t]*)[-\u2
 _ITEM = re.compile(r"^([ \t#*-]*)(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _EQUALS = re.compile(r"\b(?:is\s+equal\s+to|equals?)\b")
 _HALF = re.compile(r"(?<![\w./])(\d+)\s+and\s+(?:a|one)\s+half\b", re.IGNORECASE)
+# The price or size of each thing counted: "4 2 dollar games", "3 $5 toys".
+_PRICED = re.compile(
+    rf"(?<=\d) (?:{CURRENCY}{DECIMAL}|{DECIMAL}[ -](?:dollar|cent|euro|pound|ounce|gram|liter|gallon|inch|foot|meter|mile"
+    r"|minute|hour|day|week|month|year|page|person|piece|seat))(?=[ -][a-z]+s\b)",
+    re.I,
+)
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
 
 
@@ -72,7 +84,7 @@ def number_stated(output: str) -> str | None:
     >>> number_stated(r"\boxed{2\sqrt{2}}")
     '2\\sqrt{2}'
     """
-    text = _HALF.sub(r"\1 1/2", plain(own_part(output)))
+    text = _PRICED.sub("", _HALF.sub(r"\1 1/2", plain(own_part(output))))
     text = _EQUALS.sub("=", _STEP.sub("", text))
     if any(item[2] == "1" for item in _ITEM.finditer(text)):
         text = _ITEM.sub(r"\1", text)
@@ -114,7 +126,9 @@ def _numbers(text: str) -> list[tuple[re.Match, str]]:
     found = []
     for match in NUMBER.finditer(text):
         before = max(0, match.start() - 24)
-        if not _DENIED.search(text[before : match.start()]) and not _DENIED_BEHIND.match(text, match.end()):
+        lead = text[before : match.start()]
+        denied = _DENIED.search(lead) and not _NOT_DONE.search(lead)
+        if not denied and not _DENIED_BEHIND.match(text, match.end()):
             value = value_of(match)
             normal = match.group() if value is None else normal_form(value)
             bound = _BOUND_BEFORE.search(text, before, match.start()) or _BOUND_BEHIND.match(text, match.end())

@@ -1174,3 +1174,24 @@ def test_absurd_formulas_end():
     begun = time.process_time()
     assert not check_answer("\\boxed{\\sqrt{9^{9^{9^{9}}}}}", "3", "numeric")
     assert time.process_time() - begun < 30
+
+
+@pytest.mark.parametrize(
+    ("output", "stated"),
+    [
+        (" Sam did not wash 34 shirts.", "34"),
+        ("Ned didn't sell 7 of them.", "7"),
+        ("She could not use 12 tickets.", "12"),
+        ("It did not cost 12 dollars.", None),
+        ("It does not have 12.", None),
+        ("The total is not exactly 12.", None),
+        ("It cannot be 12.", None),
+        ("Frank could buy 4 2 dollar games with the money", "4"),
+        ("Paul could buy 3 $5 toys.", "3"),
+        ("He fills 6 2-liter bottles.", "6"),
+        ("5 6 dollar", None),
+        ("2 4 6 8", None),
+    ],
+)
+def test_numbers_of_what_is_not_done_and_of_what_has_a_price(output, stated):
+    assert extract_answer(output, "numeric") == stated
