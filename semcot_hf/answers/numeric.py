@@ -60,8 +60,8 @@ _EQUALS = re.compile(r"\b(?:is\s+equal\s+to|equals?)\b")
 _HALF = re.compile(r"(?<![\w./])(\d+)\s+and\s+(?:a|one)\s+half\b", re.IGNORECASE)
 # The price or size of each thing counted: "4 2 dollar games", "3 $5 toys".
 _PRICED = re.compile(
-    rf"(?<=\d) (?:{CURRENCY}{DECIMAL}|{DECIMAL}[ -](?:dollar|cent|euro|pound|ounce|gram|liter|gallon|inch|foot|meter|mile"
-    r"|minute|hour|day|week|month|year|page|person|piece|seat))(?=[ -][a-z]+s\b)",
+    rf"(?<=\d) (?:{CURRENCY}{DECIMAL}|{DECIMAL}[ -](?:dollar|cent|euro|pound|ounce|gram|liter|gallon|inch|foot|meter"
+    r"|mile|minute|hour|day|week|month|year|page|person|piece|seat))(?=[ -][a-z]+s\b)",
     re.I,
 )
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
