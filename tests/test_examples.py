@@ -109,17 +109,6 @@ def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
     assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
 
 
-def test_soft_words(tmp_path, capsys):
-    example = run_documented("soft_words.py", tmp_path, "--max_eval_samples", "2")
-    assert "semcot: " in capsys.readouterr().out
-    model = SemCoTForCausalLM.from_pretrained(tmp_path)
-    assert model.config.projection == "vocabulary" and model.config.num_implicit_tokens == 7
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert example.tokens_of(tokenizer, example.rows_of(None, 5, "train")) == (tokenizer("Every")["input_ids"][0], 7)
-    with pytest.raises(ValueError, match="rows differ in their first token or number of tokens .2 kinds"):
-        example.tokens_of(tokenizer, [{"words": "Every every"}, {"words": "Every every every"}])
-
-
 def test_generator_with_another_tokenizer(tmp_path):
     run_documented("cross_tokenizer.py", tmp_path)
     assert SemCoTForCausalLM.from_pretrained(tmp_path).config.separate_generator_tokenizer

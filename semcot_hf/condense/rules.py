@@ -1,30 +1,23 @@
 """Condensation by rules: keep the equations, or the steps without which the host finds the answer less likely."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..answers.number_grammar import CURRENCY, DECIMAL, MINUS
+from ..data.equations import equations_of as stated_equations
 from ..data.schema import split_steps
 from ..inference.prompting import default_answer_prompt, encode_prompt, pad_left, prompt_text, reasoning_before
 from .journal import Reply
 from .requests import Fail, Keep, Request
 
-_MARKED = re.compile(r"<<([^<>]*=[^<>]*)>>")
-_NUMBER = rf"{MINUS}?{CURRENCY}?\s*{DECIMAL}%?"
-_OPERAND = rf"[(\s]*{_NUMBER}[)\s]*"
-_EQUATION = re.compile(rf"(?<![\w.,])({_OPERAND}(?:[-−+*/×÷x]{_OPERAND})+)=\s*({_NUMBER})(?!\w)")
-_SIGNS = str.maketrans({"−": "-", "－": "-", "×": "*", "x": "*", "÷": "/", **dict.fromkeys(" \t\n$€£¥₹,")})
 _ROWS_AT_ONCE = 32
 
 
 def equations_of(reasoning: str) -> str:
     """Return the equations of a reasoning text in the format of GSM8K-Aug, "" when there are none.
 
-    Equations in `<<...>>` are kept unchanged; a text without any keeps the sums, products and quotients that it states
-    with their results.
+    They are those of `data.equations.equations_of`.
 
     >>> equations_of("He eats 3, so 16-3 = <<16-3=13>>13 are left. He sells 13*2 = $<<13*2=26>>26 worth.")
     '<<16-3=13>> <<13*2=26>>'
@@ -33,10 +26,7 @@ def equations_of(reasoning: str) -> str:
     >>> equations_of("There is no equation, though n = 3.")
     ''
     """
-    marked = _MARKED.findall(reasoning)
-    if not marked:
-        marked = [f"{left}={right}".translate(_SIGNS) for left, right in _EQUATION.findall(reasoning)]
-    return " ".join(f"<<{equation}>>" for equation in marked)
+    return " ".join(f"<<{equation}>>" for equation in stated_equations(reasoning))
 
 
 class EquationSource:

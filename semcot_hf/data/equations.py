@@ -29,6 +29,8 @@ def equations_of(reasoning: str) -> list[str]:
     ['11-9=2', '2+8=10']
     >>> equations_of("Each of 3 boxes x $4 = $12, so x = 12."), equations_of("The coin is heads up.")
     (['3*4=12'], [])
+    >>> equations_of("First 1,000 - 250 = 750 dollars. Then $750 x 2 = $1,500, or (1500 + 3) / 3 = 501.")
+    ['1000-250=750', '750*2=1500', '(1500+3)/3=501']
     """
     notes = [note.replace(" ", "") for note in _NOTE.findall(reasoning) if "=" in note]
     return list(dict.fromkeys(notes or (_bare(*match) for match in _EQUATION.findall(plain(reasoning)))))
@@ -52,4 +54,4 @@ def plan_of(equations: Sequence[str]) -> str:
 def _bare(left: str, result: str) -> str:
     """Return an equation without spaces, units and currencies."""
     left = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", left).translate(_SIGNS))
-    return f"{left}={result}".replace(" ", "")
+    return f"{left}={result}".replace(" ", "").replace(",", "")

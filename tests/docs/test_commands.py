@@ -39,8 +39,6 @@ SMALL = {
     "--batch_size 2 --eval_questions 2 --latency_samples 1 --compiled_latency False",
     "semcot bench speed": "--methods semcot_parallel --batch_sizes 1 --prompt_lengths 16 --implicit_tokens 2 "
     "--answer_tokens 2 --seconds 0.1",
-    "python examples/soft_words.py": "--max_steps 2 --max_train_samples 8 --max_eval_samples 2 --report_to none "
-    "--per_device_train_batch_size 4 --use_cpu",
     "python examples/bench/train_speed.py": "--sizes toy --batch_size 4 --steps 2 --plain_samples 2 --parts stage2 "
     "--output runs/train_speed",
 }
