@@ -29,8 +29,8 @@ class EvaluationConfig:
     )
     thought_prompt: str | None = option(
         None,
-        "JSON file of chat messages, a system message and worked examples, for the method condensed; by default the "
-        "model's own thought prompt, or else equations.",
+        "Worked examples for the method condensed: a JSON file of chat messages, or 'equations' for the built-in "
+        "ones; by default the model's own thought prompt, or else equations.",
     )
     chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
     seed: int = option(0, "Seed of the controls, the bootstrap and the choice of questions for latency.")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT
 from ..options import check_range
 from .prompting import default_answer_prompt, without_template
 
@@ -134,15 +135,19 @@ class AnswerSettings:
 
 
 def read_thought_prompt(path: str | Path) -> list[dict[str, str]]:
-    """Read the chat messages of a thought prompt from a JSON file.
+    """Return the chat messages of a thought prompt: those in a JSON file, or `DEFAULT_THOUGHT_PROMPT` for "equations".
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for anything but a list of messages that ends with an example's thought.
     """
+    if path == "equations":
+        return [dict(message) for message in DEFAULT_THOUGHT_PROMPT]
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"thought_prompt={str(path)!r} is not a file: pass a JSON file of chat messages.")
+        raise FileNotFoundError(
+            f"thought_prompt={str(path)!r} is not a file: pass a JSON file of chat messages, or 'equations'."
+        )
     try:
         messages = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

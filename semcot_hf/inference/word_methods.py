@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling.implicit_tokens_semcot import retokenize
 from ..modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT, line_ends
+from ..modeling.vocabularies_semcot import retokenize
 from .decoding import decoding_config
 from .prompting import Query, encode_prompt, encode_prompts, encode_thought_prompts, pad_left, reasoning_before
 from .settings import AnswerSettings, thinks_adaptively
@@ -151,16 +151,24 @@ class WordMethod:
         return write_answers(self.lm, reading, tails, self.config, **options), [self._written(t) for t in thoughts]
 
     def _written(self, thought: Thought) -> WrittenThought:
-        text = str(self.tokenizer.decode(thought.words, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(thought.words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         ended = thought.end is not None
         return WrittenThought(text, len(thought.words), ended, len(thought.words) + ended)
 
     def _answer_at_once(self, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]) -> list[list[int]]:
-        """Have the generator alone read the host's prompts and answer."""
-        real: torch.Tensor | None = mask
-        if self.tokenizer is not self.host_tokenizer:
-            ids, real = retokenize(ids, mask, self.model.host_tokenizer, self.tokenizer)
-        device = self.model.projection_device()
+        """Have the generator alone answer, after the host's prompts or, if it has a thought prompt, its own."""
+        model, real = self.model, cast(torch.Tensor | None, mask)
+        if self.tokenizer is not self.host_tokenizer and model.config.thought_prompt_ids is None:
+            ids, real = retokenize(ids, mask, model.host_tokenizer, self.tokenizer, starts=True)
+        elif self.tokenizer is not self.host_tokenizer:
+            asked, shown = model._questions(*model._queries(ids, mask))
+            shown = torch.ones_like(asked) if shown is None else shown
+            texts = [
+                str(self.host_tokenizer.decode(row[own.bool()], skip_special_tokens=True)).strip()
+                for row, own in zip(asked, shown, strict=True)
+            ]
+            ids, real = pad_left(list(encode_prompts(self.tokenizer, texts, method="no_cot")), self._own_pad())
+        device = model.projection_device()
         ids = ids.to(device)
         real = torch.ones_like(ids) if real is None else real.to(device)
         return write_answers(self.lm, Reading(ids, real), [[]] * len(ids), self.config, **options)
@@ -186,7 +194,10 @@ class WordMethod:
         return len(prompt) - count if count and list(prompt[-count:]) == self._answer_ids else len(prompt)
 
     def _pad(self) -> int:
-        return cast(int, self.config.pad_token_id) if self.tokenizer is self.host_tokenizer else 0
+        return self._own_pad() if self.tokenizer is self.host_tokenizer else 0
+
+    def _own_pad(self) -> int:
+        return cast(int, self.config.pad_token_id)
 
     def _shared(self, prompts: Sequence[Sequence[int]]) -> Any:
         """Return a cache with what the prompts of "condensed" begin with, which is computed once, or `None`."""
@@ -214,6 +225,6 @@ def words_of(
     adaptive, thoughts = thinks_adaptively(model), []
     for row in words.tolist():
         said = [word for word in row if word >= 0]
-        text = str(tokenizer.decode(said, skip_special_tokens=True))
+        text = str(tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         thoughts.append(WrittenThought(text, len(said), not adaptive or len(said) < limit))
     return thoughts

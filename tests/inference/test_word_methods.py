@@ -18,6 +18,8 @@ QUERIES = [
     "Has Ann one?",
 ]
 LIMIT, NEW = 5, 6
+# A token that no model has.
+NEVER = 10_000
 SHORT = [
     {"role": "system", "content": "Think."},
     {"role": "user", "content": "Bob has 1."},
@@ -25,10 +27,10 @@ SHORT = [
 ]
 
 
-def with_ends(model, tokenizer):
+def with_ends(model, tokenizer, questions):
     """End thoughts on tokens for which they have several lengths, one of them the limit."""
-    model.config.end_of_thought_token_ids = [10_000]
-    said = [generator_by_hand(model, tokenizer, prompt)[0] for prompt in prompts_of(tokenizer)]
+    model.config.end_of_thought_token_ids = [NEVER]
+    said = [generator_by_hand(model, tokenizer, question)[0] for question in questions]
     words = sorted({word for row in said for word in row})
 
     def lengths(end):
@@ -49,7 +51,7 @@ def make(tiny_lm, tiny_tokenizer):
             projection="vocabulary",
             thought_length="adaptive",
             mixture_top_k=3,
-            end_of_thought_token_ids=[10_000],
+            end_of_thought_token_ids=[NEVER],
             answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
         )
         for seed in range(1, 30):
@@ -58,7 +60,7 @@ def make(tiny_lm, tiny_tokenizer):
                 tiny_lm(family, 16, seed=seed, max_position_embeddings=2048, **changes),
                 **{**defaults, **fields},
             )
-            if with_ends(model, tiny_tokenizer):
+            if with_ends(model, tiny_tokenizer, questions_of(tiny_tokenizer)):
                 return model
         raise AssertionError("no seed gives thoughts of several lengths")
 
@@ -74,19 +76,24 @@ def prompts_of(tokenizer):
     return list(encode_prompts(tokenizer, QUERIES, method="semcot"))
 
 
+def questions_of(tokenizer):
+    """What a generator reads before it thinks: the prompts without the answer prompt."""
+    start = answer_prompt_ids(tokenizer)
+    assert all(prompt[-len(start) :] == start for prompt in prompts_of(tokenizer))
+    return [prompt[: -len(start)] for prompt in prompts_of(tokenizer)]
+
+
 @torch.no_grad()
 def next_token(model, embeds):
     state = model.generator(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -1]
     return int((state @ model.projection.weight.T.to(state)).argmax())
 
 
-def generator_by_hand(model, tokenizer, prompt, before=(), after=(), question=None):
-    """(words, end, answer) of the generator alone for one prompt, without batch and cache."""
-    ends, start = model.config.end_of_thought_token_ids, answer_prompt_ids(tokenizer)
-    assert prompt[-len(start) :] == start
+def generator_by_hand(model, tokenizer, question):
+    """(words, end, answer) of the generator alone, without batch and cache; tokenizer and question are its own."""
+    ends = model.config.end_of_thought_token_ids
     table = model.generator.get_input_embeddings()
-    question = prompt[: -len(start)] if question is None else question
-    embeds = table(torch.tensor([[*before, *question, *after]]))
+    embeds = table(torch.tensor([question]))
     if model.config.starts_with_thought_token:
         embeds = torch.cat([embeds, model.thought_embedding.expand(1, 1, -1).to(embeds)], dim=1)
 
@@ -104,7 +111,7 @@ def generator_by_hand(model, tokenizer, prompt, before=(), after=(), question=No
     closing = ends[0] if end is None else end
     text = tokenizer.decode([closing])
     tail = tokenizer("Answer:" if text.endswith("\n") else "\nAnswer:", add_special_tokens=False)["input_ids"]
-    if closing < 10_000:
+    if closing < NEVER:
         embeds = push(embeds, [closing, *tail])
     return words, end, answer_by_hand(model, tokenizer, embeds)
 
@@ -117,9 +124,11 @@ def answer_by_hand(model, tokenizer, embeds):
     return answer
 
 
-def check_generator(model, tokenizer, expected, sizes=(1, 5)):
-    for size in sizes:
-        answers = answer_questions(model, tokenizer, QUERIES, method="generator", batch_size=size, max_new_tokens=NEW)
+def check_generator(model, tokenizer, expected, host_tokenizer=None):
+    for size in (1, 5):
+        answers = answer_questions(
+            model, host_tokenizer or tokenizer, QUERIES, method="generator", batch_size=size, max_new_tokens=NEW
+        )
         for answer, (words, end, new) in zip(answers, expected, strict=True):
             assert answer.output == tokenizer.decode(new, skip_special_tokens=True)
             assert answer.thought == tokenizer.decode(words, skip_special_tokens=True)
@@ -131,7 +140,7 @@ def check_generator(model, tokenizer, expected, sizes=(1, 5)):
 @pytest.mark.parametrize("start", [True, False])
 def test_the_generator_alone(make, tiny_tokenizer, family, start):
     model = make(family, starts_with_thought_token=start)
-    expected = [generator_by_hand(model, tiny_tokenizer, prompt) for prompt in prompts_of(tiny_tokenizer)]
+    expected = [generator_by_hand(model, tiny_tokenizer, question) for question in questions_of(tiny_tokenizer)]
     assert len({len(words) for words, _, _ in expected}) > 1
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check_generator(model, tiny_tokenizer, expected)
@@ -161,11 +170,45 @@ def test_a_generator_with_a_thought_prompt(make, tiny_tokenizer, start):
         thought_prompt_ids=[[90, 91, 92, 93], [94]],
         question_marker_ids=[tiny_tokenizer("<user>")["input_ids"], tiny_tokenizer("\n")["input_ids"]],
     )
-    expected = []
-    for query, prompt in zip(QUERIES, prompts_of(tiny_tokenizer), strict=True):
-        question = tiny_tokenizer(query)["input_ids"]
-        expected.append(generator_by_hand(model, tiny_tokenizer, prompt, [90, 91, 92, 93], [94], question))
-    check_generator(model, tiny_tokenizer, expected)
+    questions = [[90, 91, 92, 93, *tiny_tokenizer(query)["input_ids"], 94] for query in QUERIES]
+    assert with_ends(model, tiny_tokenizer, questions)
+    check_generator(model, tiny_tokenizer, [generator_by_hand(model, tiny_tokenizer, row) for row in questions])
+
+
+def test_a_generator_with_a_tokenizer_of_its_own(tiny_lm, tiny_tokenizer, char_tokenizer):
+    for seed in range(1, 30):
+        model = SemCoTForCausalLM.from_host_generator_pretrained(
+            tiny_lm(),
+            tiny_lm(hidden_size=16, seed=seed, vocab_size=len(char_tokenizer) + 3),
+            num_implicit_tokens=LIMIT,
+            generator_mode="sequential",
+            projection="vocabulary",
+            thought_length="adaptive",
+            host_tokenizer=tiny_tokenizer,
+            generator_tokenizer=char_tokenizer,
+            end_of_thought_token_ids=[NEVER],
+            answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
+        )
+        # Of the host's special tokens it knows <user>.
+        questions = [char_tokenizer(f"<user>{query}\n")["input_ids"] for query in QUERIES]
+        if with_ends(model, char_tokenizer, questions):
+            break
+    expected = [generator_by_hand(model, char_tokenizer, question) for question in questions]
+    check_generator(model, char_tokenizer, expected, tiny_tokenizer)
+    table = model.generator.get_input_embeddings()
+    prompts = [char_tokenizer(f"<user>{query}\n\nAnswer:")["input_ids"] for query in QUERIES]
+    at_once = [answer_by_hand(model, char_tokenizer, table(torch.tensor([prompt]))) for prompt in prompts]
+    settings = AnswerSettings(method="generator_no_cot", max_new_tokens=NEW)
+    answers = answer_questions(model, tiny_tokenizer, QUERIES, settings)
+    assert [a.output for a in answers] == [char_tokenizer.decode(new, skip_special_tokens=True) for new in at_once]
+    # The host reads the generator's words in its own tokens.
+    [prompt, *_], start = prompts_of(tiny_tokenizer), answer_prompt_ids(tiny_tokenizer)
+    said = model.implicit_text(torch.tensor([prompt]))[0]
+    ids = [*prompt[: -len(start)], *tiny_tokenizer(said.rstrip(), add_special_tokens=False)["input_ids"], *start]
+    out = model.host.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, eos_token_id=2)
+    answers = answer_questions(model, tiny_tokenizer, QUERIES[:1], method="words", max_new_tokens=NEW)
+    wanted = tiny_tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    assert (answers[0].output, answers[0].thought) == (wanted, said)
 
 
 @pytest.mark.parametrize("length", ["adaptive", "fixed"])
@@ -269,7 +312,7 @@ def test_the_hosts_own_thoughts(tiny_lm, tiny_tokenizer, examples, own):
 
 
 def test_what_stands_before_an_answer(tiny_tokenizer, joining_tokenizer):
-    """The same ids as in the rows that generators are taught with."""
+    """The same ids as in the rows that generators are taught with, which end thoughts on the first of the ends."""
     newline, word = tiny_tokenizer("\n")["input_ids"][0], tiny_tokenizer("x")["input_ids"][0]
 
     def text(end, ends, prompt):
