@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help demo test test-slow test-all test-floor common-tests bench-smoke docs lint types format wheel-test clean
+.PHONY: real help demo test test-slow test-all test-floor common-tests bench-smoke docs lint types format wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,20 @@ common-tests: $(VENV)/.installed-test ## Run transformers' own common tests of m
 bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 steps
 	$(BIN)/semcot bench methods --task coin_flip --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
 		--train_questions 2000 --eval_questions 100 --latency_samples 10 --output_dir runs/bench-smoke
+
+# The models and the data are not part of the repository; what was measured is in examples/real/.
+REAL_MODELS ?= ../shared/models
+REAL_DATA ?= ../shared/data
+REAL_HOST ?= qwen2.5-coder-1.5b
+REAL_GENERATOR ?= qwen2.5-coder-0.5b
+real: $(VENV)/.installed ## Train and evaluate a pair of pretrained models in REAL_MODELS on MultiArith and GSM8K in REAL_DATA
+	@if [ -d $(REAL_MODELS)/$(REAL_HOST) ] && [ -d $(REAL_MODELS)/$(REAL_GENERATOR) ] && [ -d $(REAL_DATA) ]; then \
+		$(BIN)/python examples/real/words.py --host $(REAL_MODELS)/$(REAL_HOST) \
+			--generator $(REAL_MODELS)/$(REAL_GENERATOR) --test $(REAL_DATA)/multiarith/eval_42.json \
+			--train $(REAL_DATA)/multiarith/train_42.json $(REAL_DATA)/gsm8k/train_42.json \
+			--output runs/real/$(REAL_HOST)+$(REAL_GENERATOR); \
+	else echo "Nothing is run: set REAL_MODELS to a folder with $(REAL_HOST) and $(REAL_GENERATOR), and REAL_DATA to" \
+		"one with multiarith/ and gsm8k/ in the paper's format."; fi
 
 docs: $(VENV)/.installed-test ## Build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

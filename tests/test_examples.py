@@ -1,5 +1,6 @@
 """The examples run by their documented commands at tiny sizes, and the launchers read their configurations."""
 
+import gzip
 import importlib.util
 import json
 import os
@@ -107,6 +108,25 @@ def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
     assert capsys.readouterr().out.count("\ntoken ") == 5
     assert answers(tmp_path)
     assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
+
+
+def test_the_words_recipe_on_a_pair(tmp_path):
+    folder = tmp_path / "pair"
+    flags = ["--host", str(HOST_PATH), "--generator", str(GENERATOR_PATH), "--output", str(folder)]
+    flags += ["--train", "examples/data/arithmetic/train.jsonl", "--test", "examples/data/arithmetic/test.jsonl"]
+    flags += ["--distill_flags", "--words_max_steps 2 --use_cpu --report_to none --num_implicit_tokens 100"]
+    flags += [
+        "--evaluate_flags",
+        "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 0 --methods no_cot semcot generator",
+    ]
+    script = EXAMPLES / "real" / "words.py"
+    for _ in range(2):
+        subprocess.run([sys.executable, str(script), *flags], cwd=EXAMPLES.parent, check=True)
+    with gzip.open(folder / "verdicts.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    assert {row["method"] for row in rows} >= {"semcot", "generator", "other_question"}
+    assert all(isinstance(row["correct"], bool) and "question" not in row for row in rows)
+    assert not {"query", "answer", "output"} & {name for row in rows for name in row}
 
 
 def test_generator_with_another_tokenizer(tmp_path):

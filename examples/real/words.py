@@ -1,0 +1,86 @@
+"""The words recipe on a pair of pretrained models: training, and every row of the report that can speak against it.
+
+    python examples/real/words.py --host /models/qwen-1.5b --generator /models/qwen-0.5b \
+        --train data/a.json data/b.json --test data/c.json --output runs/real/pair
+
+Two commands are run, `semcot distill --recipe words` and `semcot evaluate`; each goes on where it was cut off.
+Training questions that are among the test questions are left out. `verdicts.jsonl.gz` keeps of every answer what the
+report counts: the row's number, the method, the extracted answer, its verdict, the words of the thought, and the time.
+The questions themselves are not in it.
+"""
+
+import argparse
+import gzip
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from semcot_hf import load_reasoning_dataset
+from semcot_hf.data.splits import normalise_question
+from semcot_hf.storage import read_json_lines, write_json, write_json_lines
+
+KEPT = ("index", "extracted", "correct", "thought", "thought_right", "thought_ended", "implicit_tokens", "new_tokens")
+
+
+def rows_of(paths: list[str]) -> list[dict]:
+    """Return the rows of files, each taken whole."""
+    return [dict(row) for path in paths for split in load_reasoning_dataset(path).values() for row in split]
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Write train.jsonl and test.jsonl, once."""
+    data = folder / "data"
+    if not (data / "test.jsonl").is_file():
+        test = rows_of([arguments.test])
+        asked = {normalise_question(row["query"]) for row in test}
+        train = [row for row in rows_of(arguments.train) if normalise_question(row["query"]) not in asked]
+        data.mkdir(parents=True, exist_ok=True)
+        write_json_lines(data / "train.jsonl", train[: arguments.max_train_rows])
+        write_json_lines(data / "test.jsonl", test)
+    return data
+
+
+def semcot(*words: object) -> None:
+    """Run a command of this package in a process of its own, which frees its memory."""
+    subprocess.run([sys.executable, "-m", "semcot_hf.cli.main", *map(str, words)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", required=True, help="Id or path of the host.")
+    parser.add_argument("--generator", required=True, help="Id or path of the generator.")
+    parser.add_argument("--train", nargs="+", required=True, help="Files of training rows.")
+    parser.add_argument("--test", required=True, help="File of test rows.")
+    parser.add_argument("--output", required=True, help="Folder of data, model and report.")
+    parser.add_argument("--max_train_rows", type=int, default=1000, help="Use at most this many training rows.")
+    parser.add_argument("--seed", type=int, default=42, help="Seed of the training.")
+    parser.add_argument("--distill_flags", default="", help="Further flags of semcot distill, in one text.")
+    parser.add_argument("--evaluate_flags", default="", help="Further flags of semcot evaluate, in one text.")
+    arguments = parser.parse_args()
+    folder = Path(arguments.output)
+    data, model = prepare(arguments, folder), folder / "model"
+    if not (folder / "training.json").is_file():
+        start = time.time()
+        models = ("--host", arguments.host, "--generator", arguments.generator)
+        again = ("--save_strategy", "steps", "--save_steps", 50, "--save_total_limit", 1)
+        if any(model.glob("checkpoint-*")):
+            again += ("--resume_from_checkpoint", "True")
+        given = ("--dataset", data, "--output_dir", model, "--seed", arguments.seed)
+        semcot("distill", "--recipe", "words", *models, *given, *again, *shlex.split(arguments.distill_flags))
+        write_json(folder / "training.json", {"seconds_of_the_last_run": round(time.time() - start)})
+    report = folder / "report"
+    flags = shlex.split(arguments.evaluate_flags)
+    semcot("evaluate", "--model", model, "--dataset", data, "--output_dir", report, *flags)
+    with gzip.open(folder / "verdicts.jsonl.gz", "wt") as file:
+        for path in sorted(report.glob("predictions-*.jsonl")):
+            for row in sorted(read_json_lines(path), key=lambda row: row["index"]):
+                kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+                method = path.stem.removeprefix("predictions-")
+                file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
