@@ -221,9 +221,10 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         tokens, used = tokens[:, :longest], used[:, :longest]
         tokens = tokens.masked_fill(used[..., None] == 0, 0)
         if lost is None or words is None:
-            return Thoughts(tokens, used, lengths < count)
+            return Thoughts(tokens, used, lengths < count, lengths)
         lost = lost[:, :longest].masked_fill(used == 0, 0)
-        return self._handed_over_as_text(Thoughts(tokens, used, lengths < count, lost), words, used, count)
+        thoughts = Thoughts(tokens, used, lengths < count, lengths, lost)
+        return self._handed_over_as_text(thoughts, words, count)
 
     def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return queries and their mask in the generator's token ids, checked and on its device."""

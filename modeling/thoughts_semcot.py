@@ -23,6 +23,8 @@ class Thoughts(NamedTuple):
         mask: LongTensor (batch, k), 1 where a token is; `None` if all of them are.
         ended: BoolTensor (batch,), whether the generator ended its thought before the limit of tokens and all of it
             was handed over; `None` for thoughts of fixed length.
+        steps: LongTensor (batch,), the number of words that the generator wrote, which is that of the tokens unless
+            they are text; `None` for thoughts of fixed length.
         lost_probability: FloatTensor (batch, steps), for each step of the generator the share of its mixture that is
             on words that the host lacks, 0 behind a thought's end; `None` for other projections, or one tokenizer.
         as_text: BoolTensor (batch,), whether the thought was handed over as text; `None` likewise.
@@ -31,6 +33,7 @@ class Thoughts(NamedTuple):
     embeddings: Tensor
     mask: Tensor | None = None
     ended: Tensor | None = None
+    steps: Tensor | None = None
     lost_probability: Tensor | None = None
     as_text: Tensor | None = None
 
@@ -154,19 +157,18 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         weights, ids = mixture_weights(logits, self.config.mixture_top_k, self.config.mixture_temperature)
         return (weights * (lost if ids is None else lost[ids])).sum(dim=-1)
 
-    def _handed_over_as_text(self, thoughts: Thoughts, words: Tensor, used: Tensor, count: int) -> Thoughts:
+    def _handed_over_as_text(self, thoughts: Thoughts, words: Tensor, count: int) -> Thoughts:
         """Return thoughts of which those that lose more than the limit are the host's words of the same text.
 
         These have no gradient.
 
         Args:
-            thoughts: mixtures, with the mask `used` (batch, steps) and `lost_probability`.
-            words: LongTensor (batch, steps), the generator's most probable words.
-            used: (batch, steps).
+            thoughts: mixtures.
+            words: LongTensor (batch, steps or more), the generator's most probable words.
             count: the largest number of tokens; text beyond it is cut off, and the thought counts as not ended.
         """
-        lost, ended = thoughts.lost_probability, thoughts.ended
-        if lost is None or ended is None:
+        lost, ended, steps = thoughts.lost_probability, thoughts.ended, thoughts.steps
+        if lost is None or ended is None or steps is None:
             return thoughts
         as_text = (lost > self.config.lost_limit).any(dim=1)
         thoughts = thoughts._replace(as_text=as_text)
@@ -178,11 +180,10 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
                 "model.host_tokenizer or model.generator_tokenizer is None: a thought that loses more than "
                 f"max_lost_probability={self.config.lost_limit} is re-tokenized for the host. Set both."
             )
-        tokens, ended = thoughts.embeddings, ended.clone()
-        lengths = used.sum(dim=1)
+        tokens, ended, lengths = thoughts.embeddings, ended.clone(), steps.clone()
         texts: dict[int, list[int]] = {}
         for row in rows:
-            said = words[row, : int(lengths[row])].tolist()
+            said = words[row, : int(steps[row])].tolist()
             text = self.generator_tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             ids = continued_ids(self.host_tokenizer, str(text))
             ended[row] &= len(ids) <= count

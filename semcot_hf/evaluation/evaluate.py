@@ -246,6 +246,8 @@ def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str)
             "thought_ended": answer.thought_ended,
             "thought_right": rationale_agrees(answer.thought, gold, answer_type),
         }
+    if answer.lost_probability is not None:
+        thought |= {"lost_probability": answer.lost_probability, "thought_as_text": answer.thought_as_text}
     return {
         "index": index,
         "question": query,

@@ -178,6 +178,13 @@ def markdown_report(report: Report) -> str:
         for row in report["rows"]
         if row.get("thoughts_not_ended")
     ]
+    paragraphs += [
+        f"{METHOD_NAMES[row['method']]}: on average {100 * row['lost_probability']['mean']:.2f} % of a mixture are on "
+        f"words that the host lacks, at most {100 * row['lost_probability']['max']:.1f} % of one; "
+        f"{row['thoughts_as_text']} of {row['n']} thoughts were handed over as text."
+        for row in report["rows"]
+        if "lost_probability" in row
+    ]
     machine = "\n".join(f"- {name}: {value}" for name, value in report["environment"].items())
     paragraphs += ["## Made with", f"`{report['command']}` (seed {report['seed']})", machine]
     return "\n\n".join(paragraphs) + "\n"

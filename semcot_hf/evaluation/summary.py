@@ -78,6 +78,10 @@ def summarize(
                 "thoughts_judged": len(judged),
                 "thoughts_right": sum(judged),
             }
+        if all("lost_probability" in record for record in made):
+            means, largest = zip(*(record["lost_probability"] for record in made), strict=True)
+            rows[-1]["lost_probability"] = {"mean": sum(means) / len(made), "max": max(largest)}
+            rows[-1]["thoughts_as_text"] = sum(record["thought_as_text"] for record in made)
     controls, carries, sentence = {}, None, None
     if any(control in records for control in CONTROLS):
         others = {control: verdicts[control] for control in CONTROLS if control != "none"}

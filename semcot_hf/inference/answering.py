@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.splicing_semcot import context_of
+from ..modeling.thoughts_semcot import Thoughts
 from .batches import batch_within, plan_batches
 from .decoding import decoding_config, greedy_defaults, is_out_of_memory, seeded, synchronized_time, used_tokens
 from .prompting import Query, encode_prompts, pad_left
@@ -21,7 +22,7 @@ from .settings import (
     answer_prompt_of,
     check_method,
     makes_implicit_tokens,
-    thinks_adaptively,
+    reports_thoughts,
     thinks_in_words,
     with_overrides,
 )
@@ -48,6 +49,9 @@ class Answer:
         thought_ended: whether the thought was ended before the limit; `True` for thoughts of fixed length.
         thought: the words of the thought, where it has words and they are kept.
         thought_tokens: the number of their tokens.
+        lost_probability: (mean, largest) share of a token's mixture that is on words that the host lacks, for a
+            generator of another tokenizer that thinks in words; else `None`.
+        thought_as_text: whether so much was lost that the thought was handed over as text.
     """
 
     output: str
@@ -58,6 +62,8 @@ class Answer:
     thought_ended: bool = True
     thought: str | None = None
     thought_tokens: int | None = None
+    lost_probability: tuple[float, float] | None = None
+    thought_as_text: bool = False
 
 
 class Answerer:
@@ -319,43 +325,44 @@ class Answerer:
             nullcontext() if greedy or seed is None else seeded(seed, self.device),
         ):
             if self._by_words is None:
-                new, lengths = self._generate(prompts, implicit, options)
+                new, told = self._generate(prompts, implicit, options)
                 thoughts: list[WrittenThought | None] = [None] * len(new)
             else:
                 new, thoughts = self._by_words.answer(prompts, **options)
-                lengths = [None] * len(new)
+                told = [{} for _ in new]
         seconds = (synchronized_time(self.device) - start) / len(prompts)
         if self.keeps_thoughts and self.method in IMPLICIT_METHODS and thinks_in_words(self.model):
             thoughts = list(self._implicit_words(prompts))
         answers = []
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for tokens, text, length, thought in zip(new, texts, lengths, thoughts, strict=True):
+        for tokens, text, own, thought in zip(new, texts, told, thoughts, strict=True):
             stopped = stop is not None and stop in text
             used = used_tokens(tokens, ends, pad, stopped)
             finished = stopped or used < self.settings.max_new_tokens or tokens[used - 1] in ends
-            ended = length is None or length < self.num_implicit_tokens
             text = text.partition(stop)[0] if stop else text
-            if thought is None:
-                answers.append(Answer(text, used, seconds, finished, length, ended))
-            else:
-                used, ended = used + thought.written, ended and thought.ended
-                answers.append(Answer(text, used, seconds, finished, length, ended, thought.text, thought.tokens))
+            if thought is not None:
+                used += thought.written
+                ended = own.get("thought_ended", True) and thought.ended
+                own |= {"thought": thought.text, "thought_tokens": thought.tokens, "thought_ended": ended}
+            answers.append(Answer(text, used, seconds, finished, **own))
         return answers
 
     def _generate(
         self, prompts: Prompts, implicit: dict[str, Any], options: dict[str, Any]
-    ) -> tuple[list[list[int]], list[int | None]]:
-        """Run the model's own `generate`; return the new ids, and numbers of implicit tokens where they differ."""
+    ) -> tuple[list[list[int]], list[dict[str, Any]]]:
+        """Run the model's own `generate`; return the new ids, and what each `Answer` says of its implicit tokens."""
         ids, mask = pad_left(prompts, cast(int, self._config.pad_token_id))
         limit, hard = self.num_implicit_tokens, self.method == "semcot_hard"
+        thoughts: Thoughts | None = None
         with single_words(self.model) if hard else nullcontext():
-            if limit and thinks_adaptively(self.model) and "implicit_embeddings" not in implicit:
+            if limit and reports_thoughts(self.model) and "implicit_embeddings" not in implicit:
                 del implicit["num_implicit_tokens"]
                 with torch.no_grad():
-                    made = cast(Callable[..., tuple[torch.Tensor, torch.Tensor]], self.model.implicit_embeddings)(
-                        ids.to(self.device), mask.to(self.device), limit, return_mask=True
-                    )
-                implicit |= dict(zip(("implicit_embeddings", "implicit_attention_mask"), made, strict=True))
+                    think = cast(Callable[..., Thoughts], self.model.implicit_thoughts)
+                    thoughts = think(ids.to(self.device), mask.to(self.device), limit)
+                implicit["implicit_embeddings"] = thoughts.embeddings
+                if thoughts.mask is not None:
+                    implicit["implicit_attention_mask"] = thoughts.mask
             if self.prefix is not None:
                 implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
             sequences = cast(Callable[..., torch.Tensor], self.model.generate)(
@@ -366,9 +373,8 @@ class Answerer:
                 **options,
             )
         self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
-        thoughts = implicit.get("implicit_attention_mask")
         new = sequences[:, ids.shape[1] :].tolist()
-        return new, [None] * len(new) if thoughts is None else thoughts.sum(dim=1).tolist()
+        return new, _told(thoughts, implicit.get("implicit_attention_mask"), len(new), limit)
 
     def _implicit_words(self, prompts: Prompts) -> list[WrittenThought]:
         """Return the words of the prompts' implicit tokens."""
@@ -377,6 +383,35 @@ class Answerer:
         tokenizer = cast(Any, self.model).words_tokenizer() if separate else self.tokenizer
         with single_words(self.model) if self.method == "semcot_hard" else nullcontext():
             return words_of(self.model, tokenizer, ids, mask, self.num_implicit_tokens)
+
+
+def _told(thoughts: Thoughts | None, mask: torch.Tensor | None, rows: int, limit: int) -> list[dict[str, Any]]:
+    """Return what each row's `Answer` says of its thought.
+
+    Args:
+        thoughts: those of the model; `None` for given tokens, and for models that make as many for each question.
+        mask: (rows, k) of the tokens, where the rows have different numbers.
+        rows: number of rows.
+        limit: most tokens of a thought.
+    """
+    found: list[dict[str, Any]] = [{} for _ in range(rows)]
+    if mask is not None:
+        for row, length in zip(found, mask.sum(dim=1).tolist(), strict=True):
+            row |= {"implicit_tokens": length, "thought_ended": length < limit}
+    if thoughts is None:
+        return found
+    if thoughts.ended is not None:
+        for row, ended in zip(found, thoughts.ended.tolist(), strict=True):
+            row["thought_ended"] = ended
+    if thoughts.as_text is not None:
+        for row, as_text in zip(found, thoughts.as_text.tolist(), strict=True):
+            row["thought_as_text"] = as_text
+    if thoughts.lost_probability is not None:
+        shares = thoughts.lost_probability.tolist()
+        steps = [len(row) for row in shares] if thoughts.steps is None else thoughts.steps.tolist()
+        for row, lost, count in zip(found, shares, steps, strict=True):
+            row["lost_probability"] = (sum(lost) / max(count, 1), max(lost, default=0.0))
+    return found
 
 
 def answer_questions(

@@ -67,6 +67,9 @@ class GenerateSummary:
         seconds: wall time of this run without loading the model.
         thoughts_not_ended: answers of this run whose thought was not ended at the limit of implicit tokens
             (thought_length="adaptive").
+        lost_probability: (mean, largest) share of a mixture that is on words that the host lacks, for a generator of
+            another tokenizer that thinks in words; else `None`.
+        thoughts_as_text: answers of this run whose thought was therefore handed over as text.
         batches: number of batches of this run.
         halvings: how often memory was too small for a batch.
         peak_memory: bytes of GPU memory; `None` on CPU.
@@ -81,6 +84,8 @@ class GenerateSummary:
     shared_prefix: int = 0
     seconds: float = 0.0
     thoughts_not_ended: int = 0
+    lost_probability: tuple[float, float] | None = None
+    thoughts_as_text: int = 0
     batches: int = 0
     halvings: int = 0
     peak_memory: int | None = None
@@ -100,6 +105,11 @@ class GenerateSummary:
         ]
         if self.thoughts_not_ended:
             parts.append(f"{self.thoughts_not_ended:,} thoughts not ended at the limit of implicit tokens")
+        if self.lost_probability is not None:
+            mean, largest = (f"{100 * share:.2f} %" for share in self.lost_probability)
+            parts.append(f"{mean} of the mixtures on words that the host lacks, at most {largest} of one")
+        if self.thoughts_as_text:
+            parts.append(f"{self.thoughts_as_text:,} thoughts handed over as text")
         if self.shared_prefix:
             parts.append(f"shared prefix of {self.shared_prefix:,} tokens")
         if self.peak_memory is not None:
@@ -204,6 +214,7 @@ def _answer_rows(
     summary.prompt_tokens = sum(len(prompts[row]) for row in left)
     total, todo = sum(costs.values()), sum(costs[row] for row in left)
     start, before = time.perf_counter(), len(rows) - len(left)
+    lost: list[tuple[float, float]] = []
     # The unit is tokens: the longest prompts come first, so that questions would give a wrong time left.
     with progress_bar("generate", total, total - todo, progress) as advance:
         advance(0, f"{before:,}/{len(rows):,}")
@@ -212,12 +223,17 @@ def _answer_rows(
             summary.batches += 1
             summary.new_tokens += sum(answer.new_tokens for answer in answers)
             summary.thoughts_not_ended += sum(not answer.thought_ended for answer in answers)
+            summary.thoughts_as_text += sum(answer.thought_as_text for answer in answers)
+            lost += [answer.lost_probability for answer in answers if answer.lost_probability is not None]
             answered, seconds = len(work.answers) - before, max(time.perf_counter() - start, 1e-9)
             advance(
                 sum(costs[row] for row in part),
                 f"{before + answered:,}/{len(rows):,}, {answered / seconds:,.1f} questions/s, "
                 f"{summary.new_tokens / seconds:,.0f} tokens/s",
             )
+    if lost:
+        means, largest = zip(*lost, strict=True)
+        summary.lost_probability = (sum(means) / len(means), max(largest))
 
 
 class WorkFile:

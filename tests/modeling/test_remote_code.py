@@ -18,7 +18,7 @@ from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 
 # peft 0.21 still reads the property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-LAYOUTS = ("attached", "whole", "two-tokenizers", "thoughts-attached", "thoughts-whole")
+LAYOUTS = ("attached", "whole", "two-tokenizers", "thoughts-attached", "thoughts-whole", "thoughts-two-tokenizers")
 QUESTION = [{"role": "user", "content": "How many apples has Ann now?"}]
 NEW = {"max_new_tokens": 6, "do_sample": False}
 SCRIPT = """
@@ -88,8 +88,11 @@ def root(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
     )
     for layout in LAYOUTS:
         if layout.startswith("thoughts"):
+            tokenizers = {"tokenizer": tiny_tokenizer}
+            if layout == "thoughts-two-tokenizers":
+                tokenizers = {"host_tokenizer": tiny_tokenizer, "generator_tokenizer": char_tokenizer}
             model = SemCoTForCausalLM.from_host_generator_pretrained(
-                root / "host", root / "generator", recipe="prompted", tokenizer=tiny_tokenizer, thought_prompt=QUESTION
+                root / "host", root / "generator", recipe="prompted", thought_prompt=QUESTION, **tokenizers
             )
         if layout == "two-tokenizers":
             model.config.separate_generator_tokenizer = True
@@ -133,7 +136,8 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
         assert found["compiled"] == found["ids"]
     assert found["piped"] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
     if layout.startswith("thoughts"):
-        assert found["text"] == model.implicit_text(ids, tokenizer=tokenizer)
+        own = None if layout == "thoughts-two-tokenizers" else tokenizer
+        assert found["text"] == model.implicit_text(ids, tokenizer=own)
         return
     assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
     assert found["config"] == AutoConfig.from_pretrained(folder).to_json_string()

@@ -1,5 +1,7 @@
 """Mixtures of words for a generator of another tokenizer, against plain loops over the texts of tokens."""
 
+import copy
+
 import pytest
 import torch
 from slow_path import ANSWER, new_ids, padded
@@ -7,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.modeling.thought_prompt_semcot import line_ends
 from semcot_hf.modeling.vocabularies_semcot import continued_ids, first_ids, shared_words, token_bytes
 
 LIMIT, TOP_K, END = 6, 3, 2
@@ -89,11 +92,16 @@ def test_words_in_the_middle_of_a_text(spaced_tokenizer, tiny_tokenizer):
 def thought_by_hand(model, prompt, limit=LIMIT):
     """(tokens (n, size), lost shares, whether it is handed over as text, whether it ended) of one prompt, in loops."""
     host_tokenizer, own = model.host_tokenizer, model.generator_tokenizer
+    ids = own(host_tokenizer.decode(prompt[: -len(ANSWER)] if prompt[-len(ANSWER) :] == ANSWER else prompt))
+    return thought_after(model, model.generator.get_input_embeddings()(torch.tensor([ids["input_ids"]])), limit)
+
+
+def thought_after(model, inputs, limit=LIMIT):
+    """`thought_by_hand` after what the generator reads (1, length, size)."""
+    host_tokenizer, own = model.host_tokenizer, model.generator_tokenizer
     words, table = model.generator.get_input_embeddings(), model.host.get_input_embeddings()
     host_ids = dict(enumerate(model.projection.host_word_ids.tolist()))
     shared = [token for token, other in host_ids.items() if other >= 0]
-    ids = own(host_tokenizer.decode(prompt[: -len(ANSWER)] if prompt[-len(ANSWER) :] == ANSWER else prompt))
-    inputs = words(torch.tensor([ids["input_ids"]]))
     if model.config.starts_with_thought_token:
         inputs = torch.cat([inputs, model.thought_embedding.expand(1, 1, -1)], dim=1)
     top_k = model.config.mixture_top_k or len(host_ids)
@@ -273,6 +281,49 @@ def test_text_beyond_the_limit_is_cut_off_and_counts_as_not_ended(make, prompts)
     expected = model.host_tokenizer("giraffegiraffe")["input_ids"][:LIMIT]
     assert thoughts.as_text.all() and not thoughts.ended.any() and steps["n"] == 3 and original is not None
     torch.testing.assert_close(thoughts.embeddings[0], model.host.get_input_embeddings()(torch.tensor(expected)))
+
+
+EXAMPLES = [
+    {"role": "system", "content": "Think."},
+    {"role": "user", "content": "Bob has 1."},
+    {"role": "assistant", "content": "1"},
+]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]  {{ m.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}[model]{% endif %}"
+)
+SHOWN = {
+    None: "Think.\n\nQuestion: Bob has 1.\nThought: 1\n\nQuestion: {}\nThought:",
+    TEMPLATE: "[system]  Think.\n\n[user]  Bob has 1.\n\n[assistant]  1\n\n[user]  {}\n\n[model]",
+}
+
+
+@pytest.mark.parametrize("template", SHOWN, ids=["few-shot", "template"])
+def test_thought_prompts(make, tiny_tokenizer, spaced_tokenizer, template):
+    """The host's question, in the generator's own prompt and tokens, whose beginning comes from a cache or not."""
+    own = copy.copy(spaced_tokenizer)
+    own.chat_template = template
+    model = make(recipe="prompted", thought_prompt=EXAMPLES, generator_tokenizer=own, max_lost_probability=None)
+    assert model.config.mixture_top_k == TOP_K and not model.config.starts_with_thought_token
+    assert {END} < set(line_ends(own)) and model.config.thought_ends == [END]
+    questions = ["Ann has 2?", " How many apples has Bob now?\n", "zebra"]
+    chats = [[*EXAMPLES, {"role": "user", "content": question}] for question in questions]
+    prompts = [
+        tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats
+    ]
+    words = model.generator.get_input_embeddings()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            tokens, mask = model.implicit_embeddings(**padded(prompts), return_mask=True)
+        for row, question in enumerate(questions):
+            ids = own(SHOWN[template].format(question.strip()))["input_ids"]
+            assert ids[0] == 1 and ids.count(1) == 1
+            asked, _ = model._generator_inputs(torch.tensor([prompts[row]]), None)
+            before, after = model.config.thought_prompt_ids
+            assert [*before, *asked[0].tolist(), *after] == ids
+            expected = thought_after(model, words(torch.tensor([ids])))[0]
+            torch.testing.assert_close(tokens[row, : len(expected)], expected, atol=1e-6, rtol=1e-6)
+            assert int(mask[row].sum()) == len(expected)
 
 
 @pytest.mark.parametrize("include_host", [True, False])
