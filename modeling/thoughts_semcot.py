@@ -27,7 +27,8 @@ class Thoughts(NamedTuple):
             they are text; `None` for thoughts of fixed length.
         lost_probability: FloatTensor (batch, steps), for each step of the generator the share of its mixture that is
             on words that the host lacks, 0 behind a thought's end; `None` for other projections, or one tokenizer.
-        as_text: BoolTensor (batch,), whether the thought was handed over as text; `None` likewise.
+        as_text: BoolTensor (batch,), whether the thought was handed over as text; `None` likewise, and for thoughts of
+            fixed length.
     """
 
     embeddings: Tensor

@@ -139,3 +139,67 @@ def test_files(model, tokenizer, alone, tmp_path):
     assert [row[questions.output_column] for row in rows] == [text for text, _ in alone]
     assert summary.thoughts_not_ended == sum(count == LIMIT for _, count in alone)
     assert "thoughts not ended" in str(summary)
+
+
+@pytest.fixture(scope="module")
+def other_model(tokenizer, char_tokenizer):
+    """A model whose generator has other words than its host, and hands some of its thoughts over as text."""
+    generator = tiny_llama(char_tokenizer, 16, seed=5).double()
+    generator.resize_token_embeddings(140)
+    for weight in generator.parameters():
+        weight.data *= 4
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        answering_host(tokenizer, steps=4),
+        generator,
+        num_implicit_tokens=LIMIT,
+        generator_mode="sequential",
+        projection="vocabulary",
+        thought_length="adaptive",
+        mixture_top_k=3,
+        end_of_thought_token_ids=[139],
+        max_lost_probability=1.0,
+        host_tokenizer=tokenizer,
+        generator_tokenizer=char_tokenizer,
+        answer_prompt_ids=answer_prompt_ids(tokenizer),
+    )
+    most = sorted(thoughts_of(model, tokenizer)[row].lost_probability.max().item() for row in range(9))
+    model.config.max_lost_probability = (most[3] + most[4]) / 2
+    assert most[3] < most[4]
+    return model
+
+
+def thoughts_of(model, tokenizer):
+    with torch.no_grad():
+        return [model.implicit_thoughts(torch.tensor([prompt])) for prompt in prompts_of(tokenizer)]
+
+
+def test_what_the_host_lacks_is_reported(other_model, tokenizer, tmp_path):
+    thoughts = thoughts_of(other_model, tokenizer)
+    lost = [(own.lost_probability.mean().item(), own.lost_probability.max().item()) for own in thoughts]
+    as_text = [own.as_text.item() for own in thoughts]
+    assert sum(as_text) == 5
+    options = dict(max_new_tokens=4, batch_size=4)
+    answers = answer_questions(other_model, tokenizer, QUERIES, method="semcot", **options)
+    assert [answer.thought_as_text for answer in answers] == as_text
+    assert [answer.thought_ended for answer in answers] == [own.ended.item() for own in thoughts]
+    assert [answer.implicit_tokens for answer in answers] == [own.embeddings.shape[1] for own in thoughts]
+    for answer, own in zip(answers, lost, strict=True):
+        assert answer.lost_probability == pytest.approx(own)
+    report = evaluate(
+        other_model, tokenizer, ROWS, output_dir=tmp_path / "run", progress=False, latency_samples=0, **options
+    )
+    row = next(row for row in report["rows"] if row["method"] == "semcot")
+    mean, largest = sum(share for share, _ in lost) / 9, max(share for _, share in lost)
+    assert row["lost_probability"] == {"mean": pytest.approx(mean), "max": pytest.approx(largest)}
+    assert row["thoughts_as_text"] == 5
+    text = (
+        f"on average {100 * mean:.2f} % of a mixture are on words that the host lacks, at most {100 * largest:.1f} %"
+    )
+    assert text in (tmp_path / "run" / "report.md").read_text()
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"query": query}) + "\n" for query in QUERIES))
+    summary = generate_file(
+        other_model, tokenizer, read_questions(path, tmp_path / "answers.jsonl"), max_new_tokens=4, progress=False
+    )
+    assert (summary.thoughts_as_text, summary.lost_probability) == (5, pytest.approx((mean, largest)))
+    assert "5 thoughts handed over as text" in str(summary)

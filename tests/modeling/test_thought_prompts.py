@@ -170,8 +170,8 @@ def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer):
 
 def test_the_snippets_of_the_documentation(tiny_lm, tiny_tokenizer, tmp_path, capsys):
     page = Path(__file__).parents[2] / "docs" / "soft-words.md"
-    code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[:2]
-    assert 'recipe="prompted"' in code[0] and "implicit_attention_mask" in code[1]
+    code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[:3]
+    assert 'recipe="prompted"' in code[0] and "implicit_thoughts" in code[2]
     for number, part in enumerate(("host", "generator")):
         tiny_lm(seed=number, max_position_embeddings=2048).save_pretrained(tmp_path / part)
         tiny_tokenizer.save_pretrained(tmp_path / part)
