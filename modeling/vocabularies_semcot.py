@@ -92,12 +92,17 @@ def _written_bytes(piece: str) -> bytes | None:
 
 def continued_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of a text that follows other text, where some tokenizers add no space as they do at its start."""
-    for before in ("a", "="):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first: Any = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
+    if " " not in tokenizer.convert_tokens_to_string([*first, *first]):
+        return ids
+    # What tokenizers do not join with the text.
+    for before in ("\n", "="):
         start = tokenizer(before, add_special_tokens=False)["input_ids"]
-        ids = tokenizer(before + text, add_special_tokens=False)["input_ids"]
-        if ids[: len(start)] == start:
-            return ids[len(start) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+        both = tokenizer(before + text, add_special_tokens=False)["input_ids"]
+        if both[: len(start)] == start:
+            return both[len(start) :]
+    return ids
 
 
 def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
