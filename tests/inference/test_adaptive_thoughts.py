@@ -144,28 +144,32 @@ def test_files(model, tokenizer, alone, tmp_path):
 @pytest.fixture(scope="module")
 def other_model(tokenizer, char_tokenizer):
     """A model whose generator has other words than its host, and hands some of its thoughts over as text."""
-    generator = tiny_llama(char_tokenizer, 16, seed=5).double()
-    generator.resize_token_embeddings(140)
-    for weight in generator.parameters():
-        weight.data *= 4
-    model = SemCoTForCausalLM.from_host_generator_pretrained(
-        answering_host(tokenizer, steps=4),
-        generator,
-        num_implicit_tokens=LIMIT,
-        generator_mode="sequential",
-        projection="vocabulary",
-        thought_length="adaptive",
-        mixture_top_k=3,
-        end_of_thought_token_ids=[139],
-        max_lost_probability=1.0,
-        host_tokenizer=tokenizer,
-        generator_tokenizer=char_tokenizer,
-        answer_prompt_ids=answer_prompt_ids(tokenizer),
-    )
-    most = sorted(thoughts_of(model, tokenizer)[row].lost_probability.max().item() for row in range(9))
-    model.config.max_lost_probability = (most[3] + most[4]) / 2
-    assert most[3] < most[4]
-    return model
+    for seed in range(20):
+        generator = tiny_llama(char_tokenizer, 16, seed=seed).double()
+        generator.resize_token_embeddings(140)
+        for weight in generator.parameters():
+            weight.data *= 4
+        model = SemCoTForCausalLM.from_host_generator_pretrained(
+            answering_host(tokenizer, steps=4),
+            generator,
+            num_implicit_tokens=LIMIT,
+            generator_mode="sequential",
+            projection="vocabulary",
+            thought_length="adaptive",
+            mixture_top_k=3,
+            end_of_thought_token_ids=[139],
+            max_lost_probability=1.0,
+            host_tokenizer=tokenizer,
+            generator_tokenizer=char_tokenizer,
+            answer_prompt_ids=answer_prompt_ids(tokenizer),
+        )
+        most = sorted(
+            max(own.lost_probability.flatten().tolist(), default=0.0) for own in thoughts_of(model, tokenizer)
+        )
+        if most[3] < most[4]:
+            model.config.max_lost_probability = (most[3] + most[4]) / 2
+            return model
+    raise AssertionError("no seed gives thoughts that lose enough")
 
 
 def thoughts_of(model, tokenizer):
@@ -175,7 +179,8 @@ def thoughts_of(model, tokenizer):
 
 def test_what_the_host_lacks_is_reported(other_model, tokenizer, tmp_path):
     thoughts = thoughts_of(other_model, tokenizer)
-    lost = [(own.lost_probability.mean().item(), own.lost_probability.max().item()) for own in thoughts]
+    shares = [own.lost_probability.flatten().tolist() or [0.0] for own in thoughts]
+    lost = [(sum(row) / len(row), max(row)) for row in shares]
     as_text = [own.as_text.item() for own in thoughts]
     assert sum(as_text) == 5
     options = dict(max_new_tokens=4, batch_size=4)
