@@ -9,6 +9,7 @@ from ..condense.endpoint import EndpointSource
 from ..condense.local import LocalSource
 from ..condense.requests import Source
 from ..condense.rules import EquationSource, SurprisalSource
+from ..inference.settings import read_thought_prompt
 from ..tables import print_table
 from .arguments import DataArguments, load_model, load_splits, parse
 
@@ -29,7 +30,19 @@ class CondenseArguments(CondenseConfig):
     model: str | None = field(
         default=None, metadata={"help": "Name at the endpoint, or id or folder; not needed by 'equations'."}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "Maximum tokens of a reply of 'endpoint' and 'local'."})
+    thought_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "With 'local': worked examples by which an instruct model writes condensed reasoning from the "
+            "question, kept where its last result is the answer; 'equations', or a JSON file of chat messages."
+        },
+    )
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum tokens of a reply of 'endpoint' and 'local'; by default 512, or 96 with thought_prompt."
+        },
+    )
     temperature: float = field(
         default=0.7, metadata={"help": "Temperature of second and later replies; the first is greedy."}
     )
@@ -70,18 +83,23 @@ def _options(args: CondenseArguments, *names: str) -> dict[str, Any]:
 def _source(args: CondenseArguments) -> Source:
     if args.source not in _SOURCES:
         raise ValueError(f"source={args.source!r} is unknown: choose one of {', '.join(_SOURCES)}.")
+    if args.thought_prompt is not None and args.source != "local":
+        raise ValueError(
+            f"thought_prompt={args.thought_prompt!r} needs source='local', got source={args.source!r}: leave it out."
+        )
     if args.source == "equations":
         return EquationSource()
     if args.model is None:
         raise ValueError(f"source={args.source!r} needs a model: add --model.")
     if args.source == "endpoint":
-        options = _options(args, "concurrency", "timeout", "max_tries", "max_new_tokens", "temperature")
-        return EndpointSource(args.model, **options)
+        options = _options(args, "concurrency", "timeout", "max_tries", "temperature")
+        return EndpointSource(args.model, max_new_tokens=args.max_new_tokens or 512, **options)
+    thought_prompt = None if args.thought_prompt is None else read_thought_prompt(args.thought_prompt)
     model, tokenizer = load_model(args)
     if args.source == "surprisal":
         return SurprisalSource(model, tokenizer, name=args.model, **_options(args, "max_loss", "batch_size"))
     options = _options(args, "batch_size", "max_new_tokens", "temperature")
-    return LocalSource(model, tokenizer, name=args.model, **options)
+    return LocalSource(model, tokenizer, name=args.model, thought_prompt=thought_prompt, **options)
 
 
 def _print(report: CondenseReport) -> None:

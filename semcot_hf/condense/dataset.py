@@ -98,13 +98,14 @@ def condense_dataset(
         (split, i, row) for split in config.splits if split in dataset for i, row in enumerate(dataset[split])
     ]
     plan = Plan(
-        make=("condensed_reasoning",) if source.is_rule else tuple(config.make),
+        make=("condensed_reasoning",) if source.is_rule or source.from_question else tuple(config.make),
         replace=config.replace,
         answer_type=config.answer_type
         or infer_answer_type(row["answer"] for *_, row in rows if row["answer"].strip()),
-        max_words=None if source.is_rule else config.max_words,
+        max_words=None if source.is_rule or source.from_question else config.max_words,
         max_attempts=1 if source.is_rule else config.max_attempts,
         source=source.fingerprint,
+        from_question=source.from_question,
     )
     with ReplyJournal(folder / JOURNAL_FILE) as journal:
         outcomes = _complete([row for _, _, row in rows], plan, source, journal, config, progress)
@@ -136,6 +137,11 @@ def _check_fit(dataset: Mapping[str, Dataset], source: Source, config: CondenseC
     if source.is_rule and "condensed_reasoning" not in config.make:
         raise ValueError(
             f"make={list(config.make)}: a rule makes no reasoning. Add 'condensed_reasoning' or use a model."
+        )
+    if source.from_question and "condensed_reasoning" not in config.make:
+        raise ValueError(
+            f"make={list(config.make)}: a thought prompt makes no reasoning. Add 'condensed_reasoning', or leave "
+            "thought_prompt out."
         )
     present = [split for split in config.splits if split in dataset and len(dataset[split])]
     if not present:

@@ -50,6 +50,7 @@ class EndpointSource:
     """
 
     is_rule = False
+    from_question = False
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class Plan:
         max_words: maximum words of a condensed reasoning; `None` for no limit.
         max_attempts: replies to request before a row is rejected.
         source: the settings that determine the source's replies, such as its model.
+        from_question: whether condensed reasoning is written from the question, without a reasoning.
     """
 
     make: tuple[str, ...]
@@ -48,6 +49,7 @@ class Plan:
     max_words: int | None
     max_attempts: int
     source: Mapping
+    from_question: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Request:
         answer_type, max_words: see `Plan`.
         earlier: the rejected replies.
         key: equal for requests whose replies are interchangeable.
+        from_question: see `Plan`.
     """
 
     stage: str
@@ -71,6 +74,7 @@ class Request:
     max_words: int | None
     earlier: tuple[Reply, ...]
     key: str
+    from_question: bool = False
 
 
 Keep = Callable[[Request, Reply], None]
@@ -83,11 +87,15 @@ class Source(Protocol):
     Attributes:
         is_rule: whether it condenses by a rule: it makes no reasoning, has one reply, and keeps whole steps or
             equations of any length.
+        from_question: whether it writes condensed reasoning from the question; no reasoning is then made or needed.
         fingerprint: the settings that determine its replies; replies under another fingerprint are not used.
     """
 
     @property
     def is_rule(self) -> bool: ...
+
+    @property
+    def from_question(self) -> bool: ...
 
     @property
     def fingerprint(self) -> Mapping: ...
@@ -135,6 +143,8 @@ def request_key(plan: Plan, stage: str, query: str, answer: str, reasoning: str)
     """
     if stage == "reasoning":
         material: list[object] = [dict(plan.source), _REASON, _ANSWER_FORMS[plan.answer_type], query]
+    elif plan.from_question:
+        material = [dict(plan.source), query]
     else:
         material = [dict(plan.source), _CONDENSE, _TOO_LONG, plan.max_words, query, answer, reasoning]
     return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:24]
@@ -143,7 +153,8 @@ def request_key(plan: Plan, stage: str, query: str, answer: str, reasoning: str)
 def fault_of(request: Request, reply: Reply) -> str | None:
     """Return the fault of a reply, `None` when it has none.
 
-    A rationale must end on the right answer according to both `check_answer` and `rationale_agrees`.
+    A rationale must end on the right answer according to both `check_answer` and `rationale_agrees`; condensed
+    reasoning that is written from the question must end on it according to `rationale_agrees`.
 
     >>> about = dict(query="1+1?", answer="2", answer_type="numeric", max_words=3, earlier=(), key="")
     >>> request = Request("reasoning", reasoning="", **about)
@@ -151,6 +162,9 @@ def fault_of(request: Request, reply: Reply) -> str | None:
     (None, 'wrong answer')
     >>> fault_of(Request("condensed_reasoning", reasoning="...", **about), Reply("that would be two"))
     'over-long'
+    >>> thought = Request("condensed_reasoning", reasoning="", from_question=True, **about)
+    >>> [fault_of(thought, Reply(text)) for text in ("1+1=2", "1+1=3", "one more")]
+    [None, 'wrong answer', 'no answer']
     """
     if not reply.text.strip():
         return "empty"
@@ -160,6 +174,9 @@ def fault_of(request: Request, reply: Reply) -> str | None:
         right = check_answer(reply.text, request.answer, request.answer_type)
         agrees = rationale_agrees(reply.text, request.answer, request.answer_type)
         return None if right and agrees is not False else "wrong answer"
+    if request.from_question:
+        agrees = rationale_agrees(reply.text, request.answer, request.answer_type)
+        return None if agrees else "no answer" if agrees is None else "wrong answer"
     if request.max_words is not None and len(reply.text.split()) > request.max_words:
         return "over-long"
     return None
@@ -182,7 +199,9 @@ def follow(row: Mapping, plan: Plan, replies: Mapping[str, Sequence[Reply]]) -> 
     if not wanted:
         outcome.texts = {stage: row[stage] for stage in STAGES}
         return outcome
-    if "reasoning" not in wanted:
+    if plan.from_question:
+        outcome.texts["reasoning"] = row["reasoning"]
+    elif "reasoning" not in wanted:
         outcome.texts["reasoning"] = row["reasoning"]
         if outcome.given_wrong:
             return outcome.reject("the given reasoning ends on a wrong answer")
@@ -190,10 +209,11 @@ def follow(row: Mapping, plan: Plan, replies: Mapping[str, Sequence[Reply]]) -> 
             return outcome.reject("there is no reasoning to condense")
     outcome.stages = outcome.open = len(wanted)
     for stage in wanted:
-        reasoning = outcome.texts.get("reasoning", "")
+        reasoning = "" if plan.from_question else outcome.texts.get("reasoning", "")
         key = request_key(plan, stage, row["query"], row["answer"], reasoning)
         found = tuple(replies.get(key, ()))
-        request = Request(stage, row["query"], row["answer"], reasoning, plan.answer_type, plan.max_words, found, key)
+        about = (row["query"], row["answer"], reasoning, plan.answer_type, plan.max_words)
+        request = Request(stage, *about, found, key, plan.from_question)
         fault: str | None = "missing"
         for reply in found:
             fault = fault_of(request, reply)
@@ -224,14 +244,17 @@ def messages(request: Request) -> list[dict[str, str]]:
     """Return the chat that sends `request` to a language model.
 
     A rationale with a wrong answer is requested again in the same words: given the answer, a model would defend it.
-    An over-long condensation is sent back with its length.
+    An over-long condensation is sent back with its length. Condensed reasoning from the question is requested by the
+    question alone, which a thought prompt precedes.
 
     >>> about = dict(query="1+1?", answer="2", answer_type="numeric", max_words=2, key="")
     >>> request = Request("condensed_reasoning", reasoning="1 + 1 = 2.", earlier=(Reply("that is 2"),), **about)
     >>> [message["role"] for message in messages(request)], messages(request)[-1]["content"]
     (['user', 'assistant', 'user'], 'That is 3 words. Condense it further, to at most 2 words.')
     """
-    if request.stage == "reasoning":
+    if request.from_question:
+        turns = [request.query]
+    elif request.stage == "reasoning":
         turns = [_REASON.format(form=_ANSWER_FORMS[request.answer_type], query=request.query)]
     else:
         turns = [_CONDENSE.format(max_words=request.max_words, query=request.query, reasoning=request.reasoning)]

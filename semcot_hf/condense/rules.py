@@ -33,6 +33,7 @@ class EquationSource:
     """Keep the equations; see `equations_of`."""
 
     is_rule = True
+    from_question = False
     fingerprint: Mapping = {"source": "equations"}
 
     def complete(self, requests: Sequence[Request], keep: Keep, fail: Fail) -> None:
@@ -60,6 +61,7 @@ class SurprisalSource:
     """
 
     is_rule = True
+    from_question = False
 
     def __init__(
         self,

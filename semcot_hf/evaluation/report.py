@@ -78,6 +78,9 @@ def report_tables(report: Report) -> list[TextTable]:
     methods, interval = report["rows"], "95 % interval"
     alone = any(row["method"] == "generator" for row in methods)
     share = any(row.get("share_of_cot_time") for row in methods)
+    # The first batch size has columns of its own.
+    measured = report["latency"]["methods"] if report["latency"] else {}
+    larger = [row["batch_size"] for row in next(iter(measured.values()), [])[1:]]
     names = [METHOD_NAMES[row["method"]] for row in methods]
     by_method = [
         [
@@ -87,6 +90,7 @@ def report_tables(report: Report) -> list[TextTable]:
             duration(row["seconds_per_query"]),
             duration(row["seconds_per_query_p95"]),
             *([f"{row['share_of_cot_time']:.2f}"] if share else []),
+            *(duration(timed["median"]) for timed in measured.get(row["method"], [])[1:]),
             f"{row['new_tokens_per_query']:.1f}",
             f"{row['implicit_tokens']:.1f}"
             if isinstance(row["implicit_tokens"], float)
@@ -131,6 +135,7 @@ def report_tables(report: Report) -> list[TextTable]:
                 *(["over no CoT", "over the generator alone"] if alone else []),
                 *("median per query", "p95"),
                 *(["of explicit CoT's time"] if share else []),
+                *(f"median at batch {size}" for size in larger),
                 *("new tokens", "k"),
             ],
             by_method,

@@ -12,7 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..modeling.splicing_semcot import context_of
 from ..modeling.thoughts_semcot import Thoughts
 from .batches import batch_within, plan_batches
-from .decoding import decoding_config, greedy_defaults, is_out_of_memory, seeded, synchronized_time, used_tokens
+from .decoding import (
+    NO_PENALTIES,
+    decoding_config,
+    greedy_defaults,
+    is_out_of_memory,
+    seeded,
+    synchronized_time,
+    used_tokens,
+)
 from .prompting import Query, encode_prompts, pad_left
 from .settings import (
     IMPLICIT_METHODS,
@@ -173,6 +181,11 @@ class Answerer:
                     f"this model was trained with {ends} (config.answer_prompt_ids): pass the text that gives them."
                 )
             yield prompt
+
+    def think_until(self, ends: Iterable[int]) -> None:
+        """Also end answers on the tokens `ends`, and penalize no repetition: the answers are thoughts in words."""
+        known = cast(list[int], self._config.eos_token_id or [])
+        self._config.update(eos_token_id=list(dict.fromkeys([*known, *ends])), **NO_PENALTIES)
 
     def context_problem(self, length: int) -> str | None:
         """Return why a prompt of `length` tokens exceeds the context, or `None` when it fits.

@@ -29,6 +29,7 @@ from semcot_hf.data.schema import FEATURES
 from semcot_hf.data.tasks import arithmetic, coin_flip
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.inference.prompting import ANSWER_PROMPT, prompt_text
+from semcot_hf.modeling.thought_prompt_semcot import line_ends
 
 ROWS = arithmetic.generate(12, seed=9, max_steps=3)
 REASONING, CONDENSED = "reasoning", "condensed_reasoning"
@@ -367,6 +368,14 @@ def test_the_command_condenses_a_file(tmp_path, capsys):
     for wrong, message in (
         (["--source", "rules"], "source='rules' is unknown: choose one of endpoint, local, equations, surprisal"),
         (["--source", "local"], "source='local' needs a model: add --model"),
+        (
+            ["--source", "equations", "--thought_prompt", "equations"],
+            "thought_prompt='equations' needs source='local'",
+        ),
+        (
+            ["--source", "local", "--model", "m", "--thought_prompt", "no.json"],
+            "thought_prompt='no.json' is not a file",
+        ),
         (["--source", "equations", "--price_input", "1"], "price_input and price_output go together"),
     ):
         assert main(["condense", *flags, *wrong]) == 1
@@ -421,6 +430,68 @@ def test_a_local_model_computes_nothing_twice(tiny_lm, tiny_tokenizer, tmp_path)
     source.max_new_tokens = 1000
     with pytest.raises(ValueError, match="1000 new tokens are more than the context of 1024"):
         condense(data(bare(ROWS[:1])), source, output_dir=tmp_path / "context")
+
+
+SHORT = [
+    {"role": "system", "content": "Write equations."},
+    {"role": "user", "content": "Two and two?"},
+    {"role": "assistant", "content": "2+2=4"},
+]
+
+
+def thought_requests(rows):
+    plan = Plan((CONDENSED,), False, "numeric", None, 2, {}, from_question=True)
+    return [follow(row, plan, {}).request for row in bare(rows)]
+
+
+def test_a_thought_prompt_as_by_hand(tiny_lm, tiny_tokenizer):
+    source = local(tiny_lm, tiny_tokenizer, batch_size=3, thought_prompt=SHORT)
+    source.max_new_tokens = 20
+    ends = line_ends(tiny_tokenizer)
+    requests, replies = thought_requests(ROWS[:5]), {}
+    source.complete(requests, lambda request, reply: replies.update({request.key: reply}), pytest.fail)
+    for request in requests:
+        chat = [*SHORT, {"role": "user", "content": request.query}]
+        text = tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        prompt = tiny_tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        size = prompt["input_ids"].shape[1]
+        tokens = source.model.generate(**prompt, do_sample=False, max_new_tokens=20, eos_token_id=ends)[0, size:]
+        text = tiny_tokenizer.decode(tokens, skip_special_tokens=True)
+        assert replies[request.key] == Reply(text, tokens[-1] not in ends, size, len(tokens))
+    assert local(tiny_lm, tiny_tokenizer).fingerprint != source.fingerprint
+
+
+def test_thoughts_are_kept_where_they_end_on_the_answer(tiny_lm, tiny_tokenizer, tmp_path):
+    """Rows need no reasoning; a wrong thought is asked for again, and a row without a right one is left out."""
+    source, asked = local(tiny_lm, tiny_tokenizer, thought_prompt=SHORT), []
+    wrong, silent, late = queries(1, 2, 3)
+
+    def replies(batch, prompts):
+        asked.extend((request.query, len(request.earlier)) for request in batch)
+        for request in batch:
+            right = f" 1+1=2;\n {request.answer}-0={request.answer} \n"
+            worse = {wrong: "1+1=77777", silent: "I cannot say."}.get(request.query, right)
+            yield Reply("3*3=77777" if request.query == late and not request.earlier else worse)
+
+    source._generate = replies
+    rows = [
+        *bare(ROWS[:4]),
+        {**ROWS[4], "condensed_reasoning": "kept"},
+        {**bare(ROWS[5:6])[0], "reasoning": "It is 7."},
+    ]
+    made, report = condense(data(rows), source, output_dir=tmp_path, max_attempts=2)
+    wanted = [0, 3, 4, 5]
+    assert [row["query"] for row in made["train"]] == queries(*wanted)
+    thoughts = [f"1+1=2; {ROWS[number]['answer']}-0={ROWS[number]['answer']}" for number in wanted]
+    assert [row["condensed_reasoning"] for row in made["train"]] == [*thoughts[:2], "kept", thoughts[3]]
+    assert [row["reasoning"] for row in made["train"]] == ["", "", ROWS[4]["reasoning"], "It is 7."]
+    assert report.rejected_rows == {"condensed reasoning: wrong answer": 1, "condensed reasoning: no answer": 1}
+    assert report.rejected_replies == {"condensed reasoning: wrong answer": 3, "condensed reasoning: no answer": 2}
+    assert len(asked) == 8 and (late, 1) in asked
+    condense(data(rows), source, output_dir=tmp_path, max_attempts=2)
+    assert len(asked) == 8
+    with pytest.raises(ValueError, match="a thought prompt makes no reasoning"):
+        condense(data(rows), source, output_dir=tmp_path, make=[REASONING])
 
 
 def plain_surprisal(model, tokenizer, query, steps, answer):

@@ -9,7 +9,7 @@ from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data.rationale import rationale_agrees
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.evaluation import compare_runs, evaluate, mcnemar, print_report
-from semcot_hf.evaluation.report import report_tables
+from semcot_hf.evaluation.report import duration, report_tables
 from semcot_hf.inference.prompting import answer_prompt_ids
 
 ROWS = coin_flip.generate(10, seed=4, split="test")
@@ -44,7 +44,9 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def finished(model, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, evaluate(model, tokenizer, ROWS, output_dir=folder, latency_samples=2, **OPTIONS)
+    return folder, evaluate(
+        model, tokenizer, ROWS, output_dir=folder, latency_samples=2, latency_batch_sizes=[1, 2], **OPTIONS
+    )
 
 
 def records_of(folder, name):
@@ -102,6 +104,9 @@ def test_tables(finished, capsys):
     assert [row[header.index("of explicit CoT's time")] for row in rows][1] == "1.00"
     assert rows[0][3] == rows[6][4] == "-" and ", p " in rows[3][3]
     assert [row[-1] for row in rows if row[0] == "generator alone"] == ["0"]
+    timed = {name: sizes[1]["median"] for name, sizes in report["latency"]["methods"].items()}
+    assert [row[header.index("median at batch 2")] for row in rows] == [duration(timed[name]) for name in METHODS]
+    assert {len(row) for row in rows} == {len(header)}
     header, rows = tables["Thoughts in words"]
     assert [row[0] for row in rows] == [
         "condensed CoT of the host", "SemCoT", "SemCoT, single words", "host reads the words", "generator alone"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.distillation.words import WordSettings, tokenize_words
 from semcot_hf.inference.answering import Answerer, answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, encode_prompts
 from semcot_hf.inference.settings import AnswerSettings, methods_of
@@ -325,6 +326,14 @@ def test_what_stands_before_an_answer(tiny_tokenizer, joining_tokenizer):
     assert text(2, [newline, 2], "\nAnswer:") == "\nAnswer:"
     assert text(2, [word, 2], "Answer:") == "<eos>Answer:"
     assert text(None, [], "\nAnswer:") == "\nAnswer:"
+    for tokenizer in (tiny_tokenizer, joining_tokenizer):
+        for end in ("\n", "<eos>"):
+            for prompt in ("\nAnswer:", "Answer:", " Answer:"):
+                [first] = tokenizer(end, add_special_tokens=False)["input_ids"]
+                taught = WordSettings("", tokenizer, 9, first, (first,), True, prompt)
+                ids = tokenize_words("x", "7", taught)["thought_ids"]
+                own = tokenizer(" 7<eos>", add_special_tokens=False)["input_ids"]
+                assert ids == [*ids[:1], *answer_after(tokenizer, first, [first], prompt), *own]
 
 
 def test_methods_of_other_models(tiny_lm, tiny_semcot, tiny_tokenizer):
