@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: real help demo test test-slow test-all test-floor common-tests bench-smoke docs lint types format wheel-test clean
+.PHONY: real help demo test test-slow test-all test-floor common-tests faults bench-smoke docs lint types format
+.PHONY: wheel-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +29,12 @@ test-floor: build/floor/.installed ## Run all tests with the lowest declared ver
 common-tests: $(VENV)/.installed-test ## Run transformers' own common tests of models
 	$(PIP) parameterized==0.9.0
 	OMP_NUM_THREADS=1 $(BIN)/python tests/common/fetch_and_run.py
+
+# The same tests as in `make test-all`, with many more cases; SEMCOT_FAULTS_LOG=FILE lists the outcome of each.
+faults: $(VENV)/.installed-test ## Run the tests of faults and load with all their cases
+	SEMCOT_FAULTS_CALLS=2000 SEMCOT_FAULTS_FILES=200 SEMCOT_FAULTS_KILLS=20 SEMCOT_FAULTS_DISKS=20 \
+		SEMCOT_FAULTS_PROCESSES=16 SEMCOT_FAULTS_ROUNDS=5 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 0 tests/faults
 
 # The figures mean nothing after 30 steps; the report has the same form as a full run's.
 bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 steps

@@ -1,9 +1,12 @@
 """Configuration of a SemCoT model: the frozen host LLM, the implicit-token generator, and how tokens are made."""
 
+from os import PathLike
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .checksums_semcot import content_checksum
 
 GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
@@ -63,6 +66,11 @@ class SemCoTConfig(PreTrainedConfig):
         host_fingerprint: digests of the host's weights (`weights_fingerprint`), which loading compares; `None` for
             weights that could not be read, such as quantized ones.
         generator_name_or_path: the model that the generator was initialized from.
+        weights_checksum, generation_checksum, own_tokenizers_checksum: checksums of the weights, of
+            generation_config.json and of the two tokenizers of `separate_generator_tokenizer`, which saving writes and
+            loading compares; a loaded model has none.
+        tokenizer_checksum: checksum of the tokenizer that the model was trained with, which the trainer records and
+            the commands compare.
 
     Raises:
         ValueError: for a value out of range; the message names the argument, the value and the remedy.
@@ -98,6 +106,10 @@ class SemCoTConfig(PreTrainedConfig):
     host_gguf_file: str | None = None
     host_fingerprint: str | None = None
     generator_name_or_path: str | None = None
+    weights_checksum: str | None = None
+    generation_checksum: str | None = None
+    tokenizer_checksum: str | None = None
+    own_tokenizers_checksum: str | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -127,7 +139,19 @@ class SemCoTConfig(PreTrainedConfig):
                 part._attn_implementation = implementation
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        # Here its place is known.
+        _check_file(found, pretrained_model_name_or_path)
+        return found, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        config_dict = dict(config_dict)
+        _check_file(config_dict, kwargs.get("name_or_path"))
+        config_dict.pop("config_checksum", None)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
@@ -135,6 +159,15 @@ class SemCoTConfig(PreTrainedConfig):
                 "generator to SemCoTForCausalLM.from_host_generator_pretrained."
             )
         return super().from_dict(config_dict, **kwargs)
+
+    def to_json_file(self, json_file_path: str | PathLike, use_diff: bool = True) -> None:
+        """Write the configuration with a checksum, by which `from_dict` notices a damaged file."""
+        written: dict[str, Any] = self.to_diff_dict() if use_diff else self.to_dict()
+        self.config_checksum = _file_checksum(written)
+        try:
+            super().to_json_file(json_file_path, use_diff=use_diff)
+        finally:
+            del self.config_checksum
 
     def _check(self) -> None:
         if self.num_implicit_tokens < 0:
@@ -270,6 +303,26 @@ def text_config(
     if not isinstance(config, PreTrainedConfig):
         raise ValueError(f"host_config or generator_config is {config!r}: a SemCoT model needs both.")
     return config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def _file_checksum(content: dict[str, Any]) -> str:
+    """Return the checksum of a config.json, apart from what names places, or has a checksum of its own."""
+    apart = {"generator_name_or_path", "weights_checksum", "config_checksum", "transformers_version"}
+    apart |= {
+        f"host_{name}" for name in ("name_or_path", "revision", "subfolder", "variant", "gguf_file", "fingerprint")
+    }
+    kept = {key: value for key, value in content.items() if key not in apart and not key.startswith("_")}
+    return content_checksum(kept)
+
+
+def _check_file(content: dict[str, Any], name: str | PathLike | None) -> None:
+    """Raise ValueError for the content of a config.json that is not the one its checksum was made of."""
+    checksum = content.get("config_checksum")
+    if checksum is not None and checksum != _file_checksum(content):
+        raise ValueError(
+            f"The config.json of {str(name or 'a SemCoT checkpoint')!r} is not as it was saved: it was damaged or "
+            "edited. Copy or download it again; to load it as it is, delete its line config_checksum."
+        )
 
 
 def _config_from_dict(name: str, values: dict[str, Any]) -> PreTrainedConfig:

@@ -15,9 +15,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .checksums_semcot import base_state, has_checksum, saved_weights
 from .configuration_semcot import SemCoTConfig
 from .parts_semcot import unquantized
-from .saving_semcot import SemCoTSavingMixin
+from .saving_semcot import SemCoTSavingMixin, generation_checksum
 from .sources_semcot import (
     FILE_ARGUMENTS,
     HUB_ARGUMENTS,
@@ -33,6 +34,7 @@ from .sources_semcot import (
     load_host,
     own_tokenizers,
     pick,
+    readable,
 )
 from .thought_prompt_semcot import recipe_fields
 from .vocabularies_semcot import shared_words
@@ -295,7 +297,11 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             options["dtype"] = torch.promote_types(*dtypes)
         if not config.includes_host and isinstance(kwargs.get("device_map"), dict):
             options["device_map"] = _places(kwargs["device_map"], False)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **options)
+        checksums = (config.weights_checksum, config.generation_checksum)
+        of_tokenizers = config.own_tokenizers_checksum
+        config.weights_checksum = config.generation_checksum = config.own_tokenizers_checksum = None
+        with readable(f"The checkpoint {str(pretrained_model_name_or_path)!r}"):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **options)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         if config.includes_host:
             host = model.host
@@ -305,7 +311,9 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 model.to(dtypes[1])
             model._set_host(host)
             model._attached_fingerprint = weights_fingerprint(host)
-        else:
+        if not kwargs.get("ignore_mismatched_sizes"):
+            model._check_checksums(str(pretrained_model_name_or_path), *checksums)
+        if not config.includes_host:
             host, place, found = _plain(host), None, None
             if not isinstance(host, PreTrainedModel):
                 saved = {"dtype": dtypes[0] or "auto"}
@@ -317,8 +325,35 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         for part in TOKENIZERS if model.config.separate_generator_tokenizer else ():
             files = pick(kwargs, (*HUB_ARGUMENTS, "revision"))
             files["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), part)))
-            setattr(model, part, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **files))
+            with readable(f"The checkpoint {str(pretrained_model_name_or_path)!r}", f"{part} (tokenizer.json)"):
+                setattr(model, part, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **files))
+        if of_tokenizers is not None and of_tokenizers != model._checksum_of_tokenizers():
+            raise ValueError(
+                f"The tokenizers in {str(pretrained_model_name_or_path)!r} ({', '.join(TOKENIZERS)}) are not those "
+                "that were saved there: a file was damaged, or is another checkpoint's. Copy or download the "
+                "checkpoint again. To load them all the same, pass own_tokenizers_checksum=None to "
+                "SemCoTForCausalLM.from_pretrained."
+            )
         return loaded
+
+    def _check_checksums(self, name: str, weights: str | None, generation: str | None) -> None:
+        """Compare what was loaded with the checksums in the checkpoint's configuration.
+
+        Raises:
+            ValueError: for other weights than those that were saved.
+        """
+        loaded = saved_weights(self, base_state(self), self.config.includes_host)
+        if has_checksum(loaded, weights) is False:
+            raise ValueError(
+                f"The weights (model*.safetensors) of the checkpoint {name!r} are not those that were saved with its "
+                "config.json: a file was damaged, or is another checkpoint's. Copy or download the checkpoint again. "
+                "To load it all the same, pass weights_checksum=None to SemCoTForCausalLM.from_pretrained."
+            )
+        if generation is not None and generation != generation_checksum(self):
+            logger.warning(
+                f"The generation_config.json of the checkpoint {name!r} is not as it was saved: it was edited or "
+                "damaged. If you did not edit it, copy or download it again; if you did, save the model anew."
+            )
 
 
 def _tokenizer(source: TokenizerSource | None, name: str | None = None) -> PreTrainedTokenizerBase:

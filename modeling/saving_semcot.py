@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers.utils import logging
 
+from .checksums_semcot import content_checksum, saved_weights, tokenizer_checksum, weights_checksum
 from .parts_semcot import SemCoTPreTrainedModel
 from .sources_semcot import TOKENIZERS, HostPlace, check_target, is_folder, load_host
 from .weights_semcot import adapted_layers, is_quantized, merged_state, same_weights, weights_fingerprint
@@ -154,12 +155,22 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             if is_main_process:
                 getattr(self, name).save_pretrained(os.path.join(save_directory, name))
         self.config.includes_host = include_host
+        config.weights_checksum = weights_checksum(saved_weights(self, state_dict, include_host))
+        config.generation_checksum = generation_checksum(self)
+        config.own_tokenizers_checksum = self._checksum_of_tokenizers()
         # Otherwise transformers would save the adapters only.
         adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
         try:
             return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
             self.config.includes_host, self._hf_peft_config_loaded = layout, adapted
+            config.weights_checksum = config.generation_checksum = config.own_tokenizers_checksum = None
+
+    def _checksum_of_tokenizers(self) -> str | None:
+        """Return the checksum of the tokenizers that a checkpoint carries in folders of their own."""
+        if not self.config.separate_generator_tokenizer:
+            return None
+        return content_checksum([tokenizer_checksum(getattr(self, name)) for name in TOKENIZERS])
 
     def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
         # Files with a newer timestamp are uploaded, and the tokenizers are written before this call.
@@ -239,3 +250,10 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             if self._host_is_there:
                 self.config.host_revision = place.revision
         return None if self._host_is_there else "has other weights than those found there"
+
+
+def generation_checksum(model: Any) -> str:
+    """Return a checksum of a model's generation configuration as it is written to generation_config.json."""
+    written = model.generation_config.to_diff_dict()
+    written.pop("transformers_version", None)
+    return content_checksum(written)

@@ -1,7 +1,8 @@
 """Where host and generator come from: record the host's place, compare tokenizers, refuse what cannot be loaded."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any, NamedTuple, TypeAlias
 
@@ -68,6 +69,23 @@ def pick(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
+@contextmanager
+def readable(what: str, part: str = "a file of weights (*.safetensors)") -> Iterator[None]:
+    """Turn the errors of files that cannot be parsed, which name no file, into an OSError with a remedy.
+
+    Args:
+        what: the model that is loaded inside the block.
+        part: what of it is read.
+    """
+    try:
+        yield
+    except Exception as error:
+        # tokenizers raises exceptions of no type of its own.
+        if type(error).__name__ not in ("SafetensorError", "Exception", "JSONDecodeError", "UnicodeDecodeError"):
+            raise
+        raise OSError(f"{what}: {part} is cut off or damaged ({error}): copy or download it again.") from error
+
+
 def load_host(name: str | PathLike, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace]:
     """Load a host from an id or path at one commit; return it with what names its weights."""
     check_source("host", name, kwargs)
@@ -79,7 +97,8 @@ def load_host(name: str | PathLike, kwargs: dict[str, Any]) -> tuple[PreTrainedM
     )
     commit = extract_commit_hash(file, None)
     kwargs = {**kwargs, **({} if commit is None else {"revision": commit})}
-    host = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    with readable(f"The host {str(name)!r}"):
+        host = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     # A folder of adapters gives the name of their base.
     place = HostPlace(host.config.name_or_path or None, commit, *(kwargs.get(key) for key in PLACE_ARGUMENTS[1:]))
     return host, place
@@ -90,7 +109,8 @@ def load_generator(name: str | PathLike, kwargs: dict[str, Any]) -> PreTrainedMo
     check_source("generator", name, kwargs)
     config, _ = PreTrainedConfig.get_config_dict(name, **pick(kwargs, (*FILE_ARGUMENTS, "gguf_file")))
     causal = (config.get("architectures") or ["ForCausalLM" if "gguf_file" in kwargs else ""])[0]
-    return (AutoModelForCausalLM if causal.endswith("ForCausalLM") else AutoModel).from_pretrained(name, **kwargs)
+    with readable(f"The generator {str(name)!r}"):
+        return (AutoModelForCausalLM if causal.endswith("ForCausalLM") else AutoModel).from_pretrained(name, **kwargs)
 
 
 def base_of_adapters(name: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

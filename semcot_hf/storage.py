@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import threading
 import time
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 
 # A killed process loses nothing that was written; a machine that loses power loses at most this much.
 _SYNC_SECONDS = 5.0
+_MARKED_LINE = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
 _Self = TypeVar("_Self", bound="Journal")
 
 
@@ -116,19 +119,20 @@ def check_same_run(found: Mapping, wanted: Mapping, *, place: str, remedy: str) 
 class Journal:
     """A file of JSON lines that one process appends to, and that survives a kill at any moment.
 
-    Each `append` writes whole lines at once. A killed process or a full disk can leave part of a line at the end of
-    the file: `read` drops it. Threads may share a journal.
+    Each `append` writes whole lines at once, each with a checksum. A killed process can leave part of a line at the
+    end of the file: `read` drops it. Threads may share a journal.
 
     Args:
         path: the file; created when missing.
-        strict: whether a whole line that is not a JSON object is an error; else the file is cut before it.
+        strict: whether a damaged last line is an error; else it is dropped, as what a machine that lost power left.
+        context: what the records belong to, such as a hash of the run; lines of another journal count as damaged.
 
     Raises:
         ValueError: when another process has the journal open.
     """
 
-    def __init__(self, path: Path, *, strict: bool = False):
-        self.path, self._strict = path, strict
+    def __init__(self, path: Path, *, strict: bool = False, context: str = ""):
+        self.path, self._strict, self._context = path, strict, context
         self._thread_lock = threading.Lock()
         self._ends = array("q", [0])
         self._synced = time.monotonic()
@@ -140,7 +144,8 @@ class Journal:
                 f"another run is writing {path}: wait for it to end, or choose another output."
             ) from error
         try:
-            self._file = path.open("a+b")
+            # Without a buffer, which would keep what a full disk refused, and write it later.
+            self._file = path.open("ab", buffering=0)
         except BaseException:
             self._process_lock.release()
             raise
@@ -149,26 +154,27 @@ class Journal:
         """Yield the records in the file, then cut off what follows the last whole one.
 
         Raises:
-            ValueError: for a line that is not a record, in a strict journal.
+            ValueError: for a damaged line.
         """
-        self._file.seek(0)
         self._ends = array("q", [0])
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                if self._strict:
-                    raise ValueError(
-                        f"line {number} of {self.path} is not a JSON object: delete that line, or choose another "
-                        "output."
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                record = _record_of(line, self._context)
+                if record is None:
+                    # What lost power may have left is no line with a checksum, and nothing whole follows it.
+                    left = _MARKED_LINE.fullmatch(line) is None and not any(
+                        _record_of(later, self._context) is not None for later in file
                     )
-                break
-            self._ends.append(self._ends[-1] + len(line))
-            yield record
+                    if self._strict or not left:
+                        raise ValueError(
+                            f"line {number} of {self.path} is not a record of this run (damaged, or another run's): "
+                            "delete that line, and what it held is made again, or choose another output."
+                        )
+                    break
+                self._ends.append(self._ends[-1] + len(line))
+                yield record
         self._file.truncate(self._ends[-1])
 
     def keep(self, count: int) -> None:
@@ -177,12 +183,17 @@ class Journal:
         self._file.truncate(self._ends[-1])
 
     def append(self, *records: Mapping) -> None:
-        """Append records, as one write handed to the operating system."""
-        # ASCII, since a text may hold half a surrogate pair.
-        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        """Append records, as one write handed to the operating system; all of them, or none where that fails."""
+        lines = memoryview(b"".join(_line_of(record, self._context) for record in records))
         with self._thread_lock:
-            self._file.write(lines)
-            self._file.flush()
+            start = self._file.seek(0, os.SEEK_END)
+            try:
+                while lines:
+                    lines = lines[self._file.write(lines) :]
+            except OSError:
+                # Else the next record would continue half a line.
+                self._file.truncate(start)
+                raise
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
@@ -208,7 +219,56 @@ class Journal:
         self.close()
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """Return the records of a finished file of JSON lines."""
+def read_json_lines(path: Path, context: str | None = None) -> list[dict]:
+    """Return the records of a finished file of JSON lines.
+
+    Args:
+        path: the file.
+        context: that of the journal that wrote it; `None` compares no checksums.
+
+    Raises:
+        ValueError: for a damaged line.
+    """
+    records = []
     # Not splitlines: a text may hold other line separators.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        record = _record_of(line + b"\n", context) if line else {}
+        if record is None:
+            raise ValueError(f"line {number} of {path} is damaged, or another run's: make the file again.")
+        if line:
+            records.append(record)
+    return records
+
+
+def _line_of(record: Mapping, context: str) -> bytes:
+    """Return a record as a line of a journal.
+
+    >>> line = _line_of({"a": 1}, "run")
+    >>> line[:18], _record_of(line, "run")
+    (b'{"a": 1, "crc32": ', {'a': 1})
+    >>> _record_of(line, "another run"), _record_of(line.replace(b"1", b"2", 1), "run")
+    (None, None)
+    """
+    # ASCII, since a text may hold half a surrogate pair.
+    text = json.dumps(record).encode()
+    checksum = zlib.crc32(text, zlib.crc32(context.encode()))
+    return text[:-1] + b', "crc32": "%08x"}\n' % checksum
+
+
+def _record_of(line: bytes, context: str | None) -> dict | None:
+    """Return the record in a line; `None` if it is damaged. Lines without a checksum, of older versions, have one too.
+
+    Args:
+        line: the line with its end.
+        context: as in `Journal`; `None` compares no checksum.
+    """
+    marked = _MARKED_LINE.fullmatch(line)
+    if marked is not None:
+        line = marked[1] + b"}"
+        if context is not None and int(marked[2], 16) != zlib.crc32(line, zlib.crc32(context.encode())):
+            return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

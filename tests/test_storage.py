@@ -1,5 +1,6 @@
 """Files are whole or absent, journals survive kills, and another run's settings are named."""
 
+import errno
 import json
 import os
 import signal
@@ -65,19 +66,83 @@ def test_half_a_line_is_dropped_and_overwritten(tmp_path, tail):
     with Journal(tmp_path / "j", strict=True) as journal:
         assert list(journal.read()) == [{"a": 1}]
         journal.append({"a": 3})
-    assert (tmp_path / "j").read_bytes() == b'{"a": 1}\n{"a": 3}\n'
+    assert [record["a"] for record in read_json_lines(tmp_path / "j")] == [1, 3]
 
 
 @pytest.mark.parametrize("line", [b"[1]", b"nonsense", b"\xff\xfe", b""])
-def test_a_line_that_is_no_record_is_an_error_or_the_end(tmp_path, line):
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_line_that_is_no_record_is_an_error_and_stays(tmp_path, line, strict):
     content = b'{"a": 1}\n' + line + b'\n{"a": 2}\n'
     (tmp_path / "j").write_bytes(content)
+    with Journal(tmp_path / "j", strict=strict) as journal:
+        with pytest.raises(ValueError, match="line 2 of .*: delete that"):
+            list(journal.read())
+    assert (tmp_path / "j").read_bytes() == content
+
+
+def test_a_damaged_last_line_is_dropped_or_an_error(tmp_path):
+    (tmp_path / "j").write_bytes(b'{"a": 1}\n\0\0\n')
     with Journal(tmp_path / "j", strict=True) as journal, pytest.raises(ValueError, match="line 2 of .*: delete that"):
         list(journal.read())
-    assert (tmp_path / "j").read_bytes() == content
     with Journal(tmp_path / "j") as journal:
         assert list(journal.read()) == [{"a": 1}]
     assert (tmp_path / "j").read_bytes() == b'{"a": 1}\n'
+
+
+@pytest.mark.parametrize("bit", range(0, 8))
+def test_no_flipped_bit_changes_a_record_unnoticed(tmp_path, bit):
+    records = [{"a": 1, "text": "seven"}, {"a": 2}, {"a": 3}]
+    with Journal(tmp_path / "j") as journal:
+        journal.append(*records)
+    whole = (tmp_path / "j").read_bytes()
+    for place in range(bit, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        (tmp_path / "j").write_bytes(damaged)
+        with Journal(tmp_path / "j") as journal:
+            try:
+                found = list(journal.read())
+            except ValueError:
+                continue
+        known = [{name: value for name, value in record.items() if name in ("a", "text")} for record in found]
+        assert known == records[: len(found)]
+
+
+def test_records_of_another_run_are_refused(tmp_path):
+    with Journal(tmp_path / "j", context="semcot") as journal:
+        journal.append({"a": 1}, {"a": 2})
+    with (
+        Journal(tmp_path / "j", context="cot", strict=True) as journal,
+        pytest.raises(ValueError, match="another run"),
+    ):
+        list(journal.read())
+    with pytest.raises(ValueError, match="line 1 of .* another run's"):
+        read_json_lines(tmp_path / "j", "cot")
+    assert read_json_lines(tmp_path / "j", "semcot") == read_json_lines(tmp_path / "j") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_record_that_does_not_fit_the_disk_leaves_none_of_it(tmp_path, monkeypatch):
+    """A full disk takes part of a record; what is appended when there is space again stands on a line of its own."""
+    journal = Journal(tmp_path / "j")
+    journal.append({"a": 1})
+    file, room = journal._file, [5]
+
+    class FullDisk:
+        def write(self, data):
+            if room:
+                return file.write(data[: room.pop()])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    monkeypatch.setattr(journal, "_file", FullDisk())
+    with pytest.raises(OSError, match="No space left"):
+        journal.append({"a": 2})
+    monkeypatch.setattr(journal, "_file", file)
+    journal.append({"a": 3})
+    journal.close()
+    assert read_json_lines(tmp_path / "j", "") == [{"a": 1}, {"a": 3}]
 
 
 def test_two_writers_are_refused_until_the_first_has_closed(tmp_path):

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..evaluation.predictions import read_predictions
 from ..evaluation.statistics import accuracy_interval, summarize_seeds
-from ..storage import read_json_lines
 from .catalogue import BENCH_METHODS, SOFT_WORDS
 
 K = TypeVar("K")
@@ -94,8 +94,7 @@ def _verdicts(found: Sequence[Run], answers: str | None = None) -> np.ndarray:
     seeds = []
     for run, folder in found:
         path = folder / "evaluation" / f"predictions-{answers or own_row(run)['method']}.jsonl"
-        records = sorted(read_json_lines(path), key=lambda record: record["index"])
-        seeds.append([bool(record["correct"]) for record in records])
+        seeds.append([bool(record["correct"]) for record in read_predictions(path)])
     return np.array(seeds, dtype=float)
 
 

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data import load_reasoning_dataset
 from ..data.loading import pick_split
 from ..demo import GENERATOR_PATH, HOST_PATH
+from ..modeling.checksums_semcot import tokenizer_checksum
+from ..modeling.sources_semcot import readable
 from ..options import option
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -128,7 +133,15 @@ def load_model(arguments: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     """
     options = {"trust_remote_code": arguments.trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype, **options)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **options)
+    with readable(f"The model {arguments.model!r}", "its tokenizer (tokenizer.json, tokenizer_config.json)"):
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, **options)
+    checksum = getattr(model.config, "tokenizer_checksum", None)
+    if checksum is not None and checksum != tokenizer_checksum(tokenizer):
+        logger.warning(
+            f"The tokenizer of {arguments.model!r} is not the one that the model was trained with: its files "
+            "(tokenizer.json, tokenizer_config.json, chat_template.jinja) were changed, damaged, or are another "
+            "model's. If you did not change them, copy or download the checkpoint again."
+        )
     model.to(cast(Any, "cuda" if torch.cuda.is_available() else "cpu"))
     return model, tokenizer
 

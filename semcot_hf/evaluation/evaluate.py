@@ -118,6 +118,7 @@ def evaluate(
 
     jobs, prompts_digest = _make_jobs(model, tokenizer, settings, methods, controls, config, queries)
     folder = None if config.output_dir is None else Path(config.output_dir)
+    fingerprint: dict[str, Any] | None = None
     model_name = config.model_name or model.config.name_or_path or model.config.model_type
     if folder is not None:
         fingerprint = {
@@ -143,7 +144,7 @@ def evaluate(
         for job in jobs:
             plan = plan_batches([len(prompt) for prompt in job.prompts], config.batch_size)
             path = folder and folder / f"predictions-{job.name}.jsonl"
-            runs[job.name] = files.enter_context(closing(Predictions(path, plan)))
+            runs[job.name] = files.enter_context(closing(Predictions(path, plan, fingerprint)))
         total = sum(_work(job.name, len(queries)) for job in jobs)
         total += sum(_work(name, len(sampled)) for name in methods) * len(config.latency_batch_sizes)
         done = sum(_work(name, len(run.records)) for name, run in runs.items())

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..storage import Journal, check_same_run, read_json_lines, write_json
+from ..storage import Journal, as_json, check_same_run, read_json_lines, text_digest, write_json
 
 RUN_FILE = "run.json"
 
@@ -45,16 +45,17 @@ class Predictions:
     Args:
         path: the file of JSON lines; `None` keeps the records in memory only.
         batches: indices of the questions of each batch.
+        run: the fingerprint of the run.
 
     Attributes:
         records: the predictions so far, in the order of the batches.
         batches: those that are still to do.
     """
 
-    def __init__(self, path: Path | None, batches: Sequence[list[int]]):
+    def __init__(self, path: Path | None, batches: Sequence[list[int]], run: Mapping[str, Any] | None = None):
         self.records: list[dict[str, Any]] = []
         self.batches = list(batches)
-        self._journal = None if path is None else Journal(path)
+        self._journal = None if path is None else Journal(path, context=_context(path, run))
         if self._journal is None:
             return
         found = list(self._journal.read())
@@ -83,5 +84,19 @@ class Predictions:
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a finished method in the order of the questions."""
-    return sorted(read_json_lines(path), key=lambda record: record["index"])
+    """Return the records of a finished method in the order of the questions.
+
+    Raises:
+        ValueError: for a damaged line, or one of another run than that of the folder.
+    """
+    try:
+        run = json.loads((path.parent / RUN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        run = None
+    records = read_json_lines(path, None if run is None else _context(path, run))
+    return sorted(records, key=lambda record: record["index"])
+
+
+def _context(path: Path, run: Mapping[str, Any] | None) -> str:
+    """Return what ties predictions to their run and method, so that those of another are noticed."""
+    return text_digest([path.name, json.dumps(as_json(run), sort_keys=True)])

@@ -1,19 +1,31 @@
-"""Find the checkpoint to resume from: the newest one that was written completely."""
+"""Checkpoints of a run: their checksums, and the newest complete one, from which a run is resumed."""
 
 import json
 import os
 import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..storage import write_json
+
 logger = logging.get_logger(__name__)
+
+# The checksums of a checkpoint's files, by their paths in it. It is written last.
+CHECKSUMS_NAME = "checksums.json"
+_BLOCK = 2**24
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
     """Return the path of the newest complete checkpoint of a run; `None`, with a warning, if all are incomplete.
 
-    `Trainer` writes its state last, so a checkpoint with a readable state is complete.
+    `Trainer` writes its state after the model, so a checkpoint with a readable state is complete, unless a file that
+    its checksums name is missing.
 
     Raises:
         ValueError: when `folder` has no checkpoint at all.
@@ -37,6 +49,70 @@ def _is_complete(path: str) -> bool:
     try:
         with open(os.path.join(path, TRAINER_STATE_NAME)) as file:
             json.load(file)
+        return all(os.path.isfile(os.path.join(path, name)) for name in _checksums(path))
     except (OSError, ValueError):
         return False
-    return True
+
+
+def write_checksums(folder: str | os.PathLike) -> None:
+    """Write the checksums of all files of a checkpoint, by which `check_checkpoint` notices damage."""
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != CHECKSUMS_NAME)
+    write_json(root / CHECKSUMS_NAME, {path.relative_to(root).as_posix(): _checksum(path) for path in files})
+
+
+def check_checkpoint(folder: str | os.PathLike) -> None:
+    """Raise ValueError for a checkpoint whose files are not those that were saved; one without checksums passes."""
+    for name, wanted in _checksums(folder).items():
+        path = Path(folder) / name
+        if not path.is_file() or _checksum(path) != wanted:
+            state = "damaged, or another checkpoint's" if path.is_file() else "missing"
+            raise ValueError(
+                f"{path} is {state}: delete the folder {str(folder)!r} and resume from an earlier checkpoint, or copy "
+                f"it again. To go on with it as it is, delete its {CHECKSUMS_NAME}."
+            )
+
+
+@contextmanager
+def replaced_when_whole(folder: str | os.PathLike) -> Iterator[str]:
+    """Give a new folder inside `folder`, whose files move to `folder` when the block ends without an error.
+
+    A model that was saved there before stays whole if the disk is full. config.json moves last: until then the old one
+    does not fit the new weights, which loading notices.
+    """
+    target = Path(folder)
+    made = target / ".unfinished"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    try:
+        yield str(made)
+        names = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: (str(name) == "config.json", name)):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(made / name, target / name)
+        # Parts of an older model in other files, which a loader could prefer.
+        for old in target.glob("model*.safetensors*"):
+            if old.relative_to(target) not in names:
+                old.unlink()
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _checksums(folder: str | os.PathLike) -> dict[str, str]:
+    path = Path(folder) / CHECKSUMS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to go on without it.") from error
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def _checksum(path: Path) -> str:
+    """Return the CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"

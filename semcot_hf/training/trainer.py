@@ -1,15 +1,19 @@
 """SemCoTTrainer: what the trainers of both stages add to transformers' `Trainer`, and their loading of a tokenizer."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
-from .checkpoints import last_complete_checkpoint
+from ..modeling.checksums_semcot import tokenizer_checksum
+from ..modeling.configuration_semcot import SemCoTConfig
+from .checkpoints import check_checkpoint, last_complete_checkpoint, replaced_when_whole, write_checksums
 
 
 class SemCoTTrainer(Trainer):
@@ -30,6 +34,8 @@ class SemCoTTrainer(Trainer):
         """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the last complete checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
+        if isinstance(resume_from_checkpoint, str):
+            check_checkpoint(resume_from_checkpoint)
         self._reset_run()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -40,12 +46,31 @@ class SemCoTTrainer(Trainer):
         """Return the number of training rows that this process reads in `steps` optimizer steps."""
         return steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        output_dir = output_dir or self._output_dir
+        config = getattr(self.model, "config", None)
+        if not isinstance(config, SemCoTConfig):
+            super()._save(output_dir, state_dict)
+            return
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            config.tokenizer_checksum = tokenizer_checksum(self.processing_class)
+        with nullcontext(output_dir) if self._in_checkpoint else replaced_when_whole(output_dir) as folder:
+            super()._save(folder, state_dict)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._in_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._in_checkpoint = False
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save and os.path.isdir(folder):
+            write_checksums(folder)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            check_checkpoint(self.state.best_model_checkpoint)
+        super()._load_best_model()
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

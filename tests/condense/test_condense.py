@@ -297,7 +297,7 @@ def test_the_journal_belongs_to_one_run_and_must_be_whole(tmp_path):
     with ReplyJournal(path) as journal:
         assert journal.replies == {"k": [Reply("two", True, 3, 4, (0.5, 0.25))]} and journal.failures == {}
     content = path.read_bytes()
-    for line, problem in ((b"nonsense", "a JSON object"), (b'{"key": "k"}', r"a record of a reply \(KeyError")):
+    for line, problem in ((b"nonsense", "a record of this run"), (b'{"key": "k"}', r"a record of a reply \(KeyError")):
         path.write_bytes(line + b"\n" + content)
         with pytest.raises(ValueError, match=f"line 1 of .* is not {problem}.*delete that line"):
             ReplyJournal(path)

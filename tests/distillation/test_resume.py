@@ -14,7 +14,7 @@ from distillation_models import make_model, train
 from peft import LoraConfig
 
 from semcot_hf import SemCoTForCausalLM
-from semcot_hf.training.checkpoints import last_complete_checkpoint
+from semcot_hf.training.checkpoints import check_checkpoint, last_complete_checkpoint
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -78,6 +78,25 @@ def test_only_unfinished_checkpoints_start_anew_and_none_is_an_error(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1')
     assert last_complete_checkpoint(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_damaged_checkpoints_are_refused_and_missing_files_make_them_incomplete(
+    uninterrupted, tiny_folder, tmp_path, name
+):
+    for step in (4, 6):
+        shutil.copytree(uninterrupted[0] / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    path = tmp_path / "checkpoint-6" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged.*delete the folder .*checkpoint-6"):
+        train(tiny_folder, tmp_path, resume=str(tmp_path / "checkpoint-6"), **OPTIONS)
+    path.unlink()
+    assert last_complete_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-4")
+    check_checkpoint(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "checksums.json").unlink()
+    check_checkpoint(tmp_path / "checkpoint-4")
 
 
 def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Tests of whole evaluations: the report's contract and figures, resuming, reports, plots, comparisons."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data import load_reasoning_dataset
 from semcot_hf.evaluation import CONTROLS, EvaluationConfig, compare_runs, evaluate, summarize_runs
 from semcot_hf.evaluation.controls import verdict
+from semcot_hf.evaluation.predictions import read_predictions
 from semcot_hf.evaluation.summary import summarize
 from semcot_hf.inference.prompting import with_answer_prompt
 
@@ -60,7 +62,7 @@ def without_times(folder):
     texts = {}
     for path in sorted(folder.glob("predictions-*.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        assert all(record.pop("seconds") > 0 for record in records)
+        assert all(record.pop("seconds") > 0 and record.pop("crc32") for record in records)
         texts[path.name] = json.dumps(records)
     report = json.loads((folder / "report.json").read_text())
     for row in report["rows"]:
@@ -256,7 +258,7 @@ def test_runs_are_compared_in_pairs(finished, model, tokenizer, dataset, tmp_pat
     [row] = compare_runs(finished[0], same)
     assert row["method"] == "no_cot" and row["difference"] == 0 and row["p"] == 1.0 and row["n"] == 24
     path = same / "predictions-no_cot.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read_predictions(path)
     right = sum(line["correct"] for line in lines)
     path.write_text("".join(json.dumps({**line, "correct": False}) + "\n" for line in lines))
     [row] = compare_runs(finished[0], same)
@@ -265,6 +267,18 @@ def test_runs_are_compared_in_pairs(finished, model, tokenizer, dataset, tmp_pat
     evaluate(model, tokenizer, dataset.select(range(5)), output_dir=other, **options)
     with pytest.raises(ValueError, match="not about the same questions"):
         compare_runs(finished[0], other)
+
+
+def test_predictions_of_another_method_or_run_are_refused(finished, model, tokenizer, dataset, tmp_path):
+    """Files of one dataset are alike; their checksums tell which run and method they are from."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    shutil.copy(folder / "predictions-noise.jsonl", folder / "predictions-mean.jsonl")
+    with pytest.raises(ValueError, match="line 1 of .*predictions-mean.jsonl is damaged, or another run's"):
+        read_predictions(folder / "predictions-mean.jsonl")
+    options = dict(OPTIONS, output_dir=folder, latency_samples=3, token_counts=[1, 4], model_name="m")
+    with pytest.raises(ValueError, match="line 1 of .*predictions-mean.jsonl is not a record of this run"):
+        evaluate(model, tokenizer, dataset, **options)
 
 
 def test_off_the_terminal_progress_is_silent(model, tokenizer, dataset, capfd):
