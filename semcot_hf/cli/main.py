@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "report accuracy with intervals, latency and controls of a checkpoint or any causal LM",
     "generate": "answer the questions of a JSONL file with any model; resumable",
     "serve": "answer over HTTP, with OpenAI's API: /v1/chat/completions and /v1/completions",
+    "page": "show a checkpoint's answers with and without implicit tokens in the browser",
     "condense": "add the reasoning and condensed reasoning that a dataset lacks; resumable",
     "convert": "convert a checkpoint published by SemCoT's authors",
     "data": "check a dataset for errors and overlapping splits; write a cleaned copy",

@@ -14,5 +14,4 @@ def run(argv: Sequence[str]) -> None:
     (config,) = parse("semcot serve", (ServeConfig,), argv)
     check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     logging.disable_progress_bar()
-    model, tokenizer = load_model(config)
-    serve(model, tokenizer, config)
+    serve(config, load_model)

@@ -25,6 +25,14 @@ def without_defaults(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
+def temperature_of(model: PreTrainedModel, sampling: Sampling) -> float:
+    """Return the temperature that a request or else the model's generation config asks for; 0 decodes greedily."""
+    if sampling.temperature is not None:
+        return sampling.temperature
+    own = model.generation_config
+    return (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+
+
 class Chooser:
     """Chooses the tokens of one answer as `generate` does.
 
@@ -46,10 +54,7 @@ class Chooser:
         max_new_tokens: int,
         index: int = 0,
     ):
-        own = model.generation_config
-        temperature = sampling.temperature
-        if temperature is None:
-            temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+        own, temperature = model.generation_config, temperature_of(model, sampling)
         self.greedy = temperature == 0
         config = decoding_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, stop=None)
         if not self.greedy:

@@ -18,6 +18,9 @@ class ServeConfig:
     engine_url: list[str] | None = option(
         None, "Addresses of `vllm serve HOST --enable-prompt-embeds`; each request goes to the least busy one."
     )
+    engine_api_key: str | None = option(
+        None, "Key of the engines at engine_url; by default the variable SEMCOT_ENGINE_API_KEY."
+    )
     host: str = option("127.0.0.1", "Address to listen on; others than this machine's own need api_key.")
     port: int = option(8080, "Port to listen on.")
     api_key: str | None = option(
@@ -42,30 +45,34 @@ class ServeConfig:
             raise ValueError(f"engine={self.engine!r}: must be one of {ENGINES}.")
         if self.engine_url and self.engine != "vllm":
             raise ValueError(f"engine_url={self.engine_url} needs --engine vllm.")
+        for url in self.engine_url or ():
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"engine_url={url!r}: must start with http:// or https://.")
         limits = ("tokens_per_batch", "max_queue", "max_prompt_tokens", "max_answer_tokens", "max_choices")
         check_range(self, "[1, inf)", *limits, "max_body_bytes")
         check_range(self, "(0, inf)", "request_timeout")
         check_range(self, "[0, 65535]", "port")
         self.api_key = self.api_key or os.environ.get("SEMCOT_API_KEY") or None
-        if not self.api_key and not self.is_local:
+        self.engine_api_key = self.engine_api_key or os.environ.get("SEMCOT_ENGINE_API_KEY") or None
+        if not self.api_key and not is_local(self.host):
             raise ValueError(
                 f"host={self.host!r} can be reached from other machines: pass --api_key, or keep 127.0.0.1 and put a "
                 "proxy in front."
             )
 
     @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach the server.
-
-        >>> ServeConfig(model="m").is_local, ServeConfig(model="m", host="0.0.0.0", api_key="k").is_local
-        (True, False)
-        """
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    @property
     def model_name(self) -> str:
         """The name of the model for clients."""
         return self.served_model_name or self.model
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine can reach an address.
+
+    >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,14 +1,32 @@
 """`serve`: load a model, build the engine that was asked for, and answer over HTTP until the process is stopped."""
 
 import logging
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import httpx2
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.settings import makes_implicit_tokens
 from .config import ServeConfig
 from .engine import TransformersEngine
+from .front import Front, load_front
 from .thoughts import says_words
+from .vllm import VllmEngine
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+
+# vLLM loads and compiles a large host for minutes.
+_START_SECONDS = 1800.0
 
 
 def check_extra(name: str, *modules: str) -> None:
@@ -24,8 +42,20 @@ def check_extra(name: str, *modules: str) -> None:
             raise ValueError(f'{module} is not installed: pip install "semcot-hf[{name}]".')
 
 
-def app_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ServeConfig):  # type: ignore[no-untyped-def]  # FastAPI is an extra
-    """Return the application that answers by a model in this process."""
+def app_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ServeConfig, urls: list[str] | None = None
+) -> "FastAPI":
+    """Return the application that answers by a model in this process, or by engines at `urls`.
+
+    Args:
+        model: the model; with `urls`, of its host only the word embeddings are used (see `load_front`).
+        tokenizer: its tokenizer.
+        config: the server's limits.
+        urls: addresses of vLLM servers, which are checked first.
+
+    Raises:
+        ValueError: for a tokenizer or an engine that does not fit the model.
+    """
     from .app import make_app
     from .metrics import Metrics
     from .service import Service
@@ -34,29 +64,98 @@ def app_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: S
     service = Service(
         model.config, tokenizer, config, makes_tokens=makes_implicit_tokens(model), says_words=says_words(model)
     )
-    engine = TransformersEngine(
-        model,
-        tokenizer,
-        tokens_per_batch=config.tokens_per_batch,
-        max_queue=config.max_queue,
-        observer=metrics,
-    )
+    limits: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "max_queue": config.max_queue}
+    if urls is None:
+        return make_app(service, TransformersEngine(model, tokenizer, observer=metrics, **limits), metrics)
+    engine = VllmEngine(Front(model, tokenizer), urls, api_key=config.engine_api_key, observer=metrics, **limits)
+    try:
+        engine.check()
+    except BaseException:
+        engine.close()
+        raise
     return make_app(service, engine, metrics)
 
 
-def serve(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ServeConfig) -> None:
-    """Answer over HTTP until the process gets SIGINT or SIGTERM; open requests are then finished."""
+@contextmanager
+def started_engine(host: str | None, layers_elsewhere: bool) -> Iterator[str]:
+    """Run `vllm serve` for a host until the end of the block; yield its address.
+
+    Args:
+        host: folder or id of the host.
+        layers_elsewhere: whether the host's weights are there, and not in the SemCoT checkpoint.
+
+    Raises:
+        ValueError: when vLLM is not installed, or the host has no folder of its own.
+        OSError: when vLLM ends before it answers.
+    """
+    if shutil.which("vllm") is None:
+        raise ValueError(
+            "engine='vllm': there is no command `vllm` to start: install vLLM, or start it elsewhere and pass "
+            "--engine_url."
+        )
+    if not host or not layers_elsewhere:
+        raise ValueError(
+            "engine='vllm': the checkpoint carries its host, which vLLM cannot open: save it by "
+            "model.host.save_pretrained(HOST) with its tokenizer, run `vllm serve HOST --enable-prompt-embeds`, and "
+            "pass --engine_url."
+        )
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = ["vllm", "serve", host, "--enable-prompt-embeds", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command)
+    try:
+        start = time.monotonic()
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() - start > _START_SECONDS:
+                raise OSError(
+                    f"{' '.join(command)} did not start (exit status {process.poll()}); its output is above."
+                )
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def serve(config: ServeConfig, load: Any) -> None:
+    """Answer over HTTP until the process gets SIGINT or SIGTERM; open requests are then finished.
+
+    Args:
+        config: the model, the address and the limits.
+        load: returns model and tokenizer of the embedded engine.
+    """
     import uvicorn
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
-    app = app_of(model, tokenizer, config)
-    uvicorn.run(
-        app,
-        host=config.host,
-        port=config.port,
-        access_log=False,
-        log_level="info",
-        server_header=False,
-        timeout_graceful_shutdown=int(config.request_timeout) + 1,
-    )
+    engine: Any = nullcontext()
+    if config.engine == "vllm":
+        model: Any = load_front(config.model, config.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        if not config.engine_url:
+            engine = started_engine(model.config.host_name_or_path, not model.config.includes_host)
+    else:
+        model, tokenizer = load(config)
+    with engine as url:
+        urls = None if config.engine == "transformers" else config.engine_url or [url]
+        uvicorn.run(
+            app_of(model, tokenizer, config, urls),
+            host=config.host,
+            port=config.port,
+            access_log=False,
+            log_level="info",
+            server_header=False,
+            timeout_graceful_shutdown=int(config.request_timeout) + 1,
+        )

@@ -13,9 +13,10 @@ from pathlib import Path
 import datasets
 import pytest
 import uvicorn
+from embeds_engine import EmbedsEngine
 from hub_stand_in import hub_stand_in, run
 from served import free_port, running
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM, build_alignment_encoder, load_reasoning_dataset
 from semcot_hf.cli.main import main
@@ -42,11 +43,13 @@ SMALL = {
     "python examples/bench/train_speed.py": "--sizes toy --batch_size 4 --steps 2 --plain_samples 2 --parts stage2 "
     "--output runs/train_speed",
 }
-PORT = free_port()
+PORT, *ENGINE_PORTS = (free_port() for _ in range(3))
+SMALL["semcot page"] = ""
 SMALL["semcot serve"] = f"--port {PORT}"
-# Public models by the small ones that stand in for them, and the server's usual address by a free one.
+# Public models by the small ones that stand in for them, and usual addresses by free ones.
 STAND_INS = {
     "http://127.0.0.1:8080": f"http://127.0.0.1:{PORT}",
+    **{f"http://127.0.0.1:{8000 + n}": f"http://127.0.0.1:{port}" for n, port in enumerate(ENGINE_PORTS)},
     "Qwen/Qwen2.5-1.5B-Instruct": str(HOST_PATH),
     "Qwen/Qwen2.5-0.5B-Instruct": str(GENERATOR_PATH),
     "/models/my-host": str(HOST_PATH),
@@ -117,6 +120,9 @@ def run_command(line, monkeypatch):
         assert ended.value.code == 0
     else:
         small = shlex.split(SMALL[name_of(words)])
+        if words[:2] == ["semcot", "page"]:
+            # Its own tests show it.
+            monkeypatch.setattr("gradio.Blocks.launch", lambda page, **_: None)
         if words[0] == "semcot":
             if "--config" in words:
                 small += ["--host", str(HOST_PATH)]
@@ -131,14 +137,23 @@ def run_command(line, monkeypatch):
 
 @pytest.fixture
 def servers(monkeypatch):
-    """Servers run in threads until the end of the page, so that the snippets after them can ask them."""
-    with contextlib.ExitStack() as stack:
+    """Servers run in threads, so that the snippets after them can ask them; `semcot serve` replaces its last one."""
+    with contextlib.ExitStack() as engines, contextlib.ExitStack() as front:
 
         def serve(app, *, port, **_):
-            stack.enter_context(running(app, port))
+            front.close()
+            front.enter_context(running(app, port))
 
         monkeypatch.setattr(uvicorn, "run", serve)
-        yield
+        yield engines
+
+
+def run_vllm(words, engines):
+    """Run what stands in for `vllm serve HOST --enable-prompt-embeds --port PORT`."""
+    assert words[1] == "serve" and "--enable-prompt-embeds" in words
+    host = STAND_INS[words[2]]
+    engine = EmbedsEngine(AutoModelForCausalLM.from_pretrained(host), AutoTokenizer.from_pretrained(host))
+    engines.enter_context(running(engine.app, ENGINE_PORTS[int(words[words.index("--port") + 1]) - 8000]))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if steps(page)], ids=lambda page: page.stem)
@@ -149,7 +164,9 @@ def test_commands_and_snippets_run(page, prepared, tmp_path, hub_sets, servers, 
         return run_with_hub(page, tmp_path, monkeypatch)
     namespace = {"__name__": "__main__"}
     for language, text in steps(page):
-        if language == "bash":
+        if text.startswith("vllm "):
+            run_vllm(shlex.split(text), servers)
+        elif language == "bash":
             run_command(text, monkeypatch)
         else:
             exec(compile(with_stand_ins(text), str(page), "exec"), namespace)

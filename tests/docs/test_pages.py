@@ -15,7 +15,7 @@ from semcot_hf.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("demo", "align", "distill", "evaluate", "generate", "condense", "convert", "data check", "serve")
+COMMANDS = ("demo", "align", "distill", "evaluate", "generate", "condense", "convert", "data check", "page", "serve")
 COMMANDS += ("bench methods", "bench speed")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 PYPROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-_EXTRAS = ("serve", "test")
+_EXTRAS = ("page", "serve", "test")
 
 
 def floors(requirements: list[str]) -> list[str]:

@@ -53,20 +53,20 @@ def third_party(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_imported_distribution_is_declared(path):
-    assert third_party(imports(path)) <= declared("lm-eval", "serve")
+    assert third_party(imports(path)) <= declared("lm-eval", "page", "serve")
 
 
 def test_every_declared_distribution_is_imported():
     used = third_party(set().union(*map(imports, FILES)))
     # accelerate and peft are what transformers and TRL need for training and for adapters.
-    assert declared("serve") - used <= {"accelerate", "peft"}
+    assert declared("page", "serve") - used <= {"accelerate", "peft"}
 
 
 def test_the_tests_and_examples_import_what_is_declared():
     files = [path for folder in ("tests", "examples") for path in (ROOT / folder).rglob("*.py")]
     own = {path.stem for path in files}
     used = third_party(set().union(*map(imports, files)) - own - {"tests", "parameterized"})
-    assert used <= declared("test", "lm-eval", "serve")
+    assert used <= declared("test", "lm-eval", "page", "serve")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,107 @@
+"""The page: a question, its three answers side by side with their times, and the thought word by word."""
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .comparison import METHODS, Comparison
+
+if TYPE_CHECKING:
+    import gradio
+
+QUESTION = "Ann flips the coin. Bob does not flip the coin. Is the coin still heads up?"
+_LONGEST_QUESTION = 4000
+_STYLE = """
+.thought { display: flex; flex-wrap: wrap; gap: 0.4rem; }
+.thought span { border: 1px solid var(--border-color-primary); border-radius: 0.4rem; padding: 0.1rem 0.5rem; }
+.thought small { color: var(--body-text-color-subdued); }
+"""
+
+
+def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
+    """Return the page, which `launch` shows; nothing on it comes from another host.
+
+    Args:
+        comparison: answers the questions.
+        name: of the model.
+    """
+    # Imported here, because it takes seconds and is an extra.
+    import gradio
+
+    def ask(question: str, limit: float, swapped: bool, other: str) -> list[str]:
+        try:
+            compared = comparison.ask(question, int(limit), other if swapped else None)
+        except ValueError as problem:
+            raise gradio.Error(str(problem)) from problem
+        shown: list[str] = []
+        for method in METHODS:
+            answer = compared.answers[method]
+            said = f"{answer.seconds:.2f} s, {answer.new_tokens} new tokens"
+            shown += [answer.output.strip(), said if answer.finished else f"{said}, not ended"]
+        return [*shown, thought_html(compared.words)]
+
+    with gradio.Blocks(title=f"semcot: {name}", analytics_enabled=False) as page:
+        gradio.Markdown(f"# Implicit reasoning\n\nThe same question to `{name}` in three ways.")
+        question = gradio.Textbox(
+            QUESTION, label="Question", lines=3, max_length=_LONGEST_QUESTION, elem_id="question"
+        )
+        with gradio.Row():
+            limit = gradio.Slider(1, 1024, 128, step=1, label="Most tokens of an answer", elem_id="limit")
+            swapped = gradio.Checkbox(False, label="Give the host another question's thought", elem_id="swap")
+        other = gradio.Textbox(
+            "", label="The other question", lines=2, max_length=_LONGEST_QUESTION, visible=False, elem_id="other"
+        )
+        button = gradio.Button("Ask", variant="primary", elem_id="ask")
+        outputs: list[gradio.components.Component] = []
+        with gradio.Row():
+            for method, title in METHODS.items():
+                with gradio.Column(min_width=280):
+                    outputs.append(gradio.Textbox(label=title, lines=4, interactive=False, elem_id=f"answer-{method}"))
+                    outputs.append(gradio.Markdown(elem_id=f"time-{method}"))
+        gradio.Markdown("## What the implicit tokens say\n\nThe most probable word of each, and its share.")
+        outputs.append(gradio.HTML(elem_id="thought"))
+        swapped.change(
+            lambda on: gradio.update(visible=on), swapped, other, api_visibility="private", show_progress="hidden"
+        )
+        button.click(ask, [question, limit, swapped, other], outputs, api_name="ask")
+    return page
+
+
+def thought_html(words: Sequence[tuple[str, float]] | None) -> str:
+    """Return the words of a thought with their shares.
+
+    >>> thought_html([(" 4<", 0.931)])
+    '<div class="thought"><span>4&lt; <small>93 %</small></span></div>'
+    >>> thought_html([])
+    '<p>The thought is empty.</p>'
+    """
+    if words is None:
+        return "<p>This model's implicit tokens are no words.</p>"
+    if not words:
+        return "<p>The thought is empty.</p>"
+    spans = [
+        f"<span>{html.escape(word.strip() or repr(word)[1:-1])} <small>{share:.0%}</small></span>".replace("%", " %")
+        for word, share in words
+    ]
+    return f'<div class="thought">{"".join(spans)}</div>'
+
+
+def show(comparison: Comparison, name: str, *, host: str, port: int, password: str | None = None) -> None:
+    """Show the page until the process is stopped.
+
+    Args:
+        comparison: answers the questions.
+        name: of the model.
+        host, port: address to listen on.
+        password: asked for, with the user name "semcot", if it is set.
+    """
+    make_page(comparison, name).launch(
+        server_name=host,
+        server_port=port,
+        auth=None if password is None else ("semcot", password),
+        css=_STYLE,
+        footer_links=[],
+        share=False,
+        ssr_mode=False,
+        quiet=False,
+    )

@@ -1,0 +1,165 @@
+"""`RemoteEngine`: one `vllm serve HOST --enable-prompt-embeds`, asked through its completions API."""
+
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import torch
+from torch import Tensor
+
+from .jobs import Job, Piece, RequestError, TokenLogprob
+
+_CONNECT_SECONDS = 10.0
+
+
+class EngineDown(Exception):
+    """The engine cannot be reached, or its connection broke."""
+
+
+def encoded(embeds: Tensor) -> str:
+    """Return embeddings as vLLM takes them: base64 of what `torch.save` writes."""
+    # vLLM takes no float64; what is saved is a tensor of its own, not a view of a larger one.
+    embeds = embeds.detach().cpu()
+    embeds = embeds.float() if embeds.dtype == torch.float64 else embeds.clone()
+    file = io.BytesIO()
+    torch.save(embeds, file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+class RemoteEngine:
+    """An engine behind an address.
+
+    Args:
+        url: its address, such as http://127.0.0.1:8000.
+        api_key: its key, or `None`.
+
+    Attributes:
+        busy: number of requests that it is answering.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None):
+        self.url, self.busy = url.rstrip("/").removesuffix("/v1"), 0
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+        timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
+        # Proxies of the environment are for other hosts; what goes to the engine must not pass through them.
+        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=False)
+        self._model: str | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def model(self) -> str:
+        """Return the name by which the engine serves the host.
+
+        Raises:
+            EngineDown: when it does not answer.
+        """
+        if self._model is None:
+            try:
+                answer = await self._client.get(f"{self.url}/v1/models", timeout=_CONNECT_SECONDS)
+                answer.raise_for_status()
+                self._model = str(answer.json()["data"][0]["id"])
+            except (httpx2.HTTPError, ValueError, LookupError) as error:
+                raise EngineDown(f"{self.url}: {error!r}") from error
+        return self._model
+
+    async def pieces(self, job: Job, prompt: Tensor | list[int], settings: dict[str, Any]) -> AsyncIterator[Piece]:
+        """Yield the pieces of a job's answers; its number of completion tokens is set with the last one.
+
+        Args:
+            job: the job.
+            prompt: embeddings (length, hidden size), or token ids.
+            settings: further fields of the request.
+
+        Raises:
+            EngineDown: when the engine cannot be reached, or its connection breaks.
+            RequestError: when it refuses the request.
+        """
+        fields = {"prompt": prompt} if isinstance(prompt, list) else {"prompt_embeds": encoded(prompt)}
+        body = {
+            **settings,
+            **fields,
+            "model": await self.model(),
+            "n": job.choices,
+            "max_tokens": job.max_new_tokens,
+            "stop": list(job.stops),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if job.top_logprobs is not None:
+            body |= {"logprobs": job.top_logprobs, "return_tokens_as_token_ids": True}
+        self.busy += 1
+        try:
+            async with self._client.stream("POST", f"{self.url}/v1/completions", json=body) as answer:
+                if answer.status_code != 200:
+                    raise _refusal(answer.status_code, (await answer.aread()).decode(errors="replace"))
+                ended = False
+                async for line in answer.aiter_lines():
+                    if not line.startswith("data:"):
+                        continue
+                    text = line[5:].strip()
+                    ended = text == "[DONE]"
+                    if ended:
+                        break
+                    chunk = json.loads(text)
+                    if "error" in chunk:
+                        raise RequestError(502, "The engine failed.", code="engine_failed")
+                    if chunk.get("usage"):
+                        job.completion_tokens = int(chunk["usage"]["completion_tokens"])
+                    for choice in chunk.get("choices", ()):
+                        logprobs = _logprobs(choice.get("logprobs"))
+                        if choice["text"] or logprobs or choice["finish_reason"]:
+                            yield Piece(choice["index"], choice["text"], logprobs, _reason(choice["finish_reason"]))
+                if not ended:
+                    raise EngineDown(f"{self.url}: the answer broke off")
+        except (httpx2.TransportError, ValueError, LookupError) as error:
+            # A restarted engine may serve under another name.
+            self._model = None
+            raise EngineDown(f"{self.url}: {error!r}") from error
+        finally:
+            self.busy -= 1
+
+
+def _refusal(status: int, text: str) -> RequestError:
+    try:
+        content = json.loads(text)
+        message = str(content.get("error", content).get("message", text))
+    except (ValueError, AttributeError):
+        message = text
+    if status in (429, 503):
+        return RequestError(status, "The engine is too busy: try again later.", code="engine_busy")
+    if status < 500 and status not in (401, 403, 404):
+        return RequestError(400, f"The engine refuses the request: {message[:500]}")
+    return RequestError(502, f"The engine answered with status {status}.", code="engine_failed")
+
+
+def _reason(reason: str | None) -> str | None:
+    return reason if reason in (None, "stop", "length") else "stop"
+
+
+def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
+    if not found or not found.get("tokens"):
+        return ()
+    tops = found.get("top_logprobs") or [None] * len(found["tokens"])
+    return tuple(
+        TokenLogprob(
+            _id(token),
+            logprob,
+            tuple(sorted(((_id(other), value) for other, value in (top or {}).items()), key=lambda pair: -pair[1])),
+        )
+        for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+    )
+
+
+def _id(text: str) -> int:
+    """Return the id in vLLM's form of a token.
+
+    >>> _id("token_id:17")
+    17
+    """
+    return int(text.removeprefix("token_id:"))

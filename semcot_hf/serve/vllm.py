@@ -1,0 +1,291 @@
+"""`VllmEngine`: implicit tokens are made here, and stock vLLM servers decode from prompt embeddings."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from .choosing import temperature_of
+from .engine import Observer
+from .front import Front
+from .jobs import Job, Piece, RequestError
+from .remote import EngineDown, RemoteEngine
+
+logger = logging.getLogger(__name__)
+
+# Seconds for which an engine that could not be reached comes last.
+_AVOIDED = 2.0
+# Prompts whose most probable next token is compared at start-up; the tolerance covers rounding in bfloat16.
+_PROBES = ("The capital of France is", "2 + 3 =", "Once upon a time there was")
+_TOLERANCE = 0.5
+
+
+class VllmEngine:
+    """Answers jobs by vLLM servers.
+
+    Args:
+        front: makes the embeddings.
+        urls: addresses of servers of the same host; each job goes to the one with the fewest open requests.
+        api_key: key of the servers.
+        tokens_per_batch: budget for prompts x (longest prompt + implicit tokens) of one pass of the generator.
+        max_queue: most jobs that wait for their implicit tokens.
+        observer: told of times, tokens and load.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        urls: Sequence[str],
+        *,
+        api_key: str | None = None,
+        tokens_per_batch: int = 16384,
+        max_queue: int = 256,
+        observer: Observer | None = None,
+    ):
+        self.front, self._observer = front, observer
+        self.tokens_per_batch, self._max_queue = tokens_per_batch, max_queue
+        self._engines = [RemoteEngine(url, api_key) for url in urls]
+        self._avoided: dict[RemoteEngine, float] = {}
+        # The jobs whose implicit tokens are to be made, and those for which they are being made.
+        self._waiting: list[Job] = []
+        self._making: list[Job] = []
+        self._lock = threading.Lock()
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._closed = False
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="semcot-implicit")
+        self._loop = asyncio.new_event_loop()
+        self._arrived = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="semcot-front", daemon=True)
+        self._thread.start()
+        self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; see `TransformersEngine.submit`."""
+        if self._closed:
+            raise RequestError(503, "The server is shutting down.", code="unavailable")
+        with self._lock:
+            if len(self._waiting) >= self._max_queue:
+                raise RequestError(
+                    429, f"{len(self._waiting)} requests are waiting already: try again later.", code="queue_full"
+                )
+            self._waiting.append(job)
+        self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def cancel(self, job: Job) -> None:
+        """Give up a job's place, the engine's too."""
+        job.cancelled = True
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._cancel, job)
+
+    def _cancel(self, job: Job) -> None:
+        task = self._tasks.get(job)
+        if task is not None:
+            task.cancel()
+
+    def close(self) -> None:
+        """End; open jobs fail."""
+        self._closed = True
+        self._run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._maker.shutdown()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._gathering.cancel()
+        for job in [*self._waiting, *self._making, *self._tasks]:
+            self._fail(job, RequestError(503, "The server was stopped."))
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for engine in self._engines:
+            await engine.close()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # Implicit tokens
+
+    async def _gather(self) -> None:
+        """Make the embeddings of waiting jobs, those with the same count at once, and start asking for answers."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                self._making = jobs = self._next_jobs()
+                self._report()
+                if not jobs:
+                    continue
+                prompts = await self._loop.run_in_executor(self._maker, self._prompts, jobs)
+                self._making = []
+                for job, prompt in zip(jobs, prompts, strict=True):
+                    if isinstance(prompt, RequestError):
+                        self._fail(job, prompt)
+                    elif not job.cancelled:
+                        self._tasks[job] = self._loop.create_task(self._ask(job, prompt))
+                self._report()
+
+    def _next_jobs(self) -> list[Job]:
+        """Take the first waiting jobs that fit the budget and have the first one's number of implicit tokens."""
+        with self._lock:
+            waiting = [job for job in self._waiting if not job.cancelled]
+            jobs: list[Job] = []
+            for job in waiting:
+                longest = max(len(other.prompt) + other.count for other in [*jobs, job])
+                if jobs and (job.count != jobs[0].count or (len(jobs) + 1) * longest > self.tokens_per_batch):
+                    break
+                jobs.append(job)
+            self._waiting = waiting[len(jobs) :]
+        return jobs
+
+    def _prompts(self, jobs: list[Job]) -> Sequence[Tensor | list[int] | RequestError]:
+        """Return the embeddings of jobs, the ids of those for the host alone, or why there are none."""
+        now = time.monotonic()
+        for job in jobs:
+            self._seconds("queue", now - job.arrived)
+        if jobs[0].count == 0:
+            return [job.prompt for job in jobs]
+        start = time.perf_counter()
+        prompts = self._made(jobs)
+        self._seconds("implicit", time.perf_counter() - start)
+        return prompts
+
+    def _made(self, jobs: list[Job]) -> Sequence[Tensor | RequestError]:
+        try:
+            return self.front.prompts(jobs)
+        except Exception as error:  # The prompt that is to blame must not fail the others.
+            if len(jobs) > 1:
+                return [made for job in jobs for made in self._made([job])]
+            if isinstance(error, ValueError):
+                return [RequestError(400, str(error))]
+            logger.exception("Implicit tokens could not be made.", exc_info=error)
+            return [RequestError(500, "The server failed; its log has the reason.", code="engine_failed")]
+
+    # Answers
+
+    async def _ask(self, job: Job, prompt: Tensor | list[int]) -> None:
+        """Have a job answered; another engine is tried as long as nothing has been answered."""
+        start, tried, answered = time.perf_counter(), set[RemoteEngine](), False
+        try:
+            while True:
+                engine = min(
+                    (engine for engine in self._engines if engine not in tried),
+                    key=lambda engine: (self._avoided.get(engine, 0) > time.monotonic(), engine.busy),
+                )
+                tried.add(engine)
+                try:
+                    last: dict[int, Piece] = {}
+                    async for piece in engine.pieces(job, prompt, self._settings(job)):
+                        if piece.finish_reason is not None:
+                            # With the usage, which comes after it.
+                            last[piece.index] = piece
+                            continue
+                        if not answered:
+                            answered = True
+                            self._seconds("prefill", time.perf_counter() - start)
+                        job.emit(piece)
+                    if len(last) != job.choices:
+                        raise EngineDown(f"{engine.url}: {len(last)} of {job.choices} answers")
+                    break
+                except EngineDown as error:
+                    self._avoided[engine] = time.monotonic() + _AVOIDED
+                    logger.warning("An engine failed: %s", error)
+                    if answered or len(tried) == len(self._engines):
+                        raise RequestError(
+                            502, "The engine cannot be reached: try again later.", code="engine_unreachable"
+                        ) from error
+            self._count("prompt", len(job.prompt))
+            self._count("implicit", job.implicit_tokens)
+            self._count("completion", job.completion_tokens)
+            self._seconds("decode", time.perf_counter() - start)
+            for piece in last.values():
+                job.emit(piece)
+        except RequestError as error:
+            self._fail(job, error)
+        except Exception as error:
+            logger.exception("A request failed.", exc_info=error)
+            self._fail(job, RequestError(500, "The server failed; its log has the reason."))
+        finally:
+            self._tasks.pop(job, None)
+            self._report()
+
+    def _settings(self, job: Job) -> dict[str, Any]:
+        """Return the fields of vLLM's request that say how tokens are chosen."""
+        sampling = job.sampling
+        fields = {
+            "temperature": temperature_of(self.front.model, sampling),
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "seed": sampling.seed,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @staticmethod
+    def _fail(job: Job, error: RequestError) -> None:
+        if not job.cancelled:
+            job.emit(error)
+
+    def _report(self) -> None:
+        if self._observer is not None:
+            self._observer.load(len(self._waiting), len(self._tasks))
+
+    def _seconds(self, phase: str, seconds: float) -> None:
+        if self._observer is not None:
+            self._observer.seconds(phase, seconds)
+
+    def _count(self, kind: str, number: int) -> None:
+        if self._observer is not None:
+            self._observer.tokens(kind, number)
+
+    # The check at start-up
+
+    def check(self) -> None:
+        """Compare each engine's next tokens for embeddings with those for the same prompts' token ids.
+
+        Families differ in where they scale word embeddings. Both ways are tried, and the right one is kept.
+
+        Raises:
+            ValueError: when an engine cannot be reached, serves another host or answers differently in both ways.
+        """
+        self._run(self._check())
+
+    async def _check(self) -> None:
+        for number, engine in enumerate(self._engines):
+            ways = (True, False) if number == 0 and self.front.factor != 1.0 else (self.front.scaled,)
+            for scaled in ways:
+                self.front.scaled = scaled
+                differs = await self._difference(engine)
+                if differs is None:
+                    break
+            else:
+                raise ValueError(
+                    f"engine_url={engine.url!r}: its answer to embeddings differs from that to the same tokens "
+                    f"({differs}): start it with `vllm serve HOST --enable-prompt-embeds`, where HOST is the "
+                    "checkpoint's host."
+                )
+
+    async def _difference(self, engine: RemoteEngine) -> str | None:
+        """Return how an engine's log-probabilities for embeddings differ from those for ids; `None` if they do not."""
+        for text in _PROBES:
+            ids = self.front.tokenizer(text)["input_ids"]
+            found = []
+            for prompt in (list(ids), self.front.words(ids)):
+                job = Job(list(ids), lambda event: None, max_new_tokens=1, top_logprobs=5)
+                try:
+                    pieces = [piece async for piece in engine.pieces(job, prompt, {"temperature": 0.0})]
+                except (EngineDown, RequestError) as error:
+                    raise ValueError(f"engine_url={engine.url!r} does not answer ({error}).") from error
+                found.append(dict(next(token for piece in pieces for token in piece.tokens).top))
+            first = max(found[0], key=lambda token: found[0][token])
+            given = found[1].get(first)
+            if given is None or abs(given - found[0][first]) > _TOLERANCE:
+                return f"{text!r}: {found[0][first]:.2f} and {'less' if given is None else f'{given:.2f}'}"
+        return None

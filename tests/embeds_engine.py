@@ -1,0 +1,103 @@
+"""A stand-in for `vllm serve HOST --enable-prompt-embeds`: its completions API over a tiny transformers host."""
+
+import base64
+import io
+import json
+import threading
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+
+class EmbedsEngine:
+    """Answers /v1/completions for ids and embeddings, greedily, in the form of vLLM 0.32's streams.
+
+    Args:
+        host: a causal LM.
+        tokenizer: its tokenizer.
+        unscaled: whether embeddings are taken before the factor of the host's lookup.
+
+    Attributes:
+        breaks_after: number of chunks after which a connection breaks; `None` for whole answers.
+        status: what all requests get instead of an answer; `None` for answers.
+        asked: the bodies that came, with the prompt's number of positions.
+        open: requests being answered.
+        held: what a request waits for before its last chunk.
+    """
+
+    def __init__(self, host, tokenizer, unscaled=False):
+        self.host, self.tokenizer, self.unscaled = host, tokenizer, unscaled
+        self.breaks_after = self.status = None
+        self.asked, self.open, self.held = [], 0, threading.Event()
+        self.held.set()
+        self.app = FastAPI()
+        self.app.get("/v1/models")(self.models)
+        self.app.get("/health")(lambda: {})
+        self.app.post("/v1/completions")(self.complete)
+
+    async def models(self):
+        return {"data": [{"id": "the-host"}]}
+
+    async def complete(self, request: Request):
+        body = await request.json()
+        assert body["model"] == "the-host" and body["stream"]
+        if self.status is not None:
+            return JSONResponse({"error": {"message": "told to"}}, self.status)
+        table = self.host.get_input_embeddings()
+        if "prompt_embeds" in body:
+            assert "prompt" not in body
+            file = io.BytesIO(base64.b64decode(body["prompt_embeds"], validate=True))
+            embeds = torch.load(file, weights_only=True)
+            assert embeds.dtype in (torch.float32, torch.bfloat16, torch.float16) and embeds.dim() == 2
+            embeds = embeds.to(table.weight.dtype) * (getattr(table, "embed_scale", 1.0) if self.unscaled else 1.0)
+        else:
+            embeds = table(torch.tensor([body["prompt"]]))[0]
+        self.asked.append({**body, "positions": len(embeds)})
+        return StreamingResponse(self._stream(body, embeds), media_type="text/event-stream")
+
+    def _stream(self, body, embeds):
+        self.open += 1
+        try:
+            made = self._answer(body, embeds)
+            tokens = 0
+            for index in range(body["n"]):
+                tokens += len(made)
+                for number, (text, logprobs, reason) in enumerate(made):
+                    if self.breaks_after is not None and number >= self.breaks_after:
+                        raise ConnectionError("the engine is killed")
+                    if reason is not None:
+                        self.held.wait()
+                    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+                    yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+            yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': tokens}})}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            self.open -= 1
+
+    @torch.no_grad()
+    def _answer(self, body, embeds):
+        ends = self.host.generation_config.eos_token_id
+        ids, sent, made = [], "", []
+        while True:
+            text_embeds = self.host.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
+            logits = self.host(inputs_embeds=torch.cat([embeds[None], text_embeds], dim=1)).logits[0, -1].float()
+            token = int(logits.argmax())
+            ids.append(token)
+            text = self.tokenizer.decode(ids[:-1] if token == ends else ids, skip_special_tokens=True)
+            cut = [text.index(stop) for stop in body["stop"] if stop in text]
+            reason = "stop" if cut or token == ends else "length" if len(ids) == body["max_tokens"] else None
+            text = text[: min(cut)] if cut else text if reason else text.rstrip("\ufffd")
+            logprobs = None
+            if "logprobs" in body and token != ends:
+                values, top = logits.log_softmax(-1).topk(max(1, body["logprobs"]))
+                named = {f"token_id:{i}": v for i, v in zip(top.tolist(), values.tolist(), strict=True)}
+                logprobs = {
+                    "tokens": [f"token_id:{token}"],
+                    "token_logprobs": [values[0].item()],
+                    "top_logprobs": [named],
+                }
+            made.append((text[len(sent) :], logprobs, reason))
+            sent = text
+            if reason:
+                return made

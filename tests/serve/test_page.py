@@ -1,0 +1,202 @@
+"""The page: three answers side by side, the thought in words, another question's thought; in a browser too."""
+
+import os
+import shutil
+
+import gradio_client
+import pytest
+import torch
+
+from semcot_hf.cli.main import main
+from semcot_hf.inference.answering import answer_questions
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.serve import space
+from semcot_hf.serve.comparison import METHODS, Comparison
+from semcot_hf.serve.page import make_page, show, thought_html
+
+QUESTION, OTHER = "How many apples has Ann?", "Bob gives Ann three apples. How many?"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer):
+    return with_answer_prompt(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model_of(tiny_lm, tiny_semcot, tiny_tokenizer):
+    def make(**fields):
+        return tiny_semcot(
+            tiny_lm(),
+            tiny_lm(hidden_size=32, seed=5),
+            answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
+            generator_mode="sequential",
+            **fields,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def words_model(model_of):
+    return model_of(projection="vocabulary", num_implicit_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def url(words_model, tokenizer):
+    page = make_page(Comparison(words_model, tokenizer), "tiny")
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False)
+    yield address
+    page.close()
+
+
+def words_of(model, tokenizer, question):
+    ids = torch.tensor(
+        [
+            tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)[
+                "input_ids"
+            ]
+        ]
+    )
+    words, shares = model.implicit_words(ids)
+    return [
+        (tokenizer.decode([word]), share) for word, share in zip(words[0].tolist(), shares[0].tolist(), strict=True)
+    ]
+
+
+def test_the_answers_are_those_of_each_method(words_model, tokenizer):
+    compared = Comparison(words_model, tokenizer).ask(QUESTION, 6)
+    assert set(compared.answers) == set(METHODS)
+    for method, answer in compared.answers.items():
+        [alone] = answer_questions(words_model, tokenizer, [QUESTION], method=method, max_new_tokens=6)
+        assert (answer.output, answer.new_tokens) == (alone.output, alone.new_tokens) and answer.seconds > 0
+    assert compared.words == words_of(words_model, tokenizer, QUESTION)
+
+
+@pytest.mark.parametrize("fields", [{"projection": "vocabulary"}, {}], ids=["words", "vectors"])
+def test_the_host_gets_the_other_questions_thought(model_of, tokenizer, fields):
+    model = model_of(**fields)
+    compared = Comparison(model, tokenizer)
+    own, swapped = compared.ask(QUESTION, 8), compared.ask(QUESTION, 8, OTHER)
+    for method in ("no_cot", "cot"):
+        assert own.answers[method].output == swapped.answers[method].output
+    prompts = [
+        torch.tensor(
+            [
+                tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)[
+                    "input_ids"
+                ]
+            ]
+        )
+        for text in (QUESTION, OTHER)
+    ]
+    ids = model.generate(prompts[0], implicit_embeddings=model.implicit_embeddings(prompts[1]), max_new_tokens=8)
+    assert swapped.answers["semcot"].output == tokenizer.decode(
+        ids[0, prompts[0].shape[1] :], skip_special_tokens=True
+    )
+    assert swapped.answers["semcot"].output != own.answers["semcot"].output
+    assert swapped.words == (words_of(model, tokenizer, OTHER) if fields else None)
+
+
+def test_what_cannot_be_answered_is_explained(words_model, tokenizer, tiny_lm):
+    compared = Comparison(words_model, tokenizer)
+    with pytest.raises(ValueError, match="question is empty"):
+        compared.ask("  ", 6)
+    with pytest.raises(ValueError, match="other is empty"):
+        compared.ask(QUESTION, 6, "")
+    with pytest.raises(ValueError, match="more than the context of 256"):
+        compared.ask("apples " * 300, 6)
+    with pytest.raises(ValueError, match="model_type='llama' makes no implicit tokens"):
+        Comparison(tiny_lm(), tokenizer)
+
+
+def test_words_are_shown_as_text():
+    assert "<script>" not in thought_html([("<script>", 0.5)])
+    assert "no words" in thought_html(None)
+
+
+def test_the_pages_programming_interface(url, words_model, tokenizer):
+    client = gradio_client.Client(url, verbose=False)
+    compared = Comparison(words_model, tokenizer).ask(QUESTION, 6)
+    shown = client.predict(QUESTION, 6, False, "", api_name="/ask")
+    assert [shown[2 * n] for n in range(3)] == [compared.answers[method].output.strip() for method in METHODS]
+    assert all("6 new tokens" in shown[2 * n + 1] for n in range(3))
+    assert shown[6] == thought_html(compared.words)
+    assert client.predict(QUESTION, 6, True, OTHER, api_name="/ask")[6] != shown[6]
+    with pytest.raises(gradio_client.exceptions.AppError, match="question is empty"):
+        client.predict(" ", 6, False, "", api_name="/ask")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_the_page_in_a_browser(url, words_model, tokenizer, width):
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("there is no Chromium here")
+    from playwright.sync_api import expect, sync_playwright
+
+    compared = Comparison(words_model, tokenizer)
+    own, swapped = compared.ask(QUESTION, 128), compared.ask(QUESTION, 128, OTHER)
+    asked = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"], timeout=120_000)
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        page.locator("#question textarea").fill(QUESTION)
+        page.locator("#ask").click()
+        for method in METHODS:
+            expect(page.locator(f"#answer-{method} textarea")).to_have_value(own.answers[method].output.strip())
+            expect(page.locator(f"#time-{method}")).to_contain_text(" s, ")
+        expect(page.locator("#thought span")).to_have_count(len(own.words))
+        expect(page.locator("#other textarea")).to_have_count(0)
+        page.locator("#swap input").check()
+        page.locator("#other textarea").fill(OTHER)
+        page.locator("#ask").click()
+        expect(page.locator("#answer-semcot textarea")).to_have_value(swapped.answers["semcot"].output.strip())
+        # Nothing is wider than the screen; on a phone the answers stand below each other.
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        places = [page.locator(f"#answer-{method}").bounding_box() for method in METHODS]
+        assert len({round(place["y"]) for place in places}) == (1 if width > 1000 else 3)
+        browser.close()
+    assert asked and all(address.startswith((url, "data:", "blob:")) for address in asked), asked
+
+
+def test_a_space_is_published_for_checkpoints_of_the_hub(monkeypatch, capsys, tmp_path):
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+            return f"https://hub/spaces/{repo_id}"
+
+        def upload_folder(self, *, folder_path, **options):
+            calls.append({name: open(os.path.join(folder_path, name)).read() for name in os.listdir(folder_path)})
+
+    monkeypatch.setattr(space, "HfApi", Api)
+    assert main(["page", "--model", "me/model", "--push", "me/page"]) == 0
+    assert "https://hub/spaces/me/page" in capsys.readouterr().out
+    assert calls[0] == ("me/page", {"repo_type": "space", "space_sdk": "gradio", "exist_ok": True})
+    compile(calls[1]["app.py"], "app.py", "exec")
+    assert "'me/model'" in calls[1]["app.py"] and "sdk: gradio" in calls[1]["README.md"]
+    assert calls[1]["requirements.txt"].startswith("semcot-hf[page]==")
+    assert main(["page", "--model", str(tmp_path), "--push", "me/page"]) == 1
+    assert "is no Hub id" in capsys.readouterr().err
+
+
+def test_the_spaces_program_shows_the_page(words_model, tokenizer, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: shown.append((page, options)))
+    words_model.save_pretrained(tmp_path / "model", include_host=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    text = space.space_files("me/model")["app.py"].replace("'me/model'", repr(str(tmp_path / "model")))
+    exec(compile(text, "app.py", "exec"), {})
+    show(Comparison(words_model, tokenizer), "tiny", host="127.0.0.1", port=1, password="secret")
+    assert [options["auth"] for _, options in shown] == [None, ("semcot", "secret")]
+    assert shown[0][1]["server_port"] == 7860 and not shown[0][1]["share"]
+
+
+def test_addresses_of_other_machines_need_a_password(capsys):
+    assert main(["page", "--model", "m", "--host", "0.0.0.0"]) == 1
+    assert "pass --password" in capsys.readouterr().err

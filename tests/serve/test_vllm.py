@@ -1,0 +1,303 @@
+"""The front of vLLM, over a stand-in that takes prompt embeddings: answers, checks at start-up, engines that fail."""
+
+import asyncio
+import sys
+import time
+
+import httpx2
+import openai
+import pytest
+import torch
+from embeds_engine import EmbedsEngine
+from served import free_port, running
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.serve import launch
+from semcot_hf.serve.config import ServeConfig
+from semcot_hf.serve.front import Front, load_front
+from semcot_hf.serve.jobs import Job
+from semcot_hf.serve.launch import app_of
+
+CONFIG = ServeConfig(model="tiny", engine="vllm", engine_url=["http://127.0.0.1:1"])
+WORDS = {"projection": "vocabulary", "generator_mode": "sequential"}
+ADAPTIVE = {**WORDS, "thought_length": "adaptive", "end_of_thought_token_ids": list(range(0, 320, 4))}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer):
+    return with_answer_prompt(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model_of(tiny_lm, tiny_semcot, tiny_tokenizer):
+    def make(family="llama", **fields):
+        width = 32 if fields else 16
+        made = tiny_semcot(
+            tiny_lm(family),
+            tiny_lm(hidden_size=width, seed=5),
+            num_implicit_tokens=6 if fields else 3,
+            answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
+            **fields,
+        )
+        made.generator_tokenizer = tiny_tokenizer
+        return made
+
+    return make
+
+
+def question(text):
+    return [{"role": "user", "content": text}]
+
+
+def expected(model, tokenizer, text, new, **options):
+    ids = torch.tensor([tokenizer.apply_chat_template(question(text), add_generation_prompt=True)["input_ids"]])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def ask(url, text="How many?", **body):
+    return httpx2.post(
+        f"{url}/v1/chat/completions", json={"messages": question(text), "temperature": 0, **body}, timeout=60
+    )
+
+
+def content(answer):
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [("llama", {}), ("gpt2", {}), ("gemma3_text", {}), ("llama", ADAPTIVE), ("qwen2", WORDS)],
+    ids=["llama", "gpt2", "gemma", "adaptive", "words"],
+)
+def test_answers_are_those_of_generate_alone(family, fields, model_of, tokenizer):
+    model = model_of(family, **fields)
+    engine = EmbedsEngine(model.host, tokenizer)
+    texts = ["How many?", "Ann has three apples and gives one to Bob.", "Ann", "apples " * 8]
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+
+        async def ask_all():
+            async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+                asked = [
+                    client.chat.completions.create(
+                        model="tiny",
+                        messages=question(text),
+                        max_tokens=6,
+                        temperature=0,
+                        extra_body={} if count is None else {"implicit_tokens": count},
+                    )
+                    for text in texts
+                    for count in (None, 0, 2)
+                ]
+                return await asyncio.gather(*asked)
+
+        answers = iter(asyncio.run(ask_all()))
+        for text in texts:
+            for count in (None, 0, 2):
+                answer = next(answers)
+                options = {} if count is None else {"num_implicit_tokens": count}
+                assert answer.choices[0].message.content == expected(model, tokenizer, text, 6, **options)
+                assert answer.usage.completion_tokens == 6 and answer.choices[0].finish_reason == "length"
+                ids = tokenizer.apply_chat_template(question(text), add_generation_prompt=True)["input_ids"]
+                made = model.implicit_embeddings(torch.tensor([ids]), None, count)
+                assert answer.usage.implicit_tokens == made.shape[1]
+    alone = [body for body in engine.asked[6:] if "prompt" in body]
+    assert len(alone) == len(texts) and all(body["positions"] == len(body["prompt"]) for body in alone)
+
+
+def test_streams_stops_choices_and_log_probabilities_pass_through(model_of, tokenizer):
+    model = model_of(**WORDS)
+    engine = EmbedsEngine(model.host, tokenizer)
+    text = expected(model, tokenizer, "How many?", 8)
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        options = dict(model="tiny", messages=question("How many?"), max_tokens=8, temperature=0)
+        texts = ["", ""]
+        for chunk in client.chat.completions.create(n=2, stream=True, **options):
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        assert texts == [text, text]
+        answer = client.chat.completions.create(
+            logprobs=True, top_logprobs=2, stop=text[3:5], extra_body={"implicit_tokens": "text"}, **options
+        )
+        [choice] = answer.choices
+        assert choice.message.content == text[: text.index(text[3:5])] and choice.finish_reason == "stop"
+        ids = torch.tensor(
+            [tokenizer.apply_chat_template(question("How many?"), add_generation_prompt=True)["input_ids"]]
+        )
+        assert choice.implicit_text == model.implicit_text(ids)[0]
+        assert len(choice.logprobs.content) == answer.usage.completion_tokens
+        assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
+        # Greedy by default, as `generate` is for this checkpoint; vLLM would sample.
+        del options["temperature"]
+        client.chat.completions.create(seed=3, top_p=0.5, **options)
+        sent = engine.asked[-1]
+        assert (sent["temperature"], sent["seed"], sent["top_p"], "top_k" in sent) == (0, 3, 0.5, False)
+
+
+def test_the_front_makes_what_splicing_makes(model_of, tokenizer):
+    """`Front.prompts` equals the model's own splicing of the same batch."""
+    model = model_of(**ADAPTIVE)
+    front = Front(model, tokenizer)
+    for text, ends in (("How many?", True), ("Ann", False)):
+        jobs = []
+        for words in (text, text * 9, "Bob " + text):
+            ids = tokenizer.apply_chat_template(question(words), add_generation_prompt=True)["input_ids"]
+            jobs.append(Job(ids if ends else ids[:-1], lambda event: None, count=6))
+        for job, embeds in zip(jobs, front.prompts(jobs), strict=True):
+            ids = torch.tensor([job.prompt])
+            tokens, mask = model.implicit_embeddings(ids, None, 6, return_mask=True)
+            assert job.implicit_tokens == tokens.shape[1] == int(mask.sum())
+            end = len(model.config.answer_prompt_ids) if ends else 0
+            spliced = model.splice_inputs(ids, torch.ones_like(ids), tokens, torch.tensor([ids.shape[1] - end]))[0][0]
+            torch.testing.assert_close(embeds, spliced)
+
+
+@pytest.mark.parametrize("layout", ["attached", "whole"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_front_reads_the_hosts_word_embeddings_only(layout, family, tiny_lm, tiny_semcot, tokenizer, tmp_path):
+    tiny_lm(family).save_pretrained(tmp_path / "host")
+    tiny_lm(hidden_size=16, seed=5).save_pretrained(tmp_path / "generator")
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        str(tmp_path / "host"), str(tmp_path / "generator"), answer_prompt_ids=answer_prompt_ids(tokenizer)
+    )
+    model.save_pretrained(tmp_path / "model", include_host=layout == "whole")
+    front = load_front(str(tmp_path / "model"))
+    held = [name for name, value in front.host.named_parameters() if value.device.type != "meta" and value.dim() > 1]
+    assert [name for name in held if "embed" not in name and "head" not in name] == []
+    assert front.config.host_name_or_path == (str(tmp_path / "host"))
+    jobs = [Job(list(range(5, 20)), lambda event: None, count=3) for _ in range(2)]
+    made, slow = (Front(of, tokenizer).prompts(jobs) for of in (front, model))
+    for one, whole in zip(made, slow, strict=True):
+        torch.testing.assert_close(one, whole)
+
+
+def test_a_plain_causal_lm_needs_no_front(tiny_lm, tmp_path):
+    tiny_lm().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='llama', and makes no implicit tokens: serve it by `vllm serve`"):
+        load_front(str(tmp_path))
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_the_scale_of_gemmas_embeddings_is_found_at_start_up(unscaled, model_of, tokenizer):
+    model = model_of("gemma3_text")
+    engine = EmbedsEngine(model.host, tokenizer, unscaled=unscaled)
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        assert content(ask(url, max_tokens=5)) == expected(model, tokenizer, "How many?", 5)
+
+
+def test_engines_of_another_host_or_none_are_refused(model_of, tiny_lm, tokenizer):
+    model = model_of()
+    with running(EmbedsEngine(tiny_lm(seed=9), tokenizer).app) as remote:
+        with pytest.raises(ValueError, match="its answer to embeddings differs from that to the same tokens"):
+            app_of(model, tokenizer, CONFIG, [remote])
+    with pytest.raises(ValueError, match="does not answer"):
+        app_of(model, tokenizer, CONFIG, [f"http://127.0.0.1:{free_port()}"])
+    with pytest.raises(ValueError, match="engine_url='127.0.0.1:8000': must start with http"):
+        ServeConfig(model="m", engine="vllm", engine_url=["127.0.0.1:8000"])
+    with pytest.raises(ValueError, match="needs --engine vllm"):
+        ServeConfig(model="m", engine_url=["http://127.0.0.1:8000"])
+
+
+def test_an_engine_killed_in_the_middle_gives_502_and_recovers(model_of, tokenizer):
+    model, port = model_of(), free_port()
+    engine = EmbedsEngine(model.host, tokenizer)
+    wanted = expected(model, tokenizer, "How many?", 6)
+    with running(engine.app, port) as remote:
+        app = app_of(model, tokenizer, CONFIG, [remote])
+        # It stays for all that follows.
+        front = running(app)
+        url = front.__enter__()
+        assert content(ask(url, max_tokens=6)) == wanted
+        engine.breaks_after = 2
+        broken = ask(url, max_tokens=6)
+        assert broken.status_code == 502 and broken.json()["error"]["code"] == "engine_unreachable"
+        streamed = ask(url, max_tokens=6, stream=True).text
+        assert '"code": "engine_unreachable"' in streamed and "[DONE]" not in streamed
+        engine.breaks_after, engine.status = None, 500
+        assert ask(url, max_tokens=6).status_code == 502
+        engine.status = 400
+        assert "told to" in ask(url, max_tokens=6).json()["error"]["message"]
+        engine.status = None
+    try:
+        assert ask(url, max_tokens=6).status_code == 502
+        with running(engine.app, port):
+            assert content(ask(url, max_tokens=6)) == wanted
+    finally:
+        front.__exit__(None, None, None)
+    assert engine.open == 0
+
+
+def test_requests_go_to_the_least_busy_engine_and_past_one_that_is_down(model_of, tokenizer):
+    model = model_of()
+    engines = [EmbedsEngine(model.host, tokenizer) for _ in range(2)]
+    wanted = expected(model, tokenizer, "How many?", 4)
+    with running(engines[1].app) as second:
+        with running(engines[0].app) as first:
+            front = running(app_of(model, tokenizer, CONFIG, [first, second]))
+            url = front.__enter__()
+            before = [len(engine.asked) for engine in engines]
+            for engine in engines:
+                engine.held.clear()
+
+            async def ask_all():
+                async with httpx2.AsyncClient(timeout=60) as client:
+                    body = {"messages": question("How many?"), "temperature": 0, "max_tokens": 4}
+                    asked = [
+                        asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=body)) for _ in range(6)
+                    ]
+                    while sum(engine.open for engine in engines) < 6:
+                        await asyncio.sleep(0.02)
+                    open_ = [engine.open for engine in engines]
+                    for engine in engines:
+                        engine.held.set()
+                    return open_, await asyncio.gather(*asked)
+
+            open_, answers = asyncio.run(ask_all())
+            assert open_ == [3, 3] and [content(answer) for answer in answers] == [wanted] * 6
+            assert [len(engine.asked) - n for engine, n in zip(engines, before, strict=True)] == [3, 3]
+        try:
+            assert [content(ask(url, max_tokens=4)) for _ in range(3)] == [wanted] * 3
+        finally:
+            front.__exit__(None, None, None)
+
+
+def test_a_client_that_hangs_up_frees_the_engines_place(model_of, tokenizer):
+    model = model_of()
+    engine = EmbedsEngine(model.host, tokenizer)
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        engine.held.clear()
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(
+                f"{url}/v1/chat/completions", json={"messages": question("How many?"), "max_tokens": 3}, timeout=0.5
+            )
+        start = time.monotonic()
+        while "semcot_running_answers 0.0" not in httpx2.get(f"{url}/metrics").text:
+            assert time.monotonic() - start < 10
+            time.sleep(0.05)
+        engine.held.set()
+
+
+def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path, monkeypatch):
+    """A command of that name runs as long as the server does."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="there is no command `vllm` to start"), launch.started_engine("host", True):
+        pass
+    program = tmp_path / "vllm"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\nfrom http.server import BaseHTTPRequestHandler, HTTPServer\n"
+        "assert sys.argv[1:4] == ['serve', 'a-host', '--enable-prompt-embeds']\n"
+        "class Handler(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n        self.send_response(200)\n        self.end_headers()\n"
+        "HTTPServer(('127.0.0.1', int(sys.argv[-1])), Handler).serve_forever()\n"
+    )
+    program.chmod(0o755)
+    with launch.started_engine("a-host", True) as url:
+        assert httpx2.get(f"{url}/health").status_code == 200
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(f"{url}/health")
+    with pytest.raises(ValueError, match="carries its host"), launch.started_engine(None, True):
+        pass
+    with pytest.raises(OSError, match="did not start"), launch.started_engine("another", True):
+        pass
