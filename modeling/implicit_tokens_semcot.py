@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_semcot import text_config
+from .offloading_semcot import in_memory
 from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
 from .thoughts_semcot import SemCoTThoughtsMixin, Thoughts
 from .vocabularies_semcot import retokenize
@@ -279,14 +280,15 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         if self.config.thought_prompt_ids is not None and cache is None:
             ids, mask, cache = self._prompted(ids, mask)
         query = self.generator.get_input_embeddings()(ids)
-        thought = self.thought_embedding.to(query.dtype)
+        thought = in_memory(self, "thought_embedding").to(query)
         mask = None if mask is None else extended_mask(mask, count)
         if self.config.generator_mode == "sequential":
             return self._sequential_states(query, thought.expand(query.shape[0], 1, -1), mask, count, cache)
         embeds = torch.cat([query, thought.expand(query.shape[0], count, -1)], dim=1)
         options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         if mask is not None:
-            options |= {"attention_mask": mask, "position_ids": positions_from_mask(mask)[:, -embeds.shape[1] :]}
+            positions = positions_from_mask(mask)[:, -embeds.shape[1] :] + first_position(self.generator)
+            options |= {"attention_mask": mask, "position_ids": positions}
         states = self.generator(inputs_embeds=embeds, use_cache=cache is not None, **options).last_hidden_state
         start = query.shape[1] + self.config.state_offset
         return states[:, start : start + count], None
@@ -391,6 +393,13 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 "trained with (config.num_implicit_tokens): answers may get worse."
             )
         return whole
+
+
+def first_position(generator: PreTrainedModel) -> int:
+    """Return the position of a generator's first token: 0, but behind that of padding in families such as RoBERTa."""
+    table = getattr(getattr(generator, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def _tokens(

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .checksums_semcot import base_state, has_checksum, saved_weights
 from .configuration_semcot import SemCoTConfig
+from .offloading_semcot import in_memory, memory_left
 from .parts_semcot import unquantized
 from .saving_semcot import SemCoTSavingMixin, generation_checksum
 from .sources_semcot import (
@@ -141,7 +142,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         model = cls(config, host=host, generator=backbone)
         model._record_host(is_there)
         model.generation_config = host.generation_config
-        embeddings = backbone.get_input_embeddings().weight
+        embeddings = in_memory(backbone.get_input_embeddings())
         if thought_token_id is None:
             model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         elif 0 <= thought_token_id < embeddings.shape[0]:
@@ -152,7 +153,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         model.match_scales()
         if config.projection == "vocabulary" and isinstance(model.projection, nn.Linear):
             head = generator.get_output_embeddings()
-            model.projection.weight.data = (embeddings if head is None else head.weight).detach().clone()
+            model.projection.weight.data = (embeddings if head is None else in_memory(head)).detach().clone()
         for name, source in zip(TOKENIZERS, tokenizers, strict=True):
             setattr(model, name, source)
         found = model.host_word_ids
@@ -295,8 +296,12 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             )
         if apart:
             options["dtype"] = torch.promote_types(*dtypes)
-        if not config.includes_host and isinstance(kwargs.get("device_map"), dict):
-            options["device_map"] = _places(kwargs["device_map"], False)
+        if isinstance(kwargs.get("device_map"), dict):
+            places = kwargs["device_map"] if config.includes_host else _places(kwargs["device_map"], False)
+            if places.get("thought_embedding") == "disk" and len(places) > 1:
+                # Accelerate offloads modules, and this weight is in none but the whole model.
+                places = {**places, "thought_embedding": "cpu"}
+            options["device_map"] = places
         checksums = (config.weights_checksum, config.generation_checksum)
         of_tokenizers = config.own_tokenizers_checksum
         config.weights_checksum = config.generation_checksum = config.own_tokenizers_checksum = None
@@ -306,9 +311,11 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         if config.includes_host:
             host = model.host
             if apart:
-                # Without its host, so that only the rest of the model changes its dtype.
-                host, model.host = model.host.to(dtypes[0]), None
-                model.to(dtypes[1])
+                saved_names = model.state_dict().keys()
+                for name, value in (*model.named_parameters(), *model.named_buffers()):
+                    # Other buffers, such as the frequencies of rotary positions, keep their precision.
+                    if value.is_floating_point() and name in saved_names:
+                        value.data = value.data.to(dtypes[0] if name.startswith("host.") else dtypes[1])
             model._set_host(host)
             model._attached_fingerprint = weights_fingerprint(host)
         if not kwargs.get("ignore_mismatched_sizes"):
@@ -318,6 +325,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             if not isinstance(host, PreTrainedModel):
                 saved = {"dtype": dtypes[0] or "auto"}
                 saved |= {} if attention is None else {"attn_implementation": attention}
+                if kwargs.get("max_memory"):
+                    kwargs["max_memory"] = memory_left(model, kwargs["max_memory"])
                 host, place, found = _load_host(host, model.config, {**saved, **kwargs}, host_kwargs)
             report = model._attach(host, place, found)
             if report is not None and isinstance(loaded, tuple):

@@ -12,7 +12,8 @@ from transformers.utils import logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from .configuration_semcot import SemCoTConfig, text_config
-from .sources_semcot import HostPlace, check_part
+from .offloading_semcot import execution_device, in_memory, whole_device_map
+from .sources_semcot import HostPlace, check_part, is_bidirectional
 from .splicing_semcot import context_of
 from .weights_semcot import same_weights, shares_weights, weights_fingerprint
 
@@ -74,7 +75,9 @@ class SemCoTPreTrainedModel(PreTrainedModel):
                 self.projection.register_buffer("host_word_ids", torch.empty(words, dtype=torch.int32))
         else:
             self.projection = nn.Linear(width, text_config(config.host_config).hidden_size)
-        if config.generator_mode == "sequential" and not takes_cache(self.generator):
+        if config.generator_mode == "sequential" and (
+            not takes_cache(self.generator) or is_bidirectional(self.generator)
+        ):
             raise ValueError(
                 f"generator_mode='sequential' needs a generator that keeps keys and values, which a "
                 f"{self.generator.config.model_type} does not: choose generator_mode='parallel'."
@@ -161,6 +164,9 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         if same is False or config.host_fingerprint is None or (same is None and not named_same):
             config.host_fingerprint = present
         self._attached_fingerprint = present
+        places = whole_device_map(self, host)
+        if places is not None:
+            self.hf_device_map = places
         report = None
         waiting, self._adapters_for_later = self._adapters_for_later, ()
         for args, kwargs in waiting:
@@ -214,7 +220,7 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         words = self.generator.get_input_embeddings()(ids[None])
         states = self.generator(inputs_embeds=words, use_cache=False).last_hidden_state
         table = self.get_input_embeddings()
-        host_ids = torch.arange(min(64, self.config.get_text_config().vocab_size), device=table.weight.device)
+        host_ids = torch.arange(min(64, self.config.get_text_config().vocab_size), device=execution_device(table))
         host_words = table(host_ids[None])
         sizes = [tensor.float().pow(2).mean().sqrt().item() for tensor in (words, states, host_words)]
         self.config.feedback_scale = sizes[0] / sizes[1]
@@ -253,12 +259,11 @@ class SemCoTPreTrainedModel(PreTrainedModel):
     @property
     def host_word_ids(self) -> torch.Tensor | None:
         """The host's id of each of the generator's words, -1 where it has none; `None` for a shared vocabulary."""
-        found: Any = getattr(self.projection, "host_word_ids", None)
-        return found
+        return in_memory(self.projection, "host_word_ids") if hasattr(self.projection, "host_word_ids") else None
 
     def projection_device(self) -> torch.device:
         """Return the device on which implicit tokens are computed."""
-        return self.thought_embedding.device
+        return execution_device(self, "thought_embedding")
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(enable, *args, **kwargs)

@@ -148,9 +148,16 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         layout = self.config.includes_host
         config: Any = self.config
         config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
-        state_dict = merged_state(self, state_dict)
+        state_dict = self.state_dict() if state_dict is None else state_dict
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
+        state_dict = merged_state(self, state_dict)
+        lost = [key for key, value in state_dict.items() if value.is_meta]
+        if lost:
+            raise ValueError(
+                f"{len(lost)} weights have no values (device meta), such as {lost[0]!r}, and cannot be saved: load "
+                "the model without offloading it."
+            )
         for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
             if is_main_process:
                 getattr(self, name).save_pretrained(os.path.join(save_directory, name))

@@ -23,7 +23,10 @@ from .weights_semcot import is_quantized
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "subfolder")
-SHARED_ARGUMENTS = ("dtype", "device_map", "attn_implementation", "quantization_config", "max_memory")
+SHARED_ARGUMENTS = (
+    *("dtype", "attn_implementation", "quantization_config"),
+    *("device_map", "max_memory", "offload_folder", "offload_buffers"),
+)
 # Arguments that name other weights of one id or path, and have a field in the configuration.
 PLACE_ARGUMENTS = ("revision", "subfolder", "variant", "gguf_file")
 # With other arguments the host may have weights that its name alone does not stand for.
@@ -164,9 +167,10 @@ def check_source(role: str, name: str | PathLike, kwargs: dict[str, Any]) -> Non
 
 
 def check_part(role: str, part: PreTrainedModel) -> None:
-    """Raise ValueError for a host or generator that could not be saved and loaded again.
+    """Raise ValueError for a host or generator that could not be used, or not be saved and loaded again.
 
-    These are SemCoT models, models with code of their own, and quantized generators.
+    These are SemCoT models, models with code of their own, quantized generators, encoder-decoders, and hosts that do
+    not write text from left to right.
     """
     own_code = any(type(item).__module__.startswith("transformers_modules") for item in (part, part.config))
     _check_type(role, f"a {type(part).__name__}", part.config.model_type, own_code)
@@ -175,6 +179,24 @@ def check_part(role: str, part: PreTrainedModel) -> None:
             "generator is quantized, and its weights are trained and saved: load it without quantization_config, "
             "from a checkpoint with ordinary weights."
         )
+
+    name = f"{role} is a {type(part).__name__} (model_type={part.config.model_type!r})"
+    if part.config.is_encoder_decoder:
+        raise ValueError(f"{name}, an encoder-decoder, which has two inputs: take a decoder, such as a Llama.")
+    if role == "host" and not part.can_generate():
+        raise ValueError(f"{name}, which writes no text: take a causal LM, as AutoModelForCausalLM loads it.")
+    if role == "host" and is_bidirectional(part):
+        raise ValueError(
+            f"{name}, an encoder, whose tokens see those behind them, so that it cannot write text: take a causal LM, "
+            "or set is_decoder=True in its config before loading it if it was trained so."
+        )
+
+
+def is_bidirectional(model: PreTrainedModel) -> bool:
+    """Return whether a model's tokens see those behind them, as in encoders such as BERT."""
+    causal: list[Any] = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    # Older families have the switch in their configuration alone.
+    return not any(causal) if causal else getattr(model.config, "is_decoder", None) is False
 
 
 def _check_type(role: str, name: str, model_type: Any, own_code: bool) -> None:

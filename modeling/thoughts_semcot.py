@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.utils import logging
 
+from .offloading_semcot import execution_device, in_memory
 from .parts_semcot import SemCoTPreTrainedModel
 from .splicing_semcot import splice
 from .vocabularies_semcot import continued_ids
@@ -116,12 +117,13 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
 
     def _mixture(self, logits: Tensor, words: Any) -> Tensor:
         """Return the weighted mean of word embeddings for next-token logits."""
-        weights, ids = self._weights(logits, words.weight)
-        weights = weights.to(words.weight)
+        table = in_memory(words)
+        weights, ids = self._weights(logits, table)
+        weights = weights.to(table)
         if ids is None:
-            mixture = weights @ words.weight[: weights.shape[-1]]
+            mixture = weights @ table[: weights.shape[-1]]
         else:
-            chosen = words.weight[ids.to(words.weight.device)]
+            chosen = table[ids.to(table.device)]
             mixture = (weights[..., None, :] @ chosen)[..., 0, :]
         # Some families scale word embeddings in their lookup.
         return mixture * getattr(words, "embed_scale", 1.0)
@@ -138,14 +140,15 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         config, shared = self.config, host_ids >= 0
         logits = logits.masked_fill(~shared, -torch.inf)
         weights, ids = mixture_weights(logits, config.mixture_top_k, config.mixture_temperature)
-        known = host_ids.long().clamp(min=0).to(words.weight.device)
-        weights = weights.to(words.weight)
+        table = in_memory(words)
+        known = host_ids.long().clamp(min=0).to(table.device)
+        weights = weights.to(table)
         if ids is None:
             # Several of the generator's words may be one of the host's.
-            shares = weights.new_zeros(*weights.shape[:-1], words.weight.shape[0])
-            mixture = shares.index_add(-1, known, weights) @ words.weight
+            shares = weights.new_zeros(*weights.shape[:-1], table.shape[0])
+            mixture = shares.index_add(-1, known, weights) @ table
         else:
-            mixture = (weights[..., None, :] @ words.weight[known[ids.to(known.device)]])[..., 0, :]
+            mixture = (weights[..., None, :] @ table[known[ids.to(known.device)]])[..., 0, :]
         return mixture * getattr(words, "embed_scale", 1.0)
 
     def _lost_share(self, logits: Tensor, host_ids: Tensor) -> Tensor:
@@ -193,7 +196,8 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         width = int(lengths.max())
         padded = [texts.get(row, []) + [0] * (width - len(texts.get(row, []))) for row in range(len(tokens))]
         table = self.get_input_embeddings()
-        host_words = table(torch.tensor(padded, dtype=torch.long, device=table.weight.device).view(len(padded), width))
+        padded_ids = torch.tensor(padded, dtype=torch.long, device=execution_device(table))
+        host_words = table(padded_ids.view(len(padded), width))
         # A part of the graph even if all rows are text, so that a loss stays differentiable.
         gap = max(0, width - tokens.shape[1])
         mixtures = nn.functional.pad(tokens, (0, 0, 0, gap))[:, :width]

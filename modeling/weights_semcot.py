@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .offloading_semcot import read_parameter, read_state
+
 # Values of each weight that enter a fingerprint: at least this many, evenly spaced.
 SAMPLES = 256
 # Casts between these round values to 8 bits of precision at most.
@@ -37,8 +39,8 @@ def merged_layer(layer: Any) -> nn.Module:
 
 
 def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the state dict of `model` with its adapters merged; `model` stays unchanged."""
-    state = dict(model.state_dict() if state_dict is None else state_dict)
+    """Return the state dict of `model` with its adapters merged, and offloaded weights; `model` stays unchanged."""
+    state = read_state(model, model.state_dict() if state_dict is None else state_dict)
     for name, layer in adapted_layers(model):
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         state.update({f"{name}.{key}": value for key, value in merged_layer(layer).state_dict().items()})
@@ -75,7 +77,7 @@ def weights_fingerprint(model: Any) -> str | None:
     do not count, since they change between versions of transformers.
 
     Returns:
-        The fingerprint; `None` if weights are quantized, sharded over processes, or not in memory (offloaded).
+        The fingerprint; `None` if weights are quantized, sharded over processes, or on no device (meta).
     """
     if is_quantized(model):
         return None
@@ -106,14 +108,16 @@ def same_weights(first: str | None, second: str | None) -> bool | None:
 
 
 def _base_parameters(model: nn.Module) -> list[Tensor]:
-    """Return a model's parameters without those of adapters and of trained copies of layers."""
+    """Return a model's parameters, also offloaded ones, without those of adapters and of trained copies of layers."""
     layers: Any = adapted_layers(model)
     adapted = tuple(f"{name}." for name, _ in layers)
-    found: list[Tensor] = [value for name, value in model.named_parameters() if not name.startswith(adapted)]
+    found: list[Tensor] = [
+        read_parameter(model, name, value) for name, value in model.named_parameters() if not name.startswith(adapted)
+    ]
     for _, layer in layers:
         base = getattr(layer, "token_adapter", layer)
         base = base.get_base_layer() if hasattr(base, "get_base_layer") else base.original_module
-        found += base.parameters()
+        found += [read_parameter(base, name, value) for name, value in base.named_parameters()]
     return found
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .implicit_tokens_semcot import SemCoTTokensMixin
+from .offloading_semcot import in_memory
 
 
 class SemCoTWordLossMixin(SemCoTTokensMixin):
@@ -58,7 +59,7 @@ class SemCoTWordLossMixin(SemCoTTokensMixin):
         look_up = self.generator.get_input_embeddings()
         parts = [look_up(ids), look_up(words)]
         if self.config.starts_with_thought_token:
-            parts.insert(1, self.thought_embedding.to(parts[0].dtype).expand(len(ids), 1, -1))
+            parts.insert(1, in_memory(self, "thought_embedding").to(parts[0]).expand(len(ids), 1, -1))
         embeds = torch.cat(parts, dim=1)
         start = embeds.shape[1] - words.shape[1]
         # Row by row without the padding before the question, so that all padding stands behind, where no causal layer

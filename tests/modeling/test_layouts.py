@@ -330,3 +330,14 @@ def test_parts_whose_weights_are_saved_under_other_names(folders, tiny_lm, exper
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert same(loaded, model)
         model = loaded
+
+
+def test_rotary_positions_keep_their_precision(folders, tiny_lm, tmp_path):
+    """They are computed in float32 whatever the dtypes of the parts, which are loaded in a common one."""
+    tiny_lm("llama", dtype=torch.bfloat16).save_pretrained(tmp_path / "host")
+    model = SemCoTForCausalLM.from_host_generator_pretrained(tmp_path / "host", folders / "generator")
+    model.save_pretrained(tmp_path / "whole", include_host=True)
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "whole")
+    assert same(loaded, model) and loaded.host.dtype == torch.bfloat16 != loaded.generator.dtype
+    for name, value in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), value), name

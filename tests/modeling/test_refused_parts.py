@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.modeling.sources_semcot import check_run_folder, is_folder
@@ -133,6 +142,39 @@ def test_a_quantized_generator(folders, tiny_lm):
             model.save_pretrained(folders / "out", include_host=part is model)
         part.is_quantized = False
     assert not (folders / "out").exists()
+
+
+SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ENCODER = {**SMALL, "intermediate_size": 48, "max_position_embeddings": 64}
+T5 = {"vocab_size": 320, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+
+
+def made(auto, family, **sizes):
+    torch.manual_seed(0)
+    return auto.from_config(CONFIG_MAPPING[family](**sizes)).eval()
+
+
+def test_encoders_and_encoder_decoders(tiny_lm, tiny_semcot):
+    """Encoders serve as parallel generators, where a padded batch has the tokens of each question alone."""
+    translator = made(AutoModelForSeq2SeqLM, "t5", **T5)
+    for parts in ({"host": translator}, {"generator": translator}, {"generator": translator.base_model}):
+        with pytest.raises(ValueError, match=f"{next(iter(parts))} is a T5.* .model_type='t5'., an encoder-decoder"):
+            tiny_semcot(**parts)
+    for family in ("bert", "rembert"):
+        with pytest.raises(ValueError, match=f"host is a .*{family}'., an encoder, .*: take a causal LM, or set is_d"):
+            tiny_semcot(made(AutoModelForCausalLM, family, **ENCODER))
+        with pytest.raises(ValueError, match="'sequential' needs a generator that keeps keys and values"):
+            tiny_semcot(generator=made(AutoModel, family, **ENCODER), generator_mode="sequential")
+    for host in (tiny_lm().model, made(AutoModelForMaskedLM, "bert", **ENCODER)):
+        with pytest.raises(ValueError, match="host is a .*, which writes no text: take a causal LM, as AutoModelFor"):
+            tiny_semcot(host)
+    tiny_semcot(made(AutoModelForCausalLM, "bert", **ENCODER, is_decoder=True))
+    tiny_semcot(tiny_lm("gpt_neox"), tiny_lm("gpt_neox", seed=1), generator_mode="sequential")
+    ids = torch.tensor([[10, 11, 12, 13], [0, 0, 14, 15]])
+    for family in ("bert", "roberta"):
+        model = tiny_semcot(generator=made(AutoModel, family, **ENCODER))
+        alone = torch.cat([model.implicit_embeddings(ids[:1]), model.implicit_embeddings(ids[1:, 2:])])
+        torch.testing.assert_close(model.implicit_embeddings(ids, (ids > 0).long()), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_host_from_a_gguf_file(folders, tiny_lm):

@@ -1,0 +1,96 @@
+"""Offloaded weights (accelerate's `cpu_offload`, device maps with "cpu" or "disk"), read outside of forward passes.
+
+Accelerate keeps such weights outside the model, whose parameters have no data (device "meta"), and puts them in place
+during the forward of the module that they belong to.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.hub import convert_file_size_to_int
+
+
+def in_memory(module: nn.Module, name: str = "weight") -> Tensor:
+    """Return a module's own parameter or, if it is offloaded, its value on the device where the module computes."""
+    value = getattr(module, name)
+    if not value.is_meta:
+        return value
+    hook = _offloading_hook(module)
+    return value if hook is None else hook.weights_map[name].to(value.dtype).to(execution_device(module, name))
+
+
+def execution_device(module: nn.Module, name: str = "weight") -> torch.device:
+    """Return the device of a module's own parameter, or the one to which it is brought if it is offloaded."""
+    value, hook = getattr(module, name), _offloading_hook(module)
+    if not value.is_meta or hook is None or hook.execution_device is None:
+        return value.device
+    return torch.device(hook.execution_device)
+
+
+def read_parameter(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """Return the value of a parameter or buffer of a model, read from where it is offloaded.
+
+    Args:
+        model: the model.
+        name: name of the parameter in the model.
+        value: the parameter; it is returned if it is in memory, or no hook keeps its value.
+    """
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1) if value.is_meta else ():
+        hook = _offloading_hook(model.get_submodule(".".join(parts[:depth])))
+        if hook is not None:
+            return hook.weights_map[".".join(parts[depth:])].to(value.dtype)
+    return value
+
+
+def read_state(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict of `model` with its offloaded weights in memory; tied ones are one tensor, as they were."""
+    found = {name: read_parameter(model, name, value) for name, value in state_dict.items()}
+    for path, module in model.named_modules() if any(value.is_meta for value in state_dict.values()) else ():
+        tied: Any = getattr(module, "_tied_weights_keys", None)
+        for names in tied.items() if isinstance(tied, dict) else ():
+            target, source = (f"{path}.{name}" if path else name for name in names)
+            if target in found and source in found and torch.equal(found[target], found[source]):
+                found[target] = found[source]
+    return found
+
+
+def whole_device_map(model: PreTrainedModel, host: PreTrainedModel) -> dict[str, Any] | None:
+    """Return the device map of a model and its host, which were loaded apart; `None` if neither has one."""
+    maps = [getattr(part, "hf_device_map", None) for part in (model, host)]
+    if maps == [None, None]:
+        return None
+    own, of_host = (
+        {"": _place(part.device)} if places is None else places
+        for places, part in zip(maps, (model, host), strict=True)
+    )
+    own = {name: device for name, device in own.items() if name.partition(".")[0] != "host"}
+    return {**own, **{f"host.{name}" if name else "host": device for name, device in of_host.items()}}
+
+
+def memory_left(model: PreTrainedModel, max_memory: dict[int | str, int | str]) -> dict[int | str, int | str]:
+    """Return what a loaded model leaves of `max_memory` (bytes by device, as for `from_pretrained`) for another."""
+    places = getattr(model, "hf_device_map", {})
+    left: dict[int | str, int | str] = {place: convert_file_size_to_int(size) for place, size in max_memory.items()}
+    for name, value in model.named_parameters():
+        parts = name.split(".")
+        prefixes = (".".join(parts[:depth]) for depth in range(len(parts), -1, -1))
+        place = next((places[prefix] for prefix in prefixes if prefix in places), value.device)
+        key = "disk" if place == "disk" else _place(torch.device(place))
+        if key in left:
+            left[key] = max(0, int(left[key]) - value.numel() * value.element_size())
+    return left
+
+
+def _place(device: torch.device) -> str | int:
+    """Return a device as device maps write it: the number of an accelerator, or "cpu"."""
+    return device.type if device.index is None or device.type == "cpu" else device.index
+
+
+def _offloading_hook(module: nn.Module) -> Any:
+    """Return the hook of accelerate that keeps weights of a module; `None` without one."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    return next((part for part in hooks if getattr(part, "weights_map", None) is not None), None)
