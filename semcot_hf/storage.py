@@ -18,6 +18,8 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
+from .modeling.offloading_semcot import read_parameter
+
 # A killed process loses nothing that was written; a machine that loses power loses at most this much.
 _SYNC_SECONDS = 5.0
 _MARKED_LINE = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
@@ -81,7 +83,7 @@ def weights_digest(model: torch.nn.Module, samples: int | None = 256) -> str:
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        # Weights that accelerate has offloaded to disk have no values here.
+        weight = read_parameter(model, name, weight)
         if not weight.is_meta and weight.numel():
             flat = weight.detach().reshape(-1)
             step = 1 if samples is None else max(1, len(flat) // samples)

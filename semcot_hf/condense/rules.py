@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.equations import equations_of as stated_equations
 from ..data.schema import split_steps
 from ..inference.prompting import default_answer_prompt, encode_prompt, pad_left, prompt_text, reasoning_before
+from ..modeling.offloading_semcot import execution_device
 from .journal import Reply
 from .requests import Fail, Keep, Request
 
@@ -110,7 +111,7 @@ class SurprisalSource:
     @torch.no_grad()
     def surprisal(self, texts: Sequence[tuple[Request, list[str]]]) -> list[float]:
         """Return the surprisal of each request's answer after the given steps, in nats."""
-        device = self.model.get_input_embeddings().weight.device
+        device = execution_device(self.model.get_input_embeddings())
         encoded, answer_prompt = [], default_answer_prompt(self.tokenizer)
         for request, steps in texts:
             prompt = prompt_text(self.tokenizer, request.query).removesuffix(answer_prompt)

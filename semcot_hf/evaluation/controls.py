@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..inference.batches import plan_batches
 from ..inference.prompting import pad_left
 from ..inference.settings import thinks_adaptively
+from ..modeling.offloading_semcot import execution_device
 from .statistics import mcnemar
 
 CONTROL_NAMES = {
@@ -70,7 +71,7 @@ class ControlTokens:
 
     @cached_property
     def _made(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        device = cast(torch.Tensor, self.model.get_input_embeddings().weight).device
+        device = execution_device(self.model.get_input_embeddings())
         make = cast(Callable[..., Any], self.model.implicit_embeddings)
         options = {"return_mask": True} if thinks_adaptively(self.model) else {}
         made: dict[int, torch.Tensor] = {}

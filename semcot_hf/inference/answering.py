@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.offloading_semcot import execution_device
 from ..modeling.splicing_semcot import context_of
 from ..modeling.thoughts_semcot import Thoughts
 from .batches import batch_within, plan_batches
@@ -129,7 +130,7 @@ class Answerer:
         # For a small host, setting the mode of all modules takes as long as one layer; reading it is faster.
         if any(module.training for module in model.modules()):
             model.eval()
-        self.device = cast(torch.Tensor, model.get_input_embeddings().weight).device
+        self.device = execution_device(model.get_input_embeddings())
         self.extra = self.num_implicit_tokens + settings.max_new_tokens
         self.halvings = self.host_columns = 0
         self.prefix: SharedPrefix | None = None

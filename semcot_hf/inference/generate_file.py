@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.offloading_semcot import execution_device
 from ..options import check_range, option
 from ..progress import progress_bar
 from ..storage import Journal, check_same_run, config_digest, text_digest, weights_digest
@@ -149,7 +150,7 @@ def generate_file(
             small for one question.
     """
     config = with_overrides(config or GenerateConfig(), overrides)
-    start, device = time.perf_counter(), model.get_input_embeddings().weight.device
+    start, device = time.perf_counter(), execution_device(model.get_input_embeddings())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     settings = AnswerSettings(

@@ -8,6 +8,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from ..modeling.offloading_semcot import execution_device
+
 # For shorter prefixes, copying the cache costs more than it saves.
 SHORTEST_PREFIX = 16
 
@@ -41,7 +43,7 @@ class SharedPrefix:
     def __init__(self, model: PreTrainedModel, ids: Sequence[int]):
         self.ids = list(ids)
         self._config = model.config.get_text_config(decoder=True)
-        device = cast(torch.Tensor, model.get_input_embeddings().weight).device
+        device = execution_device(model.get_input_embeddings())
         cache = DynamicCache(config=self._config)
         model.get_decoder()(
             input_ids=torch.tensor([self.ids], device=device), past_key_values=cache, use_cache=True, return_dict=True

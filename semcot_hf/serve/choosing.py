@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from ..inference.decoding import decoding_config, greedy_defaults
 from ..inference.settings import makes_implicit_tokens
+from ..modeling.offloading_semcot import execution_device
 from .jobs import Sampling
 
 
@@ -63,7 +64,7 @@ class Chooser:
             config.top_k = 0 if top_k is None else top_k
             config.top_p, config.min_p = sampling.top_p, sampling.min_p
         config.repetition_penalty = sampling.repetition_penalty
-        self._device = cast(Tensor, model.get_input_embeddings().weight).device
+        self._device = execution_device(model.get_input_embeddings())
         self._ids = torch.tensor([prompt], device=self._device)
         self._processors = self._prepared(model, config)
         self._random = torch.Generator(self._device)

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..inference.decoding import decoding_config, is_out_of_memory
 from ..inference.prompting import pad_left
 from ..inference.settings import makes_implicit_tokens
+from ..modeling.offloading_semcot import execution_device
 from .choosing import Chooser, without_defaults
 from .jobs import AnswerText, Job, Piece, RequestError, TokenLogprob
 from .running import RunningBatch
@@ -91,7 +92,7 @@ class TransformersEngine:
     ):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.tokens_per_batch, self._max_queue, self._observer = tokens_per_batch, max_queue, observer
-        self._device = cast(Tensor, model.get_input_embeddings().weight).device
+        self._device = execution_device(model.get_input_embeddings())
         self._batch = RunningBatch(cast(PreTrainedModel, getattr(model, "host", model)))
         self._rows: list[Row] = []
         self._waiting: deque[Job] = deque()
