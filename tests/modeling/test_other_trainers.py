@@ -7,8 +7,8 @@ from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-# peft 0.21 still reads the property that transformers 5.23 renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+# TRL 1.16 and peft 0.21 still use the names that transformers 5.23 replaced.
+pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")
 ROWS = [{"prompt": "Ann has three apples.", "completion": " Answer: 2"}] * 2
 OPTIONS = {"max_steps": 1, "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
 
@@ -17,7 +17,7 @@ OPTIONS = {"max_steps": 1, "use_cpu": True, "bf16": False, "report_to": "none", 
 def test_losses_from_a_backbones_states_are_refused(tiny_semcot, tiny_tokenizer, adapters, tmp_path):
     trainer = SFTTrainer(
         tiny_semcot().float(),
-        SFTConfig(output_dir=str(tmp_path), gradient_checkpointing=False, **OPTIONS),
+        SFTConfig(output_dir=str(tmp_path), **OPTIONS),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tiny_tokenizer,
         peft_config=adapters,

@@ -145,7 +145,7 @@ def test_a_quantized_generator(folders, tiny_lm):
 
 
 SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-ENCODER = {**SMALL, "intermediate_size": 48, "max_position_embeddings": 64}
+ENCODER = {**SMALL, "intermediate_size": 48, "max_position_embeddings": 128}
 T5 = {"vocab_size": 320, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
 
