@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.offloading_semcot import in_memory
 from .decoding import NO_PENALTIES, greedy_defaults
 from .prompting import encode_prompt, pad_left
 from .shared_prefix import can_share
@@ -103,7 +104,7 @@ def read_question(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Reading:
     if not config.starts_with_thought_token:
         return Reading(queries, real, None, cache)
     embeds = model.generator.get_input_embeddings()(queries)
-    thought = model.thought_embedding.to(embeds.dtype).expand(len(embeds), 1, -1)
+    thought = in_memory(model, "thought_embedding").to(embeds).expand(len(embeds), 1, -1)
     # The id of the <thought> column is not read.
     queries, real = (torch.cat([part, torch.ones_like(part[:, :1])], dim=1) for part in (queries, real))
     return Reading(queries, real, torch.cat([embeds, thought], dim=1), cache)

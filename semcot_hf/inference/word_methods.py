@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.offloading_semcot import execution_device
 from ..modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT, line_ends
 from ..modeling.vocabularies_semcot import retokenize
 from .decoding import decoding_config
@@ -133,7 +134,7 @@ class WordMethod:
             prompts: token ids in the host's vocabulary: for "condensed" those of `prompts`, else those of "semcot".
             options: further arguments of `generate`.
         """
-        device = cast(torch.Tensor, self.model.get_input_embeddings().weight).device
+        device = execution_device(self.model.get_input_embeddings())
         ids, mask = (part.to(device) for part in pad_left(prompts, self._pad()))
         if self.method == "generator":
             return self._think_aloud(read_question(self.model, ids, mask), options)
