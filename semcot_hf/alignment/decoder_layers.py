@@ -7,9 +7,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..modeling.configuration_semcot import SemCoTConfig
+
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the stack without LM head: `LlamaModel` of `LlamaForCausalLM`, the host's of a SemCoT model."""
+    if model.config.model_type == SemCoTConfig.model_type:
+        model = cast(PreTrainedModel, model.host)
     while model.base_model is not model:
         model = cast(PreTrainedModel, model.base_model)
     return model
