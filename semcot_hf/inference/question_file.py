@@ -85,7 +85,8 @@ def read_questions(
         )
     if output.is_dir() or output.exists() and output.samefile(path):
         raise ValueError(f"output={str(output)!r} is the input or a folder: name another file.")
-    if output.exists() and not overwrite:
+    # A work file beside the output is of a run that was killed at its very end, and finishes it.
+    if output.exists() and not overwrite and not output.with_name(f"{output.name}.partial").exists():
         raise ValueError(f"output={str(output)!r} already exists: name another file, or pass --overwrite.")
     digest, queries, problems = _digest(path), [], []
     for number, line in _lines(path):

@@ -552,3 +552,12 @@ def test_first_token_logits_behind_a_shared_prefix_with_implicit_tokens(tiny_lm,
     assert torch.equal(plain.sequences, fast.sequences)
     torch.testing.assert_close(fast.logits[0], plain.logits[0], atol=1e-4, rtol=0)
     assert plain.logits[0].std() > 0.1
+
+
+def test_a_run_killed_between_its_output_and_the_end_of_its_work_file_can_be_run_again(tmp_path):
+    source, output = write_rows(tmp_path / "questions.jsonl", ["1 + 1?"]), tmp_path / "answers.jsonl"
+    output.write_text("{}\n")
+    with pytest.raises(ValueError, match="already exists"):
+        read_questions(source, output)
+    (tmp_path / "answers.jsonl.partial").write_text("")
+    assert read_questions(source, output).queries == ["1 + 1?"]

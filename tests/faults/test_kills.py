@@ -1,0 +1,129 @@
+"""Commands killed at random moments, and on a full disk: run again, they end as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+
+import pytest
+import torch
+from commands import COMMANDS, Server, arguments, grow, result, resumed, small_disk
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.data.tasks import coin_flip
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+
+KILLS = int(os.environ.get("SEMCOT_FAULTS_KILLS", 2))
+DISKS = int(os.environ.get("SEMCOT_FAULTS_DISKS", 2))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("faults")]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_lm, tiny_tokenizer, tmp_path_factory):
+    """Folder of a host, a generator, a checkpoint of both, questions, and rows whose reasoning holds equations."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes = {"dtype": torch.float32, "max_position_embeddings": 512, "eos_token_id": 2}
+    for name, size in (("host", 32), ("generator", 16)):
+        tiny_lm(hidden_size=size, **sizes).save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        folder / "host", folder / "generator", answer_prompt_ids=answer_prompt_ids(tiny_tokenizer)
+    )
+    model.save_pretrained(folder / "semcot")
+    with_answer_prompt(tiny_tokenizer).save_pretrained(folder / "semcot")
+    questions = [{"query": row["query"]} for row in coin_flip.generate(20, seed=4)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    (folder / "rows").mkdir()
+    sums = [{"query": f"What is {n} + 2?", "reasoning": f"{n} + 2 = {n + 2}", "answer": str(n + 2)} for n in range(20)]
+    (folder / "rows" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    server = Server(folder, {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")})
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(models, server, tmp_path_factory):
+    """Function (command) -> what an uninterrupted run leaves, its number of writes and its seconds."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            output = tmp_path_factory.mktemp(name)
+            done = server.run(arguments(name, models, output), folder=str(output))
+            assert done["code"] == 0, done["printed"]
+            known[name] = result(name, output), done["writes"], done["seconds"]
+        return known[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_command_ends_as_if_it_had_not_been(models, server, whole, tmp_path, name):
+    """Half of the kills are before a write in the output folder, half after a share of the time."""
+    expected, writes, seconds = whole(name)
+    rng, killed = random.Random(name), 0
+    for number in range(KILLS):
+        output = tmp_path / str(number)
+        output.mkdir()
+        argv = arguments(name, models, output)
+        moment = {"kill_at": rng.randint(1, writes)} if number % 2 == 0 else {"kill_after": rng.random() * seconds}
+        done = server.run(argv, folder=str(output), **moment)
+        assert done["code"] in (-9, 0), done["printed"]
+        killed += done["code"] == -9
+        if name == "generate" and (output / "answers.jsonl").exists():
+            assert result(name, output)["answers.jsonl"] == expected["answers.jsonl"], moment
+        if (output / "run" / "report.json").exists():
+            json.loads((output / "run" / "report.json").read_text())
+        again = server.run(resumed(name, argv) if done["code"] else [*argv], folder=str(output)) if killed else done
+        if done["code"] == -9:
+            assert again["code"] == 0, (moment, again["printed"])
+        compare(result(name, output), expected, moment)
+        shutil.rmtree(output)
+    assert killed >= KILLS // 2
+
+
+def compare(found, expected, moment):
+    # A kill may leave a temporary file, which the next run does not read.
+    left = {name for name in found if name.rpartition("/")[2].startswith(".")}
+    assert found.keys() - left == expected.keys(), (moment, sorted(found), sorted(expected))
+    different = [name for name in expected if found[name] != expected[name]]
+    assert not different, (moment, different)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_is_told_and_nothing_is_lost(models, server, whole, tmp_path, name):
+    """On a file system that is too small by a random amount, which then grows."""
+    expected, _, _ = whole(name)
+    disk = tmp_path / "disk"
+    try:
+        with small_disk(disk, 2**30):
+            argv = arguments(name, models, disk)
+            assert server.run(argv)["code"] == 0
+            usage = os.statvfs(disk)
+            used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    except PermissionError as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    rng, full = random.Random(name), 0
+    for _ in range(DISKS):
+        # A file of the first run is there before.
+        with small_disk(disk, used + 2**16):
+            (disk / "before.txt").write_text("kept " * 1000)
+            grow(disk, max(2**14, int(used * rng.uniform(0.05, 1.0)) // 4096 * 4096))
+            done = server.run(argv)
+            if done["code"]:
+                full += 1
+                assert "the disk is full" in done["printed"], done["printed"]
+            assert (disk / "before.txt").read_text() == "kept " * 1000
+            grow(disk, 2**30)
+            again = server.run(resumed(name, argv))
+            if done["code"]:
+                assert again["code"] == 0, again["printed"]
+            (disk / "before.txt").unlink()
+            compare(result(name, disk), expected, used)
+    assert full
