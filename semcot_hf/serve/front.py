@@ -44,6 +44,8 @@ def load_front(name: str, dtype: str = "auto") -> SemCoTForCausalLM:
         if config.includes_host:
             options["config"] = config
             _without_layers(config.host_config)
+            # It covers the host's weights too, which are not read.
+            config.weights_checksum = None
         else:
             places = {
                 "revision": config.host_revision,

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import httpx2
@@ -294,7 +295,8 @@ def test_slow_answers_end_with_504(model, tokenizer, monkeypatch):
         answer = post(url, messages=QUESTION, temperature=0, n=1)
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
         chunks = post(url, messages=QUESTION, temperature=0, n=1, stream=True).text
-        assert '"code": "timeout"' in chunks and "[DONE]" not in chunks
+        # In the stream, or before its first piece on a machine that is very busy.
+        assert re.search('"code": ?"timeout"', chunks) and "[DONE]" not in chunks
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -302,8 +304,8 @@ def test_a_client_that_hangs_up_frees_its_place(model, tokenizer, stream, monkey
     config = ServeConfig(model="tiny", tokens_per_batch=1, max_answer_tokens=200)
     step = "semcot_hf.serve.running.RunningBatch.step"
     with monkeypatch.context() as patch, running(app_of(model, tokenizer, config)) as url:
-        # It would go on for 20 s.
-        patch.setattr(step, lambda batch, tokens: time.sleep(0.1) or torch.zeros(len(tokens), 320))
+        # It would go on for 100 s.
+        patch.setattr(step, lambda batch, tokens: time.sleep(0.5) or torch.zeros(len(tokens), 320))
         with pytest.raises(httpx2.TimeoutException), httpx2.Client(timeout=0.5) as hurried:
             body = {"messages": QUESTION, "temperature": 0, "stream": stream}
             with hurried.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
@@ -312,8 +314,8 @@ def test_a_client_that_hangs_up_frees_its_place(model, tokenizer, stream, monkey
                 time.sleep(0.3)
                 raise httpx2.ReadTimeout("hangs up")
         start = time.monotonic()
-        while "semcot_running_answers 0.0" not in httpx2.get(f"{url}/metrics").text:
-            assert time.monotonic() - start < 10
+        while "semcot_running_answers 0.0" not in httpx2.get(f"{url}/metrics", timeout=60).text:
+            assert time.monotonic() - start < 60
             time.sleep(0.1)
         patch.undo()
         answer = post(url, messages=QUESTION, max_tokens=4, temperature=0).json()
@@ -322,20 +324,27 @@ def test_a_client_that_hangs_up_frees_its_place(model, tokenizer, stream, monkey
 
 def test_full_queues_say_429(model, tokenizer, monkeypatch):
     config = ServeConfig(model="tiny", tokens_per_batch=1, max_queue=1, max_answer_tokens=200)
-    monkeypatch.setattr(
-        "semcot_hf.serve.running.RunningBatch.step", lambda batch, tokens: time.sleep(0.05) or torch.zeros(1, 320)
-    )
+    released = threading.Event()
+
+    def step(batch, tokens):
+        released.wait()
+        return torch.zeros(1, 320)
+
+    monkeypatch.setattr("semcot_hf.serve.running.RunningBatch.step", step)
 
     async def ask_all(url):
         async with httpx2.AsyncClient(timeout=60) as client:
             body = {"messages": QUESTION, "temperature": 0, "max_tokens": 10}
-            asked = [client.post(f"{url}/v1/chat/completions", json=body) for _ in range(6)]
+            asked = [asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=body)) for _ in range(6)]
+            # No answer can end yet, so that the first response is a refusal.
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            released.set()
             return await asyncio.gather(*asked)
 
     with running(app_of(model, tokenizer, config)) as url:
         answers = asyncio.run(ask_all(url))
     statuses = sorted(answer.status_code for answer in answers)
-    assert set(statuses) == {200, 429} and statuses.count(200) >= 2
+    assert set(statuses) == {200, 429} and statuses.count(200) >= 1
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.headers["Retry-After"] == "1" and refused.json()["error"]["type"] == "rate_limit_error"
 
