@@ -75,8 +75,16 @@ class PeftArguments:
 
         >>> PeftArguments().peft_config is None, PeftArguments(use_peft=True, lora_r=4).peft_config.r
         (True, 4)
+        >>> PeftArguments(use_peft=True, lora_target_modules=["q_proj"]).peft_config.target_modules
+        {'q_proj'}
+        >>> PeftArguments(use_peft=True, lora_target_modules=["all-linear"]).peft_config.target_modules
+        'all-linear'
         """
-        return get_peft_config(ModelConfig(**vars(self)))
+        config = get_peft_config(ModelConfig(**vars(self)))
+        if config is not None and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+            # TRL takes a single name out of its list, and peft would read it as a pattern of whole module names.
+            config.target_modules = {config.target_modules}
+        return config
 
 
 def parse(
