@@ -80,7 +80,7 @@ class PeftArguments:
         >>> PeftArguments(use_peft=True, lora_target_modules=["all-linear"]).peft_config.target_modules
         'all-linear'
         """
-        config = get_peft_config(ModelConfig(**vars(self)))
+        config = cast(Any, get_peft_config(ModelConfig(**vars(self))))
         if config is not None and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
             # TRL takes a single name out of its list, and peft would read it as a pattern of whole module names.
             config.target_modules = {config.target_modules}
