@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -87,7 +87,7 @@ def weights_digest(model: torch.nn.Module, samples: int | None = 256) -> str:
         if not weight.is_meta and weight.numel():
             flat = weight.detach().reshape(-1)
             step = 1 if samples is None else max(1, len(flat) // samples)
-            digest.update(flat[::step].cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(cast(Any, flat[::step].cpu().contiguous().view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 
