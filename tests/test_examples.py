@@ -20,6 +20,7 @@ from semcot_hf import SemCoTForCausalLM
 from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+from semcot_hf.evaluation.statistics import accuracy_interval
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -183,3 +184,17 @@ def test_speed_benchmark_prints_its_table(tmp_path, capsys, monkeypatch):
     for path in bench.PATHS:
         bench.main([*toy, "--peak", path])
         assert float(capsys.readouterr().out.strip().splitlines()[-1]) >= 0
+
+
+def test_the_table_of_the_real_pair_is_that_of_its_verdicts():
+    page = (EXAMPLES / "real" / "README.md").read_text()
+    rows = dict(re.findall(r"\(`(\w+)`\) \| (\d+ \| [\d.]+ % \[[\d.]+, [\d.]+\]) \|", page))
+    verdicts = {}
+    with gzip.open(EXAMPLES / "real" / "results" / "multiarith_qwen1.5b_qwen0.5b.jsonl.gz", "rt") as file:
+        for row in map(json.loads, file):
+            verdicts.setdefault(row["method"], []).append(row["correct"])
+    assert rows.keys() == verdicts.keys() and len(rows) == 6
+    for method, correct in verdicts.items():
+        low, high = (100 * bound for bound in accuracy_interval(sum(correct), len(correct)))
+        share = 100 * sum(correct) / len(correct)
+        assert len(correct) == 180 and rows[method] == f"{sum(correct)} | {share:.1f} % [{low:.1f}, {high:.1f}]"
