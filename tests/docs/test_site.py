@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# One worker builds: two builds at once copy the package into one folder.
+pytestmark = pytest.mark.xdist_group("site")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
