@@ -186,6 +186,20 @@ def test_speed_benchmark_prints_its_table(tmp_path, capsys, monkeypatch):
         assert float(capsys.readouterr().out.strip().splitlines()[-1]) >= 0
 
 
+# TRL reads the attribute by its old name when it adds adapters.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_training_speed_of_the_words_phase(tmp_path, monkeypatch):
+    sizes = "--rows 12 --batch_size 2 --steps 2 --blocks 1".split()
+    monkeypatch.setattr(sys, "argv", ["words_speed.py", *sizes, "--output", str(tmp_path)])
+    load("bench/words_speed.py").main()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {name: len(seconds) for name, seconds in result["seconds a step"].items()} == {
+        "words phase": 2,
+        "SFTTrainer": 2,
+    }
+    assert result["rows"] > 0 and min(result["rows a second"].values()) > 0
+
+
 def test_the_table_of_the_real_pair_is_that_of_its_verdicts():
     page = (EXAMPLES / "real" / "README.md").read_text()
     rows = dict(re.findall(r"\(`(\w+)`\) \| (\d+ \| [\d.]+ % \[[\d.]+, [\d.]+\]) \|", page))

@@ -71,6 +71,7 @@ def main() -> None:
         per_device_train_batch_size=arguments.batch_size,
         train_sampling_strategy="group_by_length",
         learning_rate=3e-4,
+        activation_checkpointing=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -91,7 +92,6 @@ def main() -> None:
                 alpha=0.0,
                 words_max_steps=arguments.steps + 1,
                 num_train_epochs=0,
-                activation_checkpointing=False,
                 **shared,
             ),
             train_dataset=rows,
@@ -119,7 +119,6 @@ def main() -> None:
             args=Config(
                 f"{arguments.output}/sft",
                 max_steps=arguments.steps + 1,
-                gradient_checkpointing=False,
                 dataset_kwargs={"skip_prepare_dataset": True},
                 **shared,
             ),

@@ -48,7 +48,9 @@ class SemCoTDistillationConfig(_BaseConfig):
         "must have thought_length='adaptive'. With num_train_epochs=0 nothing follows.",
     )
     words_num_train_epochs: float = option(
-        0.0, "Epochs of the words phase over the rows that have words, if words_max_steps is 0 (0: no such phase)."
+        0.0,
+        "Epochs of the words phase, if words_max_steps is 0 (0: no such phase); of the rows with words alone, if no "
+        "other phase follows.",
     )
     words_column: str | None = option(
         None,

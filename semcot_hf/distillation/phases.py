@@ -34,11 +34,12 @@ def prepare_words_phase(dataset: AnyDataset, args: SemCoTDistillationConfig) -> 
                 "length. Set words_max_steps."
             )
         return dataset
-    learned = [index for index, ids in enumerate(dataset["thought_ids"]) if ids]
+    if args.max_steps <= 0 and args.num_train_epochs == 0:
+        dataset = dataset.select([index for index, ids in enumerate(dataset["thought_ids"]) if ids])
     if args.words_max_steps == 0:
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.words_max_steps = math.ceil(args.words_num_train_epochs * len(learned) / rows)
-    return dataset.select(learned) if args.max_steps <= 0 and args.num_train_epochs == 0 else dataset
+        args.words_max_steps = math.ceil(args.words_num_train_epochs * len(dataset) / rows)
+    return dataset
 
 
 def with_words_phase(words_max_steps: int, values: Values) -> Values:

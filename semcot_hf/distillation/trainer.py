@@ -112,7 +112,7 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         if args.teaches_words or args.words_weight > 0:
             column = args.words_column
             if column is None and train_dataset is not None:
-                column = choose_column(schema_row(example, "train_dataset") for example in train_dataset)
+                column = choose_column((example, schema_row(example, "train_dataset")) for example in train_dataset)
                 logger.info(f"words_column=None: the words are taken from {column!r}.")
             prompt = prompt_text(processing_class, "1 + 1")
             thoughts = word_settings(model, str(column), args, processing_class, prompt)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..answers.numeric import read_number
 from ..data.equations import equations_of, plan_of
 from ..data.rationale import rationale_agrees
 from ..modeling.modeling_semcot import SemCoTForCausalLM
@@ -49,15 +50,15 @@ class WordSettings:
     answer_prompt: str
 
 
-def choose_column(rows: Iterable[Mapping[str, Any]]) -> str:
+def choose_column(rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
     """Return the column that the words are taken from if none is given; see `SemCoTDistillationConfig.words_column`.
 
     Args:
-        rows: the training rows in the dataset schema, of which the first 200 decide.
+        rows: the training rows, each as `words_of` takes it, of which the first 200 decide.
     """
     read = list(islice(rows, 200))
     for column in ("equations", "condensed_reasoning"):
-        if sum(bool(words_of(row, row, column)) for row in read) > len(read) / 2:
+        if sum(bool(words_of(example, row, column)) for example, row in read) > len(read) / 2:
             return column
     return "reasoning"
 
@@ -82,10 +83,11 @@ def word_settings(
     config = model.config
     if config.thought_length != "adaptive":
         raise ValueError(
-            f"words_max_steps={args.words_max_steps} needs a generator that writes words and ends its thought by "
-            f"itself, and this model has generator_mode={config.generator_mode!r}, projection={config.projection!r} "
-            f"and thought_length={config.thought_length!r}: build the pair with generator_mode='sequential', "
-            "projection='vocabulary' and thought_length='adaptive'."
+            f"words_max_steps={args.words_max_steps}, words_num_train_epochs={args.words_num_train_epochs}, "
+            f"words_weight={args.words_weight}: learning words needs a generator that writes words and ends its "
+            f"thought by itself, and this model has generator_mode={config.generator_mode!r}, "
+            f"projection={config.projection!r} and thought_length={config.thought_length!r}: build the pair with "
+            "generator_mode='sequential', projection='vocabulary' and thought_length='adaptive'."
         )
     if config.num_implicit_tokens < 2:
         raise ValueError(
@@ -126,7 +128,7 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
         return " ".join(str(row.get(column) or example.get(column) or "").split())
     equations = equations_of(row["reasoning"])
     text = "; ".join(equations)
-    if not equations or not rationale_agrees(text, row["answer"], "numeric"):
+    if not equations or read_number(row["answer"]) is None or not rationale_agrees(text, row["answer"], "numeric"):
         return ""
     return plan_of(equations) if column == "plan" else text
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,23 +17,11 @@ from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
 from .choosing import Chooser, without_defaults
 from .jobs import AnswerText, Job, Piece, RequestError, TokenLogprob
+from .metrics import Observer
 from .running import RunningBatch
 from .thoughts import Thought, make_thoughts
 
 logger = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """What an engine tells of its work; see `Metrics`."""
-
-    def seconds(self, phase: str, seconds: float) -> None:
-        """Count the seconds of one phase: "queue", "implicit", "prefill" or "decode"."""
-
-    def tokens(self, kind: str, number: int) -> None:
-        """Count tokens: "prompt", "implicit" or "completion"."""
-
-    def load(self, waiting: int, running: int) -> None:
-        """Report the number of waiting requests and of answers being decoded."""
 
 
 class Row:
@@ -78,7 +66,7 @@ class TransformersEngine:
         tokens_per_batch: budget for answers x (longest prompt + implicit tokens + answer limit). A request that is
             larger than it runs alone. Halved when memory is too small.
         max_queue: most jobs that wait.
-        observer: told of times, tokens and load.
+        observer: gets times, tokens and load.
     """
 
     def __init__(
@@ -91,7 +79,7 @@ class TransformersEngine:
         observer: Observer | None = None,
     ):
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.tokens_per_batch, self._max_queue, self._observer = tokens_per_batch, max_queue, observer
+        self.tokens_per_batch, self._max_queue, self._observer = tokens_per_batch, max_queue, observer or Observer()
         self._device = execution_device(model.get_input_embeddings())
         self._batch = RunningBatch(cast(PreTrainedModel, getattr(model, "host", model)))
         self._rows: list[Row] = []
@@ -162,8 +150,7 @@ class TransformersEngine:
         self._fail([*(row.job for row in self._rows), *self._waiting], RequestError(503, "The server was stopped."))
 
     def _report(self) -> None:
-        if self._observer is not None:
-            self._observer.load(len(self._waiting), len(self._rows))
+        self._observer.load(len(self._waiting), len(self._rows))
 
     def _admitted(self) -> list[Job]:
         """Take the waiting jobs that fit beside the running ones, in the order of their arrival."""
@@ -186,7 +173,7 @@ class TransformersEngine:
         """Compute the prompts of jobs, and choose the first token of each answer."""
         now = time.monotonic()
         for job in jobs:
-            self._seconds("queue", now - job.arrived)
+            self._observer.seconds("queue", now - job.arrived)
         groups: dict[int, list[Job]] = {}
         for job in jobs:
             groups.setdefault(job.count, []).append(job)
@@ -220,8 +207,8 @@ class TransformersEngine:
         )
         made = time.perf_counter()
         outputs = self._generated(ids, mask, thoughts)
-        self._seconds("implicit", made - start)
-        self._seconds("prefill", time.perf_counter() - made)
+        self._observer.seconds("implicit", made - start)
+        self._observer.seconds("prefill", time.perf_counter() - made)
         rows = numbers if self._batch.joins else list(range(len(numbers)))
         lengths = [len(job.prompt) + size for job, size in zip(asked, thoughts.lengths, strict=True)]
         width = ids.shape[1] + (0 if thoughts.embeddings is None else max(thoughts.lengths))
@@ -232,8 +219,8 @@ class TransformersEngine:
             job.implicit_tokens, job.thought = thoughts.lengths[row], thoughts.texts[row]
             index = place - numbers.index(number)
             if index == 0:
-                self._count("prompt", len(job.prompt))
-                self._count("implicit", job.implicit_tokens)
+                self._observer.tokens("prompt", len(job.prompt))
+                self._observer.tokens("implicit", job.implicit_tokens)
             chooser = Chooser(self.model, self.tokenizer, job.prompt, job.sampling, job.max_new_tokens, index)
             new.append(Row(job, index, self.tokenizer, chooser))
         self._rows += new
@@ -264,7 +251,7 @@ class TransformersEngine:
         start = time.perf_counter()
         logits = self._batch.step([row.last for row in self._rows])
         self._choose(self._rows, logits)
-        self._seconds("decode", time.perf_counter() - start)
+        self._observer.seconds("decode", time.perf_counter() - start)
 
     def _choose(self, rows: Sequence[Row], logits: Tensor) -> None:
         """Choose a token of each unfinished row from next-token logits (rows, vocabulary)."""
@@ -274,7 +261,7 @@ class TransformersEngine:
                 continue
             token = row.chooser.choose(row_logits, likely)
             top = row.job.top_logprobs
-            self._count("completion", 1)
+            self._observer.tokens("completion", 1)
             row.add(token, self._ends, None if top is None else _logprob(row_logits, token, top))
 
     def _leave(self) -> None:
@@ -297,14 +284,6 @@ class TransformersEngine:
         for job in dict.fromkeys(jobs):
             if not job.cancelled:
                 job.emit(error)
-
-    def _seconds(self, phase: str, seconds: float) -> None:
-        if self._observer is not None:
-            self._observer.seconds(phase, seconds)
-
-    def _count(self, kind: str, number: int) -> None:
-        if self._observer is not None:
-            self._observer.tokens(kind, number)
 
 
 def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:

@@ -1,4 +1,4 @@
-"""`Metrics`: what Prometheus reads of a server."""
+"""What engines report of their work, and `Metrics`: what Prometheus reads of a server."""
 
 from typing import Any
 
@@ -6,7 +6,20 @@ PHASES = ("queue", "implicit", "prefill", "decode")
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-class Metrics:
+class Observer:
+    """What an engine reports of its work; this one keeps nothing, see `Metrics`."""
+
+    def seconds(self, phase: str, seconds: float) -> None:
+        """Count the seconds of one phase: "queue", "implicit", "prefill" or "decode"."""
+
+    def tokens(self, kind: str, number: int) -> None:
+        """Count tokens: "prompt", "implicit" or "completion"."""
+
+    def load(self, waiting: int, running: int) -> None:
+        """Report the number of waiting requests and of answers being decoded."""
+
+
+class Metrics(Observer):
     """Counters of one server, in a registry of their own.
 
     Raises:

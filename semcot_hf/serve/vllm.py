@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from .choosing import temperature_of
-from .engine import Observer
 from .front import Front
 from .jobs import Job, Piece, RequestError
+from .metrics import Observer
 from .remote import EngineDown, RemoteEngine
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class VllmEngine:
         api_key: key of the servers.
         tokens_per_batch: budget for prompts x (longest prompt + implicit tokens) of one pass of the generator.
         max_queue: most jobs that wait for their implicit tokens.
-        observer: told of times, tokens and load.
+        observer: gets times, tokens and load.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class VllmEngine:
         max_queue: int = 256,
         observer: Observer | None = None,
     ):
-        self.front, self._observer = front, observer
+        self.front, self._observer = front, observer or Observer()
         self.tokens_per_batch, self._max_queue = tokens_per_batch, max_queue
         self._engines = [RemoteEngine(url, api_key) for url in urls]
         self._avoided: dict[RemoteEngine, float] = {}
@@ -148,12 +148,12 @@ class VllmEngine:
         """Return the embeddings of jobs, the ids of those for the host alone, or why there are none."""
         now = time.monotonic()
         for job in jobs:
-            self._seconds("queue", now - job.arrived)
+            self._observer.seconds("queue", now - job.arrived)
         if jobs[0].count == 0:
             return [job.prompt for job in jobs]
         start = time.perf_counter()
         prompts = self._made(jobs)
-        self._seconds("implicit", time.perf_counter() - start)
+        self._observer.seconds("implicit", time.perf_counter() - start)
         return prompts
 
     def _made(self, jobs: list[Job]) -> Sequence[Tensor | RequestError]:
@@ -188,7 +188,7 @@ class VllmEngine:
                             continue
                         if not answered:
                             answered = True
-                            self._seconds("prefill", time.perf_counter() - start)
+                            self._observer.seconds("prefill", time.perf_counter() - start)
                         job.emit(piece)
                     if len(last) != job.choices:
                         raise EngineDown(f"{engine.url}: {len(last)} of {job.choices} answers")
@@ -200,10 +200,10 @@ class VllmEngine:
                         raise RequestError(
                             502, "The engine cannot be reached: try again later.", code="engine_unreachable"
                         ) from error
-            self._count("prompt", len(job.prompt))
-            self._count("implicit", job.implicit_tokens)
-            self._count("completion", job.completion_tokens)
-            self._seconds("decode", time.perf_counter() - start)
+            self._observer.tokens("prompt", len(job.prompt))
+            self._observer.tokens("implicit", job.implicit_tokens)
+            self._observer.tokens("completion", job.completion_tokens)
+            self._observer.seconds("decode", time.perf_counter() - start)
             for piece in last.values():
                 job.emit(piece)
         except RequestError as error:
@@ -234,16 +234,7 @@ class VllmEngine:
             job.emit(error)
 
     def _report(self) -> None:
-        if self._observer is not None:
-            self._observer.load(len(self._waiting), len(self._tasks))
-
-    def _seconds(self, phase: str, seconds: float) -> None:
-        if self._observer is not None:
-            self._observer.seconds(phase, seconds)
-
-    def _count(self, kind: str, number: int) -> None:
-        if self._observer is not None:
-            self._observer.tokens(kind, number)
+        self._observer.load(len(self._waiting), len(self._tasks))
 
     # The check at start-up
 

@@ -210,7 +210,7 @@ def test_epochs_count_the_rows_with_words(tiny_folder, sums, tmp_path):
     alone = words_trainer(tiny_folder, tmp_path, rows, words_max_steps=0, words_num_train_epochs=2)
     assert alone.args.words_max_steps == 7 and len(alone.train_dataset) == 14
     both = words_trainer(tiny_folder, tmp_path, rows, words_max_steps=0, words_num_train_epochs=2, max_steps=3)
-    assert both.args.words_max_steps == 7 and len(both.train_dataset) == 24
+    assert both.args.words_max_steps == 12 and len(both.train_dataset) == 24
     with pytest.raises(ValueError, match="train_dataset is a stream.*Set words_max_steps"):
         words_trainer(
             tiny_folder, tmp_path, rows.to_iterable_dataset(), words_max_steps=0, words_num_train_epochs=1, max_steps=3
@@ -221,6 +221,15 @@ def test_a_stream_of_rows(tiny_folder, sums, tmp_path):
     trainer = words_trainer(tiny_folder, tmp_path, sums.to_iterable_dataset(), words_column=None, max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 5
+
+
+def test_an_equation_before_an_answer_that_is_no_number(tiny_folder, sums, tmp_path):
+    """A set of multiple choice with an equation in one of its reasonings."""
+    rows = sums.map(lambda row: {"answer": "A"})
+    trainer = words_trainer(tiny_folder, tmp_path, rows, words_column=None)
+    assert trainer._settings.thoughts.column == "condensed_reasoning"
+    with pytest.raises(ValueError, match="words_column='equations': 24 of 24 rows.*24 have no words"):
+        words_trainer(tiny_folder, tmp_path, rows, words_column="equations")
 
 
 def test_rows_without_words_are_counted(tiny_folder, sums, tmp_path, caplog):
@@ -239,7 +248,7 @@ def test_rows_without_words_are_counted(tiny_folder, sums, tmp_path, caplog):
 
 def test_bad_input(tiny_folder, sums, tmp_path):
     with pytest.raises(
-        ValueError, match="words_max_steps=3 needs a generator that writes words.*thought_length='fixed'"
+        ValueError, match="words_max_steps=3.*needs a generator that writes words.*thought_length='fixed'"
     ):
         words_trainer(tiny_folder, tmp_path, sums, fields={"thought_length": "fixed"})
     with pytest.raises(ValueError, match="words_column='thoughts': 24 of 24 rows.*columns are"):
