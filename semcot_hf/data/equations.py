@@ -1,5 +1,7 @@
 """The equations of a rationale in prose, as a short text in which the calculation can be read: "11-9=2; 2+8=10"."""
 
+import ast
+import operator
 import re
 from collections.abc import Sequence
 
@@ -11,9 +13,10 @@ _NUMBER = rf"{DECIMAL}%?"
 # A currency sign, and words between an operand and the next sign ("3 boxes x 4 = $12").
 _UNIT = r"(?:\s*[A-Za-z][A-Za-z'-]*){0,4}"
 _OPERAND = rf"\s*\(*\s*{CURRENCY}?\s*{_NUMBER}{_UNIT}\s*\)*\s*"
-_EQUATION = re.compile(
-    rf"(?<![\d.,])(-?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b){_OPERAND})+)=\s*{CURRENCY}?\s*(-?{_NUMBER})"
-)
+_CALCULATION = rf"(?<![\d.,])(-?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b){_OPERAND})+)"
+_EQUATION = re.compile(rf"{_CALCULATION}=\s*{CURRENCY}?\s*(-?{_NUMBER})")
+_EXPRESSION = re.compile(_CALCULATION)
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/"})
 
 
@@ -36,6 +39,23 @@ def equations_of(reasoning: str) -> list[str]:
     return list(dict.fromkeys(notes or (_bare(*match) for match in _EQUATION.findall(plain(reasoning)))))
 
 
+def expression_of(reasoning: str, answer: float) -> str:
+    """Return the last calculation in a rationale that gives the answer, also where no result is stated, or "".
+
+    Args:
+        reasoning: the rationale.
+        answer: the number that the calculation must give, to six digits.
+
+    >>> expression_of("It is a common division: we calculate ( 290.0 / 2.0 )", 145)
+    '290/2'
+    >>> expression_of("We calculate 3 x (4 + 1) boxes.", 15), expression_of("We calculate 3 x 4 boxes.", 15)
+    ('3*(4+1)', '')
+    """
+    found = [_bare_side(text) for text in _EXPRESSION.findall(plain(reasoning))]
+    found = [re.sub(r"(\d)\.0+(?!\d)", r"\1", text) for text in found]
+    return next((text for text in reversed(found) if _gives(text, answer)), "")
+
+
 def plan_of(equations: Sequence[str]) -> str:
     """Return the last equation's left side, with earlier results replaced by how they are computed.
 
@@ -53,5 +73,35 @@ def plan_of(equations: Sequence[str]) -> str:
 
 def _bare(left: str, result: str) -> str:
     """Return an equation without spaces, units and currencies."""
-    left = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", left).translate(_SIGNS))
-    return f"{left}={result}".replace(" ", "").replace(",", "")
+    return f"{_bare_side(left)}={result}".replace(" ", "").replace(",", "")
+
+
+def _bare_side(text: str) -> str:
+    """Return a calculation without spaces, units, currencies, and brackets around the whole or without a partner."""
+    text = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", text).translate(_SIGNS))
+    while text.count("(") != text.count(")"):
+        bracket = "(" if text.count("(") > text.count(")") else ")"
+        place = text.find(bracket) if bracket == "(" else text.rfind(bracket)
+        text = text[:place] + text[place + 1 :]
+    whole = re.fullmatch(r"\(([^()]*)\)", text)
+    return whole[1] if whole else text
+
+
+def _gives(text: str, answer: float) -> bool:
+    """Whether a calculation has this value."""
+    try:
+        value = _value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return False
+    return abs(value - answer) <= 1e-6 * max(1.0, abs(answer))
+
+
+def _value(node: ast.AST) -> float:
+    """Return the value of a parsed calculation; ValueError for anything but numbers and the four operations."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value)
+    raise ValueError("no calculation")

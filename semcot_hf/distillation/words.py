@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..answers.numeric import read_number
-from ..data.equations import equations_of, plan_of
+from ..data.equations import equations_of, expression_of, plan_of
 from ..data.rationale import rationale_agrees
 from ..modeling.modeling_semcot import SemCoTForCausalLM
 from .config import SemCoTDistillationConfig
@@ -118,7 +118,7 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
         example: the row as it stands in the dataset.
         row: the same in the dataset schema.
         column: a column of the dataset, or "equations" or "plan", which are made from the reasoning and must lead to
-            the answer.
+            the answer; a calculation without a result counts where it gives the answer.
 
     >>> row = {"reasoning": "He has 11 - 9 = 2 left. 2 + 8 = 10.", "answer": "10"}
     >>> words_of(row, row, "equations"), words_of(row, row, "plan"), words_of(row, {**row, "answer": "9"}, "plan")
@@ -126,11 +126,14 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
     """
     if column not in MADE_FROM_REASONING or column in example:
         return " ".join(str(row.get(column) or example.get(column) or "").split())
-    equations = equations_of(row["reasoning"])
-    text = "; ".join(equations)
-    if not equations or read_number(row["answer"]) is None or not rationale_agrees(text, row["answer"], "numeric"):
+    answer = read_number(row["answer"])
+    if answer is None:
         return ""
-    return plan_of(equations) if column == "plan" else text
+    equations = equations_of(row["reasoning"])
+    if not equations or not rationale_agrees("; ".join(equations), row["answer"], "numeric"):
+        expression = expression_of(row["reasoning"], float(answer))
+        equations = [f"{expression}={row['answer']}"] if expression else []
+    return plan_of(equations) if column == "plan" else "; ".join(equations)
 
 
 def tokenize_words(text: str, answer: str, settings: WordSettings) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Equations and calculations in rationales."""
+
+import pytest
+
+from semcot_hf.data.equations import expression_of
+from semcot_hf.distillation.words import words_of
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "expression"),
+    [
+        ("The question is in type of Common-Division and we solve it by calculating ( 290.0 / 2.0 )", 145, "290/2"),
+        ("We calculate ( ( 3.0 + 4.0 ) * 2.0 ).", 14, "(3+4)*2"),
+        ("He pays $1.50 x 4 for the boxes.", 6, "1.50*4"),
+        ("First 8 / 0, then 8 - 2.", 6, "8-2"),
+        ("First 8 - 2, then 8 + 2.", 6, "8-2"),
+        ("The range is 3-5, in 2010-2011.", 7, ""),
+        ("((((1 + 2", 3, "1+2"),
+        ("Nothing is calculated.", 3, ""),
+    ],
+)
+def test_the_calculation_that_gives_the_answer(reasoning, answer, expression):
+    assert expression_of(reasoning, answer) == expression
+
+
+def test_rows_that_state_no_result_have_words():
+    row = {"reasoning": "We solve it by calculating ( 30.0 - 11.0 )", "answer": "19"}
+    assert words_of(row, row, "equations") == "30-11=19"
+    assert words_of(row, row, "plan") == "30-11"
+    wrong = {**row, "answer": "20"}
+    assert words_of(wrong, wrong, "equations") == words_of(wrong, wrong, "plan") == ""
