@@ -16,8 +16,10 @@ from transformers.utils import logging
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..answers import check_answer, infer_answer_type
-from ..inference.answering import answer_questions
+from ..data.rationale import rationale_agrees
+from ..inference.answering import Answerer
 from ..inference.prompting import prompt_text
+from ..inference.settings import AnswerSettings
 from ..modeling import SemCoTForCausalLM
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
 from ..modeling.sources_semcot import check_run_folder
@@ -353,7 +355,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         """Return the losses, and `eval_accuracy` of the answers generated to `args.eval_generations` questions.
 
         For thoughts of adaptive length, `eval_thoughts_ended` is the share that the generator ended, and
-        `eval_thought_length` the mean number of tokens.
+        `eval_thought_length` the mean number of tokens; `eval_thoughts_right` is the share whose words end on the
+        right answer.
 
         `eval_dataset` may be another dataset, in the same forms as at construction.
         """
@@ -394,28 +397,30 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
     def _answered(self, questions: list[dict]) -> dict[str, float]:
         """Return the share of questions that generation answers correctly; the processes divide them.
 
-        For thoughts of adaptive length, also the share that ended before the limit and the mean number of tokens.
+        For thoughts of adaptive length, also the share that ended before the limit, the mean number of tokens and,
+        for thoughts in words, the share whose words end on the right answer.
         """
         answer_type = infer_answer_type([row["answer"] for row in questions])
         mine = questions[self.args.process_index :: self.args.world_size]
-        counts = torch.zeros(3, device=self.args.device)
+        counts = torch.zeros(4, device=self.args.device)
+        model = self.accelerator.unwrap_model(self.model)
+        adaptive = model.config.thought_length == "adaptive"
         if mine:
-            model = self.accelerator.unwrap_model(self.model)
             was_training = model.training
-            answers = answer_questions(
-                model,
-                self.processing_class,
-                [row["query"] for row in mine],
+            settings = AnswerSettings(
                 method="semcot",
-                batch_size=self.args.per_device_eval_batch_size,
                 max_new_tokens=self.args.generation_max_new_tokens,
                 answer_prompt=self._answer_prompt,
             )
+            answerer = Answerer(model, self.processing_class, settings)
+            answerer.keeps_thoughts = adaptive
+            answers = answerer.answers([row["query"] for row in mine], batch_size=self.args.per_device_eval_batch_size)
             model.train(was_training)
             for answer, row in zip(answers, mine, strict=True):
                 right = check_answer(answer.output, row["answer"], answer_type)
-                counts += torch.tensor([right, answer.thought_ended, answer.implicit_tokens or 0]).to(counts)
+                thought_right = rationale_agrees(answer.thought or "", row["answer"], answer_type)
+                found = [right, answer.thought_ended, answer.implicit_tokens or 0, bool(thought_right)]
+                counts += torch.tensor(found).to(counts)
         means = cast(torch.Tensor, self.accelerator.reduce(counts, "sum")) / len(questions)
-        names = ("accuracy", "thoughts_ended", "thought_length")
-        adaptive = self.model.config.thought_length == "adaptive"
+        names = ("accuracy", "thoughts_ended", "thought_length", "thoughts_right")
         return dict(zip(names[: None if adaptive else 1], means.tolist(), strict=False))

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
+from semcot_hf.inference.answering import Answer
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -191,8 +192,25 @@ def test_evaluation_reports_both_losses_and_the_end_of_the_words(tiny_folder, su
         assert entry["eval_loss"] == pytest.approx(entry["eval_answer_loss"], abs=1e-4)
         assert math.isfinite(entry["eval_words_loss"]) and 0 <= entry["eval_accuracy"] <= 1
         assert 0 <= entry["eval_thoughts_ended"] <= 1 and 0 <= entry["eval_thought_length"] <= 12
+        assert 0 <= entry["eval_thoughts_right"] <= 1
     best = min(entries, key=lambda entry: entry["eval_loss"])["step"]
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+
+
+def test_evaluation_counts_thoughts_that_end_on_the_right_answer(tiny_folder, sums, tmp_path, monkeypatch):
+    def answers(self, queries, batch_size):
+        assert self.keeps_thoughts
+        texts = ["1+1=2", f"1+1=2; 2+0={sums[16]['answer']}", None, "nothing"]
+        return [Answer("", 1, 0.0, True, implicit_tokens=4, thought=text) for text in texts]
+
+    monkeypatch.setattr("semcot_hf.distillation.trainer.Answerer.answers", answers)
+    rows = sums.select([16, 16, 16, 16])
+    assert rows[0]["answer"] != "2"
+    options = {"words_max_steps": 1, "eval_generations": 4}
+    trainer = words_trainer(tiny_folder, tmp_path, sums.select(range(16)), eval_dataset=rows, **options)
+    metrics = trainer.evaluate()
+    assert metrics["eval_thoughts_right"] == 0.25 and metrics["eval_thought_length"] == 4
+    assert metrics["eval_accuracy"] == 0 and metrics["eval_thoughts_ended"] == 1
 
 
 def test_columns_made_from_the_reasoning(tiny_folder, sums, tmp_path, tiny_tokenizer):
