@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .checksums_semcot import content_checksum
+from .escalation_semcot import Escalation
 
 GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
@@ -58,6 +59,8 @@ class SemCoTConfig(PreTrainedConfig):
             each question in the generator's text, with which its tokenizer may join the question's words.
         answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".
             The tokens are inserted before them, or at the end of a prompt that does not end with them.
+        escalation: when the host reasons in words after an implicit answer: the dictionary of an `Escalation`, which
+            `semcot calibrate` writes and `generate(escalation=True)` reads; `None` without a calibration.
         separate_generator_tokenizer: whether the generator has its own tokenizer; the checkpoint then has both.
         includes_host: whether the checkpoint contains the host's weights (whole layout).
         host_name_or_path: id or path of the host's weights, from which the attached layout loads them.
@@ -97,6 +100,7 @@ class SemCoTConfig(PreTrainedConfig):
     question_marker_ids: list[list[int]] | None = None
     question_spaces: list[str] | None = None
     answer_prompt_ids: list[int] | None = None
+    escalation: dict[str, Any] | None = None
     separate_generator_tokenizer: bool = False
     includes_host: bool = False
     host_name_or_path: str | None = None
@@ -118,6 +122,9 @@ class SemCoTConfig(PreTrainedConfig):
             if isinstance(value, dict):
                 setattr(self, name, _config_from_dict(name, value))
         self.answer_prompt_ids = list(self.answer_prompt_ids or [])
+        if self.escalation is not None:
+            given: Any = self.escalation
+            self.escalation = (given if isinstance(given, Escalation) else Escalation.from_dict(given)).to_dict()
         self.auto_map = {
             "AutoConfig": "configuration_semcot.SemCoTConfig",
             "AutoModel": "modeling_semcot.SemCoTForCausalLM",

@@ -92,8 +92,11 @@ def weights_digest(model: torch.nn.Module, samples: int | None = 256) -> str:
 
 
 def config_digest(model: PreTrainedModel) -> str:
-    """Return a short hash of a model's configuration and generation defaults; its path does not count."""
-    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    """Return a short hash of a model's configuration and generation defaults.
+
+    Neither its path counts, nor its calibration (`config.escalation`), which changes no answer unless it is asked for.
+    """
+    config = {k: value for k, value in model.config.to_dict().items() if k not in ("_name_or_path", "escalation")}
     return text_digest([json.dumps([config, model.generation_config.to_dict()], sort_keys=True, default=str)])
 
 
