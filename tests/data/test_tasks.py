@@ -8,9 +8,9 @@ import pytest
 
 from semcot_hf.data.schema import COLUMNS, split_steps
 from semcot_hf.data.splits import SPLITS, normalise_question, split_of
-from semcot_hf.data.tasks import arithmetic, coin_flip, graph, multiplication
+from semcot_hf.data.tasks import arithmetic, coin_flip, facts, graph, multiplication
 
-TASKS = [coin_flip, arithmetic, multiplication, graph]
+TASKS = [coin_flip, arithmetic, multiplication, graph, facts]
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__.rpartition(".")[2])
 
 
@@ -186,3 +186,53 @@ def test_graph_refuses_what_does_not_fit():
         graph.generate(1, num_distractors=99)
     with pytest.raises(ValueError, match="0 of its two concepts can be reached"):
         graph.solve("Ann is a dalpod. Is Ann a sulgus or a wimtar?")
+
+
+def test_facts_of_training_questions_are_not_those_of_the_others():
+    asked = {}
+    for split in SPLITS:
+        rows = facts.generate(3000, seed=0, split=split)
+        pairs = {(row["steps"][-1].split()[-1].rstrip("."), row["query"].rpartition(". ")[2]) for row in rows}
+        asked[split] = pairs
+        # Every person is the one pointed at in every split, and every place is as likely.
+        assert {name for name, _ in pairs} == set(facts.NAMES)
+        places = [row["steps"][-1].split()[1] for row in rows]
+        assert all(650 < places.count(seat) < 850 for seat in facts.SEATS)
+    assert asked["test"] == asked["validation"] and not asked["train"] & asked["test"]
+    assert len(asked["train"]) == len(asked["test"]) == len(facts.NAMES) * len(facts.ATTRIBUTES) / 2
+    every = facts.generate(3000, seed=0, all_facts=True)
+    assert {(row["steps"][-1].split()[-1].rstrip("."), row["query"].rpartition(". ")[2]) for row in every} == asked[
+        "train"
+    ] | asked["test"]
+
+
+def test_facts_are_in_no_question_and_no_step():
+    values = {value for known in facts.FACTS.values() for value in known.values()}
+    assert len(values) == 24
+    for row in facts.generate(300, seed=1, max_steps=4):
+        text = re.findall(r"\w+", f"{row['query']} {row['reasoning']} {row['condensed_reasoning']}")
+        assert not values & set(text) and row["answer"] in values
+        # The states follow one another by hand.
+        seats, start, *moves, _ = row["query"].split(". ")
+        seated = dict(part.split() for part in seats.removeprefix("Seats: ").split(", "))
+        place, clockwise = start.split()[-1], ["north", "east", "south", "west"]
+        for move, step in zip(moves, row["steps"], strict=False):
+            quarter = {"right": 1, "around": 2, "left": 3}.get(move.split()[-1], 0)
+            place = clockwise[(clockwise.index(place) + quarter) % 4]
+            assert step.startswith(move) and step.endswith(f" {place}.")
+        assert row["steps"][-1] == f"Seat {place} {seated[place]}."
+    told = facts.fact_rows()
+    assert len(told) == 120 and not any(row["reasoning"] or "arrow" in row["query"] for row in told)
+    assert all(
+        any(row["answer"] == known for known in facts.FACTS[name].values())
+        for row in told
+        for name in facts.NAMES
+        if re.search(rf"\b{name}\b", row["query"])
+    )
+
+
+def test_facts_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="min_steps=3, max_steps=2: need 1 <= min_steps <= max_steps <= 36"):
+        facts.generate(1, min_steps=3, max_steps=2)
+    with pytest.raises(ValueError, match="does not seat four people around an arrow"):
+        facts.solve("The arrow points north. Where lives the one it points at?")

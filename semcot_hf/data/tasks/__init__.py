@@ -1,12 +1,13 @@
 """Generated tasks: each module has `generate` (seeded rows of one split) and `solve` (answer from the text alone)."""
 
-from . import arithmetic, coin_flip, graph, multiplication
+from . import arithmetic, coin_flip, facts, graph, multiplication
 
 GENERATED_TASKS = {
     "coin_flip": coin_flip,
     "arithmetic": arithmetic,
     "multiplication": multiplication,
     "graph": graph,
+    "facts": facts,
 }
 
-__all__ = ["GENERATED_TASKS", "arithmetic", "coin_flip", "graph", "multiplication"]
+__all__ = ["GENERATED_TASKS", "arithmetic", "coin_flip", "facts", "graph", "multiplication"]
