@@ -44,16 +44,14 @@ bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 step
 # The models and the data are not part of the repository; what was measured is in examples/real/.
 REAL_MODELS ?= ../shared/models
 REAL_DATA ?= ../shared/data
-REAL_HOST ?= qwen2.5-coder-1.5b
-REAL_GENERATOR ?= qwen2.5-coder-0.5b
-real: $(VENV)/.installed ## Train and evaluate a pair of pretrained models in REAL_MODELS on MultiArith and GSM8K in REAL_DATA
-	@if [ -d $(REAL_MODELS)/$(REAL_HOST) ] && [ -d $(REAL_MODELS)/$(REAL_GENERATOR) ] && [ -d $(REAL_DATA) ]; then \
-		$(BIN)/python examples/real/words.py --host $(REAL_MODELS)/$(REAL_HOST) \
-			--generator $(REAL_MODELS)/$(REAL_GENERATOR) --test $(REAL_DATA)/multiarith/eval_42.json \
-			--train $(REAL_DATA)/multiarith/train_42.json $(REAL_DATA)/gsm8k/train_42.json \
-			--output runs/real/$(REAL_HOST)+$(REAL_GENERATOR); \
-	else echo "Nothing is run: set REAL_MODELS to a folder with $(REAL_HOST) and $(REAL_GENERATOR), and REAL_DATA to" \
-		"one with multiarith/ and gsm8k/ in the paper's format."; fi
+REAL_SETS ?= multiarith svamp commonsense_qa gsm8k coin_flip
+REAL_PAIRS ?= qwen2.5-coder-1.5b+qwen2.5-coder-0.5b qwen2.5-coder-1.5b+gemma-3-270m qwen2.5-coder-0.5b+gemma-3-270m
+real: $(VENV)/.installed ## Train and evaluate pairs of pretrained models in REAL_MODELS on the paper's sets in REAL_DATA
+	@if [ -d $(REAL_MODELS) ] && [ -d $(REAL_DATA) ]; then \
+		$(BIN)/python examples/real/table.py --models $(REAL_MODELS) --data $(REAL_DATA) --output runs/real \
+			--sets $(REAL_SETS) --pairs $(REAL_PAIRS); \
+	else echo "Nothing is run: set REAL_MODELS to a folder of the models' folders, and REAL_DATA to one with" \
+		"multiarith/, gsm8k/ and the other sets in the paper's format."; fi
 
 docs: $(VENV)/.installed-test ## Build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -128,14 +128,21 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         ids, mask = self._queries(input_ids, attention_mask)
         if count == 0:
             return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
-        states, used = self._states(*self._generator_inputs(ids, mask), count)
-        if states.shape[1] == 0:
-            return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
         # A generator of another tokenizer has words that the host lacks.
         table: Any = (self if self.host_word_ids is None else self.generator).get_input_embeddings()
-        weights, words = self._weights(self.word_logits(states), table.weight)
-        share, place = weights.max(dim=-1)
-        word = place if words is None else words.gather(-1, place[..., None])[..., 0]
+        words: list[Tensor] = []
+        shares: list[Tensor] = []
+
+        def read(logits: Tensor) -> None:
+            weights, ids = self._weights(logits, table.weight)
+            share, place = weights.max(dim=-1)
+            words.append(place if ids is None else ids.gather(-1, place[..., None])[..., 0])
+            shares.append(share)
+
+        states, used = self._states(*self._generator_inputs(ids, mask), count, read=read)
+        if not words:
+            read(self.word_logits(states))
+        word, share = torch.cat(words, dim=1), torch.cat(shares, dim=1)
         if used is None:
             return word, share
         return word.masked_fill(used == 0, -1), share.masked_fill(used == 0, 0)
@@ -271,11 +278,18 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         return self._states(ids, mask, count, cache)[0]
 
     def _states(
-        self, ids: Tensor, mask: Tensor | None, count: int, cache: Cache | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        count: int,
+        cache: Cache | None = None,
+        read: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return `generator_states`, and with thought_length="adaptive" the mask (batch, k) of what precedes an end.
 
-        With a thought prompt and without a cache, `ids` are questions around which the prompt is put.
+        With a thought prompt and without a cache, `ids` are questions around which the prompt is put. `read` is called
+        with the next-token logits (batch, 1, vocabulary) of each step of a generator that continues in words, so that
+        the LM head, a large part of a small generator, runs once for each.
         """
         if self.config.thought_prompt_ids is not None and cache is None:
             ids, mask, cache = self._prompted(ids, mask)
@@ -283,7 +297,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         thought = in_memory(self, "thought_embedding").to(query)
         mask = None if mask is None else extended_mask(mask, count)
         if self.config.generator_mode == "sequential":
-            return self._sequential_states(query, thought.expand(query.shape[0], 1, -1), mask, count, cache)
+            return self._sequential_states(query, thought.expand(query.shape[0], 1, -1), mask, count, cache, read)
         embeds = torch.cat([query, thought.expand(query.shape[0], count, -1)], dim=1)
         options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         if mask is not None:
@@ -294,7 +308,13 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         return states[:, start : start + count], None
 
     def _sequential_states(
-        self, query: Tensor, thought: Tensor, mask: Tensor | None, count: int, cache: Cache | None
+        self,
+        query: Tensor,
+        thought: Tensor,
+        mask: Tensor | None,
+        count: int,
+        cache: Cache | None,
+        read_logits: Callable[[Tensor], None] | None,
     ) -> tuple[Tensor, Tensor | None]:
         if self.generator._is_stateful and torch.is_grad_enabled():
             raise ValueError(
@@ -317,10 +337,10 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             inputs = [query, thought]
         else:
             inputs = [torch.cat([query, thought], dim=1)]
-        adaptive = self.config.thought_length == "adaptive"
+        adaptive, in_words = self.config.thought_length == "adaptive", self.config.projection == "vocabulary"
         states: list[Tensor] = []
         used: list[Tensor] = []
-        logits = None
+        logits: Any = None
         while len(states) < count:
             if inputs:
                 embeds = inputs.pop(0)
@@ -343,8 +363,11 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             if inputs:
                 continue
             states.append(state)
-            if adaptive:
+            if adaptive or (in_words and read_logits is not None):
                 logits = self.word_logits(state)
+            if read_logits is not None and logits is not None:
+                read_logits(logits)
+            if adaptive:
                 goes_on = ~self.ends_thought(logits)
                 used.append(goes_on & used[-1] if used else goes_on)
                 if not compiling and not used[-1].any():
@@ -406,10 +429,20 @@ def _tokens(
     model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return tokens and mask and, for a generator of another tokenizer, `_lost_share` and the most probable words."""
-    states, used = model._states(ids, mask, count)
-    tokens, host_ids = model.tokens_of(states), model.host_word_ids
-    if host_ids is None:
-        return tokens, used, None, None
-    with torch.no_grad():
-        logits = model.word_logits(states)
-        return tokens, used, model._lost_share(logits, host_ids), logits.argmax(dim=-1)
+    tokens: list[Tensor] = []
+    lost: list[Tensor] = []
+    words: list[Tensor] = []
+    dtype, host_ids = model.get_input_embeddings().weight.dtype, model.host_word_ids
+
+    def read(logits: Tensor) -> None:
+        tokens.append(model._host_mixture(logits).to(dtype))
+        if host_ids is not None:
+            with torch.no_grad():
+                lost.append(model._lost_share(logits, host_ids))
+                words.append(logits.argmax(dim=-1))
+
+    states, used = model._states(ids, mask, count, read=read)
+    if not tokens and model.config.projection == "vocabulary":
+        read(model.word_logits(states))
+    made = torch.cat(tokens, dim=1) if tokens else model.tokens_of(states)
+    return made, used, torch.cat(lost, dim=1) if lost else None, torch.cat(words, dim=1) if words else None

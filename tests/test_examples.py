@@ -20,7 +20,6 @@ from semcot_hf import SemCoTForCausalLM
 from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
-from semcot_hf.evaluation.statistics import accuracy_interval
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -111,23 +110,35 @@ def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
     assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
 
 
-def test_the_words_recipe_on_a_pair(tmp_path):
-    folder = tmp_path / "pair"
-    flags = ["--host", str(HOST_PATH), "--generator", str(GENERATOR_PATH), "--output", str(folder)]
-    flags += ["--train", "examples/data/arithmetic/train.jsonl", "--test", "examples/data/arithmetic/test.jsonl"]
-    flags += ["--distill_flags", "--words_max_steps 2 --use_cpu --report_to none --num_implicit_tokens 100"]
-    flags += [
-        "--evaluate_flags",
-        "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 0 --methods no_cot semcot generator",
-    ]
-    script = EXAMPLES / "real" / "words.py"
-    for _ in range(2):
-        subprocess.run([sys.executable, str(script), *flags], cwd=EXAMPLES.parent, check=True)
-    with gzip.open(folder / "verdicts.jsonl.gz", "rt") as file:
+def test_the_words_recipe_on_pairs_and_sets(tmp_path):
+    """The table's command on the demo's models, and each pair's own command again, which finds everything done."""
+    models, data, output = tmp_path / "models", tmp_path / "data", tmp_path / "runs"
+    models.mkdir()
+    for name, path in (("h", HOST_PATH), ("g", GENERATOR_PATH)):
+        (models / name).symlink_to(Path(path).resolve())
+    (data / "svamp").mkdir(parents=True)
+    for ours, papers in (("train", "train_42"), ("test", "eval_42")):
+        rows = (EXAMPLES / "data" / "arithmetic" / f"{ours}.jsonl").read_text().splitlines()
+        (data / "svamp" / f"{papers}.json").write_text(f"[{','.join(rows)}]")
+    training = "--words_max_steps 2 --use_cpu --report_to none --num_implicit_tokens 100"
+    evaluation = "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 0"
+    flags = ["--models", models, "--data", data, "--output", output, "--sets", "svamp", "--pairs", "h+g"]
+    flags += ["--distill_flags", training, "--evaluate_flags", evaluation]
+    command = [sys.executable, EXAMPLES / "real" / "table.py", *flags]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
+    assert "### svamp, h, g" in done.stdout and "| host, explicit CoT | " in done.stdout
+    kept = output / "results" / "svamp--h--g.jsonl.gz"
+    with gzip.open(kept, "rt") as file:
         rows = [json.loads(line) for line in file]
-    assert {row["method"] for row in rows} >= {"semcot", "generator", "other_question"}
+    assert {row["method"] for row in rows} >= {"semcot", "semcot_hard", "generator", "other_question"}
     assert all(isinstance(row["correct"], bool) and "question" not in row for row in rows)
     assert not {"query", "answer", "output"} & {name for row in rows for name in row}
+    weights = output / "svamp--h--g" / "model" / "model.safetensors"
+    saved = weights.stat().st_mtime_ns
+    subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True)
+    assert weights.stat().st_mtime_ns == saved
+    with gzip.open(kept, "rt") as file:
+        assert [json.loads(line) for line in file] == rows
 
 
 def test_generator_with_another_tokenizer(tmp_path):
@@ -200,15 +211,9 @@ def test_training_speed_of_the_words_phase(tmp_path, monkeypatch):
     assert result["rows"] > 0 and min(result["rows a second"].values()) > 0
 
 
-def test_the_table_of_the_real_pair_is_that_of_its_verdicts():
-    page = (EXAMPLES / "real" / "README.md").read_text()
-    rows = dict(re.findall(r"\(`(\w+)`\) \| (\d+ \| [\d.]+ % \[[\d.]+, [\d.]+\]) \|", page))
-    verdicts = {}
-    with gzip.open(EXAMPLES / "real" / "results" / "multiarith_qwen1.5b_qwen0.5b.jsonl.gz", "rt") as file:
-        for row in map(json.loads, file):
-            verdicts.setdefault(row["method"], []).append(row["correct"])
-    assert rows.keys() == verdicts.keys() and len(rows) == 6
-    for method, correct in verdicts.items():
-        low, high = (100 * bound for bound in accuracy_interval(sum(correct), len(correct)))
-        share = 100 * sum(correct) / len(correct)
-        assert len(correct) == 180 and rows[method] == f"{sum(correct)} | {share:.1f} % [{low:.1f}, {high:.1f}]"
+def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    page, files = (EXAMPLES / "real" / "README.md").read_text(), sorted(EXAMPLES.glob("real/results/*.jsonl.gz"))
+    load("real/report.py").main(list(map(str, files)))
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) > len(files) and not [line for line in printed if line not in page]

@@ -2,9 +2,9 @@
 
     python examples/real/report.py examples/real/results/*.jsonl.gz
 
-One section for each file, which is named <set>_<host>_<generator>[_<variant>]. Verdicts on the same questions that
-belong to the host alone (`no_cot`, `cot`, `condensed`) may stand in a file <set>_<host>.jsonl.gz and are shown in each
-section of that host and set. p-values are McNemar's, exact, over the questions that both rows answered.
+One section for each file <set>--<host>--<generator>[--<variant>].jsonl.gz. Verdicts of the host alone on the same
+questions (`cot`, `condensed`) stand in <set>--<host>.jsonl.gz and are shown in each section of that host and set.
+p-values are McNemar's, exact, over the questions that both rows answered.
 """
 
 import gzip
@@ -75,11 +75,11 @@ def table(verdicts: dict[str, dict[int, dict]]) -> str:
 
 def main(paths: list[str]) -> None:
     for path in map(Path, paths):
-        name = path.name.removesuffix(".jsonl.gz")
-        hosts = path.with_name("_".join(name.split("_")[:2]) + ".jsonl.gz")
-        if hosts != path:
-            shared = read(hosts) if hosts.is_file() else {}
-            print(f"### {name}\n\n{table({**shared, **read(path)})}\n")
+        parts = path.name.removesuffix(".jsonl.gz").split("--")
+        if len(parts) > 2:
+            host = path.with_name("--".join(parts[:2]) + ".jsonl.gz")
+            verdicts = {**(read(host) if host.is_file() else {}), **read(path)}
+            print(f"### {', '.join(parts)}\n\n{table(verdicts)}\n")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,16 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
     return data
 
 
+def write_verdicts(report: Path, path: Path) -> None:
+    """Write what is kept of every answer in a folder of `semcot evaluate`."""
+    with gzip.open(path, "wt") as file:
+        for predictions in sorted(report.glob("predictions-*.jsonl")):
+            for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
+                kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+                method = predictions.stem.removeprefix("predictions-")
+                file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
+
+
 def semcot(*words: object) -> None:
     """Run a command of this package in a process of its own, which frees its memory."""
     subprocess.run([sys.executable, "-m", "semcot_hf.cli.main", *map(str, words)], check=True)
@@ -74,12 +84,7 @@ def main() -> None:
     report = folder / "report"
     flags = shlex.split(arguments.evaluate_flags)
     semcot("evaluate", "--model", model, "--dataset", data, "--output_dir", report, *flags)
-    with gzip.open(folder / "verdicts.jsonl.gz", "wt") as file:
-        for path in sorted(report.glob("predictions-*.jsonl")):
-            for row in sorted(read_json_lines(path), key=lambda row: row["index"]):
-                kept = {name: row[name] for name in KEPT if row.get(name) is not None}
-                method = path.stem.removeprefix("predictions-")
-                file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
+    write_verdicts(report, folder / "verdicts.jsonl.gz")
 
 
 if __name__ == "__main__":

@@ -353,3 +353,16 @@ def test_bad_masks(model, prompts):
             call(**padded(prompts), implicit_embeddings=tokens, implicit_attention_mask=mask[:, 1:])
         with pytest.raises(ValueError, match="implicit_attention_mask belongs to implicit_embeddings"):
             call(**padded(prompts), num_implicit_tokens=3, implicit_attention_mask=mask)
+
+
+@pytest.mark.parametrize("length", ["adaptive", "fixed"])
+def test_the_lm_head_runs_once_for_each_word(tiny_semcot, prompts, length):
+    options = {**ADAPTIVE, "thought_length": length, "end_of_thought_token_ids": [VOCABULARY]}
+    model = tiny_semcot(**(options if length == "adaptive" else {**WORDS, "num_implicit_tokens": COUNT})).eval()
+    sizes = []
+    handle = model.projection.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    for call in (model.implicit_embeddings, model.implicit_words):
+        sizes.clear()
+        call(**padded(prompts))
+        assert sizes == [1] * COUNT
+    handle.remove()
