@@ -43,6 +43,8 @@ class SemCoTConfig(PreTrainedConfig):
         mixture_top_k: number of most probable words in each mixture, whose weights are normalized to sum to 1; 1 gives
             the words themselves, 0 or `None` all words.
         mixture_temperature: temperature of the next-token distribution that weighs a mixture.
+        word_feedback: whether the generator reads its most probable word after each step, as in ordinary decoding,
+            instead of the mixture; the host reads mixtures either way.
         max_lost_probability: with mixtures and a generator of another tokenizer, the largest share of one token's
             mixture that may be on words that the host lacks. A thought with a token above it is handed over as text:
             its most probable words are re-tokenized for the host. 1 always gives mixtures; `None` is
@@ -94,6 +96,7 @@ class SemCoTConfig(PreTrainedConfig):
     end_of_thought_token_ids: list[int] | None = None
     mixture_top_k: int | None = None
     mixture_temperature: float = 1.0
+    word_feedback: bool = False
     max_lost_probability: float | None = None
     starts_with_thought_token: bool = True
     thought_prompt_ids: list[list[int]] | None = None

@@ -347,7 +347,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             elif logits is None:
                 embeds = self.feedback(states[-1])
             else:
-                embeds = self._mixture(logits, self.generator.get_input_embeddings()).to(query.dtype)
+                embeds = self._fed_back(logits).to(query.dtype)
             start, read = read, read + embeds.shape[1]
             state = (
                 self.generator(

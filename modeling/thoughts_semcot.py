@@ -95,8 +95,15 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
     def feedback(self, states: Tensor) -> Tensor:
         """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
         if self.config.projection == "vocabulary":
-            return self._mixture(self.word_logits(states), self.generator.get_input_embeddings()).to(states.dtype)
+            return self._fed_back(self.word_logits(states)).to(states.dtype)
         return states * self.config.feedback_scale
+
+    def _fed_back(self, logits: Tensor) -> Tensor:
+        """Return what a generator reads after its next-token logits (batch, 1, vocabulary): a word or a mixture."""
+        words: Any = self.generator.get_input_embeddings()
+        if self.config.word_feedback:
+            return words(logits[..., : words.weight.shape[0]].argmax(dim=-1))
+        return self._mixture(logits, words)
 
     def tokens_of(self, states: Tensor) -> Tensor:
         """Map generator states (batch, k, size) to implicit tokens (batch, k, host hidden size)."""

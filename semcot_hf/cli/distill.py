@@ -57,6 +57,11 @@ class GeneratorArguments:
     mixture_top_k: int | None = option(
         None, "Number of words in each mixture (projection='vocabulary'); 1 gives the words themselves."
     )
+    word_feedback: bool = option(
+        False,
+        "Whether a generator that thinks in words reads its most probable word after each step, as in ordinary "
+        "decoding, instead of the mixture; the host reads mixtures either way.",
+    )
     num_implicit_tokens: int = option(5, "k, the number of implicit tokens.")
     generator_mode: str = option("parallel", "'parallel' (one pass, the paper) or 'sequential' (one after another).")
     projection: str = option(
@@ -106,6 +111,7 @@ def run(argv: Sequence[str]) -> None:
         projection=generator.projection,
         thought_length=generator.thought_length,
         mixture_top_k=generator.mixture_top_k,
+        word_feedback=generator.word_feedback,
         recipe="words" if recipe == "words" else None,
         host_kwargs=args.model_init_kwargs,
         generator_kwargs=args.model_init_kwargs,

@@ -34,7 +34,9 @@ def thought_by_hand(model, prompt, top_k=4, temperature=1.0):
         weights = chosen.values.softmax(dim=-1)
         made.append((weights[:, None] * host_words(chosen.indices).double()).sum(dim=0))
         said.append(int(logits.argmax()))
-        inputs = torch.cat([inputs, (weights[:, None] * words(chosen.indices)).sum(dim=0)[None, None]], dim=1)
+        mixture = (weights[:, None] * words(chosen.indices)).sum(dim=0)
+        read = words(logits.argmax()) if model.config.word_feedback else mixture
+        inputs = torch.cat([inputs, read[None, None]], dim=1)
     size = host_words.weight.shape[1]
     return torch.stack(made) if made else torch.empty(0, size, dtype=torch.float64), said
 
@@ -101,6 +103,22 @@ def test_tokens_and_mask(model, prompts):
     assert torch.equal(model.implicit_embeddings(**padded(prompts)), tokens)
     limited, mask = model.implicit_embeddings(**padded(prompts), num_implicit_tokens=2, return_mask=True)
     torch.testing.assert_close(limited, tokens[:, :2])
+
+
+def test_a_generator_that_reads_its_words(tiny_semcot, prompts):
+    """Its words are those of ordinary decoding; the host's tokens are mixtures all the same."""
+    model = tiny_semcot(seed=3, end_of_thought_token_ids=[VOCABULARY], word_feedback=True, **ADAPTIVE).eval()
+    lengths, mixed = with_ends(model, prompts), []
+    tokens, mask = model.implicit_embeddings(**padded(prompts), return_mask=True)
+    words, _ = model.implicit_words(**padded(prompts))
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        expected, said = thought_by_hand(model, prompt)
+        assert mask[row].sum() == length and words[row, :length].tolist() == said
+        torch.testing.assert_close(tokens[row, :length], expected)
+        model.config.word_feedback = False
+        mixed.append(thought_by_hand(model, prompt)[1])
+        model.config.word_feedback = True
+    assert [row[: len(said)] for row, said in zip(words.tolist(), mixed, strict=True)] != mixed
 
 
 def test_greedy(model, prompts, slow):
