@@ -1,10 +1,14 @@
 """Statistics of verdicts and times: intervals, paired tests, spread over seeds, latency."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binomtest
+
+# The normal distribution's quantile of two-sided 95 % intervals.
+_Z = 1.959963984540054
 
 
 def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
@@ -29,6 +33,49 @@ def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
         raise ValueError(f"correct={correct}, n={n}: need 1 question or more and 0 <= correct <= n.")
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def expected_interval(share: float, n: int, new: float = math.inf) -> tuple[float, float]:
+    """Return the 95 % interval in which the share of `new` questions is expected, from a share of `n` others.
+
+    Wilson's interval with the variance of both samples: `n` is replaced by 1 / (1 / n + 1 / new). For infinitely many
+    new questions it is Wilson's own.
+
+    Args:
+        share: fraction of the `n` questions, also a mean of fractions.
+        n: number of questions that it was estimated on.
+        new: number of new questions.
+
+    >>> [round(bound, 4) for bound in expected_interval(0.8, 10)]
+    [0.4902, 0.9433]
+    >>> [round(bound, 4) for bound in expected_interval(0.8, 10, new=10)]
+    [0.3755, 0.9635]
+    """
+    size = 1 / (1 / n + 1 / new)
+    middle = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    half = _Z / (1 + _Z**2 / size) * math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def expected_difference_interval(
+    wins: float, losses: float, n: int, new: float = math.inf
+) -> tuple[float, float]:
+    """Return the 95 % interval of a paired difference of accuracies on `new` questions, from `n` others.
+
+    Bonett and Price's interval (2012): one win and one loss are added, so that it has a width also without any.
+
+    Args:
+        wins, losses: share of the `n` questions that only the first, and only the second run answers correctly.
+        n: number of questions that they were estimated on.
+        new: number of new questions.
+
+    >>> [round(bound, 3) for bound in expected_difference_interval(0.1, 0.05, 100)]
+    [-0.03, 0.128]
+    """
+    won, lost = ((n * share + 1) / (n + 2) for share in (wins, losses))
+    variance = won + lost - (won - lost) ** 2
+    half = _Z * math.sqrt(variance * (1 / (n + 2) + 1 / new))
+    return max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
