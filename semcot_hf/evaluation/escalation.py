@@ -1,9 +1,13 @@
-"""Accuracy against mean time of escalation to explicit reasoning: curves over thresholds, and the area between them."""
+"""Accuracy against mean time of escalation to explicit reasoning: curves over thresholds, and their areas."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+
+from ..modeling.escalation_semcot import Escalation
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +40,10 @@ class Way:
 
     def __getitem__(self, rows: Any) -> "Way":
         return Way(self.correct[rows], self.seconds[rows])
+
+    def where(self, rows: Array, other: "Way") -> "Way":
+        """Return this way for the questions where `rows` (n,) is true, and another for the rest."""
+        return Way(np.where(rows, self.correct, other.correct), np.where(rows, self.seconds, other.seconds))
 
     @property
     def accuracy(self) -> float:
@@ -94,7 +102,8 @@ def escalation_curve(confidence: Array, ways: Ways) -> Curve:
     so that rounding does not move a question to the other side.
 
     Args:
-        confidence: (n,) in the implicit answers; values that are no numbers count as 0, as in `Escalation`.
+        confidence: (n,) in the implicit answers; values that are no numbers count as 0, as in `Escalation`;
+            questions with inf are never escalated.
         ways: of the same questions.
 
     >>> ways = Ways(Way([0, 1, 1], [1, 1, 1]), Way([1, 1, 0], [4, 6, 5]))
@@ -104,15 +113,15 @@ def escalation_curve(confidence: Array, ways: Ways) -> Curve:
     >>> curve.accuracy.round(2).tolist(), curve.seconds.round(2).tolist()
     ([0.67, 1.0, 1.0, 0.67], [1.0, 2.33, 4.33, 6.0])
     """
-    confidence = np.nan_to_num(np.asarray(confidence, dtype=float), nan=0.0)
+    confidence = np.nan_to_num(np.asarray(confidence, dtype=float), nan=0.0, posinf=np.inf)
     if confidence.shape != (len(ways),):
         raise ValueError(f"confidence has shape {confidence.shape}: give one value for each of {len(ways)} questions.")
     order = np.argsort(confidence, kind="stable")
     values = confidence[order]
     # Where another group of equal confidences begins.
-    ends = np.append(np.flatnonzero(np.diff(values)) + 1, len(values))
+    ends = np.append(np.flatnonzero(values[1:] > values[:-1]) + 1, len(values))
     last = (values[-1] + 1) / 2 if values[-1] < 1 else np.inf
-    middles = (values[ends[:-1] - 1] + values[ends[:-1]]) / 2
+    middles = (values[ends[:-1] - 1] + np.minimum(values[ends[:-1]], 1)) / 2
     thresholds = np.concatenate([[0.0], np.where(values[ends[:-1] - 1] < 1, middles, np.inf), [last]])
     return _points(ways, order, np.append(0, ends), thresholds)
 
@@ -202,6 +211,52 @@ def area_difference(
     )
     low, high = np.percentile(found, [2.5, 97.5])
     return {"difference": difference, "ci95": [float(low), float(high)]}
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """What becomes of n questions under a rule.
+
+    Args:
+        confidence: (n,) in the implicit answers.
+        escalated, at_once: (n,) whether a question is reasoned about in words, and whether the router has it answered
+            without implicit tokens.
+        way: the answers and times, those of the escalated included.
+    """
+
+    confidence: Array
+    escalated: Array
+    at_once: Array
+    way: Way
+
+
+def as_tensors(signals: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """Return signals as `Escalation` reads them."""
+    return {name: torch.as_tensor(np.asarray(values, dtype=float)) for name, values in signals.items()}
+
+
+def route(rule: Escalation, signals: Mapping[str, Array], ways: Ways) -> Routed:
+    """Return what becomes of questions whose signals (n,) and ways of answering are known.
+
+    Raises:
+        ValueError: when a signal of the rule is missing, or the router's way of answering.
+    """
+    tensors = as_tensors(signals)
+    confidence = rule.confidence(tensors).numpy()
+    escalated = confidence < rule.threshold
+    at_once, direct = np.zeros_like(escalated), np.zeros_like(escalated)
+    if rule.router is not None:
+        found = rule.router_confidence(tensors).numpy()
+        if rule.router["sends"] == "explicit":
+            direct = found < rule.router["threshold"]
+        else:
+            at_once = found >= rule.router["threshold"]
+    if at_once.any() and ways.at_once is None:
+        raise ValueError("the rule's router answers questions at once, and their answers are missing: add 'no_cot'.")
+    first = ways.implicit if ways.at_once is None else ways.at_once.where(at_once, ways.implicit)
+    escalated = (escalated | direct) & ~at_once
+    seconds = np.where(direct, 0.0, first.seconds) + np.where(escalated, ways.explicit.seconds, 0.0)
+    return Routed(confidence, escalated, at_once, Way(ways.explicit.where(escalated, first).correct, seconds))
 
 
 def _points(ways: Ways, order: Array, counts: Array, thresholds: Array) -> Curve:

@@ -38,28 +38,26 @@ def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
 def expected_interval(share: float, n: int, new: float = math.inf) -> tuple[float, float]:
     """Return the 95 % interval in which the share of `new` questions is expected, from a share of `n` others.
 
-    Wilson's interval with the variance of both samples: `n` is replaced by 1 / (1 / n + 1 / new). For infinitely many
-    new questions it is Wilson's own.
+    Agresti and Coull's interval (1998), which adds about two right and two wrong answers, with the variance of both
+    samples.
 
     Args:
         share: fraction of the `n` questions, also a mean of fractions.
         n: number of questions that it was estimated on.
         new: number of new questions.
 
-    >>> [round(bound, 4) for bound in expected_interval(0.8, 10)]
-    [0.4902, 0.9433]
-    >>> [round(bound, 4) for bound in expected_interval(0.8, 10, new=10)]
-    [0.3755, 0.9635]
+    >>> [round(bound, 3) for bound in expected_interval(0.8, 100)]
+    [0.71, 0.867]
+    >>> [round(bound, 3) for bound in expected_interval(0.8, 100, new=100)]
+    [0.677, 0.901]
     """
-    size = 1 / (1 / n + 1 / new)
-    middle = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
-    half = _Z / (1 + _Z**2 / size) * math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2))
+    size = n + _Z**2
+    middle = (n * share + _Z**2 / 2) / size
+    half = _Z * math.sqrt(middle * (1 - middle) * (1 / size + 1 / new))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def expected_difference_interval(
-    wins: float, losses: float, n: int, new: float = math.inf
-) -> tuple[float, float]:
+def expected_difference_interval(wins: float, losses: float, n: int, new: float = math.inf) -> tuple[float, float]:
     """Return the 95 % interval of a paired difference of accuracies on `new` questions, from `n` others.
 
     Bonett and Price's interval (2012): one win and one loss are added, so that it has a width also without any.
