@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging
 
+from .answer_recorder_semcot import recorder_first
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .splicing_semcot import (
     Slots,
@@ -86,7 +87,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         )
         cache: Any = kwargs.get("past_key_values")
         # A cache of an earlier turn contains its implicit tokens; a zero-width placeholder keeps their count.
-        held = _holds_tokens(cache, getattr(generation_config, "is_assistant", False))
+        held = holds_tokens(cache, getattr(generation_config, "is_assistant", False))
         if held:
             count = _held_tokens(cache, num_implicit_tokens, implicit_embeddings)
         hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
@@ -170,6 +171,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         the host's own. Loops without a cache and assisted ones read ids again at each step.
         """
         tokens, columns, slots = _tokens_in(kwargs)
+        logits_processor = recorder_first(logits_processor, generation_config)
         by_host = name != "_assisted_decoding" and kwargs["use_cache"] and not generation_config.is_assistant
         loop = getattr(self.host if by_host else self._transformers, name)
         if tokens is None or columns is None:
@@ -388,7 +390,7 @@ def _check_prefix(cache: Cache | None, columns: int | Tensor) -> None:
         )
 
 
-def _holds_tokens(cache: Any, is_assistant: bool) -> bool:
+def holds_tokens(cache: Any, is_assistant: bool) -> bool:
     """Return whether a cache contains the implicit tokens of an earlier `generate`.
 
     A cache that was cropped to fewer columns is a prefix; an assistant's is cropped by a loop that counts text only.

@@ -10,8 +10,9 @@ from transformers.utils import logging
 
 from .configuration_semcot import text_config
 from .offloading_semcot import in_memory
+from .parts_semcot import first_position
 from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
-from .thoughts_semcot import SemCoTThoughtsMixin, Thoughts
+from .thoughts_semcot import SemCoTThoughtsMixin, Thoughts, word_entropy
 from .vocabularies_semcot import retokenize
 
 logger = logging.get_logger(__name__)
@@ -199,8 +200,12 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         thoughts = self._make_thoughts(ids, mask, count)
         return thoughts.embeddings, thoughts.mask
 
-    def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int) -> Thoughts:
-        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded."""
+    def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int, entropy: bool = False) -> Thoughts:
+        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded.
+
+        Args:
+            entropy: whether to report the entropy of the words, for projection="vocabulary".
+        """
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return Thoughts(torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype))
@@ -214,24 +219,26 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 f"context of {context}: shorten the query."
             )
         if self._compiled_tokens is None or torch.is_grad_enabled():
-            made: Any = _tokens(self, ids, mask, count)
+            made: Any = _tokens(self, ids, mask, count, entropy)
         else:
             # Slices of wider prompts have strides that would need a graph of their own.
             inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
-            made = self._compiled_tokens(self, *inputs, count)
+            made = self._compiled_tokens(self, *inputs, count, entropy)
             # With captured CUDA graphs (mode="reduce-overhead") the next call overwrites the returned tensors.
             made = [part.clone() if part is not None and part.is_cuda else part for part in made]
-        tokens, used, lost, words = made
+        tokens, used, lost, words, uncertainty = made
         if used is None:
-            return Thoughts(tokens, lost_probability=lost)
+            return Thoughts(tokens, lost_probability=lost, entropy=uncertainty)
         lengths = used.sum(dim=1)
         longest = int(lengths.max())
         tokens, used = tokens[:, :longest], used[:, :longest]
         tokens = tokens.masked_fill(used[..., None] == 0, 0)
+        if uncertainty is not None:
+            uncertainty = uncertainty[:, :longest].masked_fill(used == 0, 0)
         if lost is None or words is None:
-            return Thoughts(tokens, used, lengths < count, lengths)
+            return Thoughts(tokens, used, lengths < count, lengths, entropy=uncertainty)
         lost = lost[:, :longest].masked_fill(used == 0, 0)
-        thoughts = Thoughts(tokens, used, lengths < count, lengths, lost)
+        thoughts = Thoughts(tokens, used, lengths < count, lengths, lost, entropy=uncertainty)
         return self._handed_over_as_text(thoughts, words, count)
 
     def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -418,20 +425,16 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         return whole
 
 
-def first_position(generator: PreTrainedModel) -> int:
-    """Return the position of a generator's first token: 0, but behind that of padding in families such as RoBERTa."""
-    table = getattr(getattr(generator, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    return 0 if padding is None else padding + 1
-
-
 def _tokens(
-    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return tokens and mask and, for a generator of another tokenizer, `_lost_share` and the most probable words."""
+    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int, entropy: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return tokens and mask, for a generator of another tokenizer `_lost_share` and the most probable words, and the
+    entropy of the words if it is asked for; `None` for what there is not.
+    """
     tokens: list[Tensor] = []
     lost: list[Tensor] = []
     words: list[Tensor] = []
+    entropies: list[Tensor] = []
     dtype, host_ids = model.get_input_embeddings().weight.dtype, model.host_word_ids
 
     def read(logits: Tensor) -> None:
@@ -440,9 +443,12 @@ def _tokens(
             with torch.no_grad():
                 lost.append(model._lost_share(logits, host_ids))
                 words.append(logits.argmax(dim=-1))
+        if entropy:
+            with torch.no_grad():
+                entropies.append(word_entropy(logits))
 
     states, used = model._states(ids, mask, count, read=read)
     if not tokens and model.config.projection == "vocabulary":
         read(model.word_logits(states))
     made = torch.cat(tokens, dim=1) if tokens else model.tokens_of(states)
-    return made, used, torch.cat(lost, dim=1) if lost else None, torch.cat(words, dim=1) if words else None
+    return made, used, *(torch.cat(parts, dim=1) if parts else None for parts in (lost, words, entropies))

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .generation_semcot import SemCoTGenerationMixin
+from .escalated_generation_semcot import SemCoTEscalationMixin
 from .loading_semcot import SemCoTLoadingMixin
 from .question_cache_semcot import cacheable_columns, fill_question_cache
 from .splicing_semcot import (
@@ -50,7 +50,7 @@ class SemCoTCausalLMOutput(CausalLMOutputWithPast):
     thought_loss: Tensor | None = None
 
 
-class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTGenerationMixin, SemCoTWordLossMixin):
+class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLossMixin):
     """A frozen host LLM with an attached implicit-token generator (SemCoT, arXiv 2510.24940).
 
     The generator reads the query once and computes k embeddings Z = projection(states) of the host's hidden size. They

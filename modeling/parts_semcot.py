@@ -341,3 +341,10 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
 def takes_cache(model: PreTrainedModel) -> bool:
     """Return whether a model's forward takes `past_key_values`."""
     return "past_key_values" in signature(type(model).forward).parameters
+
+
+def first_position(generator: PreTrainedModel) -> int:
+    """Return the position of a generator's first token: 0, but behind that of padding in families such as RoBERTa."""
+    table = getattr(getattr(generator, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1

@@ -1,8 +1,12 @@
-"""The question cache: the frozen host's keys and values of a batch's questions, computed without gradient."""
+"""The question cache: a host's keys and values of questions, computed without gradient, and parts of it."""
+
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 
 def cacheable_columns(columns: Tensor, length: int, logits_to_keep: int | Tensor) -> int:
@@ -61,3 +65,42 @@ def fill_question_cache(
         logits_to_keep=1,
     )
     return cache
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Return whether a prefix can be cached: layers keep all keys and values, which depend only on earlier tokens.
+
+    Unsupported: sliding windows, recurrent states, positions counted by column, and rotary embeddings that depend on
+    the total length.
+    """
+    if model.generation_config.cache_implementation not in (None, "dynamic"):
+        return False
+    if model.generation_config.use_cache is False:
+        return False
+    config = model.config.get_text_config(decoder=True)
+    known = signature(model.get_decoder().forward).parameters
+    if not {"position_ids", "past_key_values"} <= set(known):
+        return False
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope"):
+        return False
+    shares_layers = getattr(config, "num_kv_shared_layers", 0)
+    return not shares_layers and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def cut_cache(cache: Cache, rows: Tensor, columns: Tensor, host: PreTrainedModel) -> Cache:
+    """Return a copy of some rows and columns of a cache whose layers keep all keys and values (`can_share`).
+
+    Args:
+        cache: keys and values of a batch.
+        rows: LongTensor (rows,).
+        columns: LongTensor (rows, columns), those of each row.
+        host: the causal LM that they are of.
+    """
+    made = DynamicCache(config=host.config.get_text_config(decoder=True))
+    layers: Any = cache.layers
+    for index, layer in enumerate(layers):
+        row, column = (part.to(layer.keys.device) for part in (rows[:, None], columns))
+        # Indexed dimensions come first: (rows, columns, heads, size).
+        parts = (part[row, :, column].transpose(1, 2).contiguous() for part in (layer.keys, layer.values))
+        made.update(*parts, index)
+    return made

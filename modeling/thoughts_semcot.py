@@ -1,11 +1,13 @@
 """Thoughts in words: mixtures of word embeddings, the end of a thought, and the prompt that has a generator think."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from .offloading_semcot import execution_device, in_memory
@@ -38,6 +40,7 @@ class Thoughts(NamedTuple):
     steps: Tensor | None = None
     lost_probability: Tensor | None = None
     as_text: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 def mixture_weights(logits: Tensor, top_k: int | None, temperature: float) -> tuple[Tensor, Tensor | None]:
@@ -64,6 +67,16 @@ def mixture_weights(logits: Tensor, top_k: int | None, temperature: float) -> tu
     return logits.softmax(dim=-1, dtype=torch.float32), ids
 
 
+def word_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy in nats of next-token distributions: (..., vocabulary) -> (...).
+
+    >>> word_entropy(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).tolist()
+    [0.6931471824645996, 0.0]
+    """
+    logs = logits.log_softmax(dim=-1, dtype=torch.float32)
+    return torch.special.entr(logs.exp()).sum(dim=-1)
+
+
 def find_question(ids: list[int], opening: list[int], closing: list[int]) -> list[int] | None:
     """Return the tokens between the last `opening` and the first `closing` after it; `None` without an opening.
 
@@ -81,6 +94,17 @@ def find_question(ids: list[int], opening: list[int], closing: list[int]) -> lis
         if question[end : end + len(closing)] == closing:
             return question[:end]
     return question
+
+
+@contextmanager
+def single_words(model: PreTrainedModel) -> Iterator[None]:
+    """Make each implicit token the most probable word alone (`mixture_top_k=1`), without a mixture."""
+    own = model.config.mixture_top_k
+    model.config.mixture_top_k = 1
+    try:
+        yield
+    finally:
+        model.config.mixture_top_k = own
 
 
 class SemCoTThoughtsMixin(SemCoTPreTrainedModel):

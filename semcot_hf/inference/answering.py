@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.offloading_semcot import execution_device
 from ..modeling.splicing_semcot import context_of
-from ..modeling.thoughts_semcot import Thoughts
+from ..modeling.thoughts_semcot import Thoughts, single_words
 from .batches import batch_within, plan_batches
 from .decoding import (
     NO_PENALTIES,
@@ -36,7 +36,6 @@ from .settings import (
     with_overrides,
 )
 from .shared_prefix import SharedPrefix, find_shared_prefix
-from .thoughts import single_words
 from .word_methods import WordMethod, WrittenThought, words_of
 
 Prompts = Sequence[Sequence[int]]

@@ -1,6 +1,5 @@
 """The beginning that all prompts share (system prompt, few-shot examples), computed by the host once."""
 
-import inspect
 from collections.abc import Sequence
 from typing import cast
 
@@ -9,6 +8,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..modeling.offloading_semcot import execution_device
+from ..modeling.question_cache_semcot import can_share
 
 # For shorter prefixes, copying the cache costs more than it saves.
 SHORTEST_PREFIX = 16
@@ -86,23 +86,3 @@ def find_shared_prefix(
         return None
     size = min(common_prefix(prompts), min(map(len, prompts)) - behind)
     return SharedPrefix(model, prompts[0][:size]) if size >= SHORTEST_PREFIX else None
-
-
-def can_share(model: PreTrainedModel) -> bool:
-    """Return whether a prefix can be cached: layers keep all keys and values, which depend only on earlier tokens.
-
-    Unsupported: sliding windows, recurrent states, positions counted by column, and rotary embeddings that depend on
-    the total length.
-    """
-    if model.generation_config.cache_implementation not in (None, "dynamic"):
-        return False
-    if model.generation_config.use_cache is False:
-        return False
-    config = model.config.get_text_config(decoder=True)
-    known = inspect.signature(model.get_decoder().forward).parameters
-    if not {"position_ids", "past_key_values"} <= set(known):
-        return False
-    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope"):
-        return False
-    shares_layers = getattr(config, "num_kv_shared_layers", 0)
-    return not shares_layers and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)

@@ -1,7 +1,6 @@
 """Thoughts that are written as words by a causal LM, which then goes on with its answer; a generator as such an LM."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,17 +12,6 @@ from ..modeling.offloading_semcot import in_memory
 from .decoding import NO_PENALTIES, greedy_defaults
 from .prompting import encode_prompt, pad_left
 from .shared_prefix import can_share
-
-
-@contextmanager
-def single_words(model: PreTrainedModel) -> Iterator[None]:
-    """Make each implicit token the most probable word alone (`mixture_top_k=1`), without a mixture."""
-    own = model.config.mixture_top_k
-    model.config.mixture_top_k = 1
-    try:
-        yield
-    finally:
-        model.config.mixture_top_k = own
 
 
 def generator_lm(model: PreTrainedModel) -> PreTrainedModel:
