@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_semcot import text_config
@@ -201,11 +201,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         return thoughts.embeddings, thoughts.mask
 
     def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int, entropy: bool = False) -> Thoughts:
-        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded.
-
-        Args:
-            entropy: whether to report the entropy of the words, for projection="vocabulary".
-        """
+        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded."""
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return Thoughts(torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype))
