@@ -17,6 +17,7 @@ class EmbedsEngine:
         host: a causal LM.
         tokenizer: its tokenizer.
         unscaled: whether embeddings are taken before the factor of the host's lookup.
+        positions: most positions of a prompt with its answer.
 
     Attributes:
         breaks_after: number of chunks after which a connection breaks; `None` for whole answers.
@@ -26,8 +27,8 @@ class EmbedsEngine:
         held: what a request waits for before its last chunk.
     """
 
-    def __init__(self, host, tokenizer, unscaled=False):
-        self.host, self.tokenizer, self.unscaled = host, tokenizer, unscaled
+    def __init__(self, host, tokenizer, unscaled=False, positions=200):
+        self.host, self.tokenizer, self.unscaled, self.positions = host, tokenizer, unscaled, positions
         self.breaks_after = self.status = None
         self.asked, self.open, self.held = [], 0, threading.Event()
         self.held.set()
@@ -37,13 +38,15 @@ class EmbedsEngine:
         self.app.post("/v1/completions")(self.complete)
 
     async def models(self):
-        return {"data": [{"id": "the-host"}]}
+        return {"data": [{"id": "the-host", "max_model_len": self.positions}]}
 
     async def complete(self, request: Request):
         body = await request.json()
         assert body["model"] == "the-host" and body["stream"]
+        if body["n"] > 1 and body["temperature"] == 0:
+            return JSONResponse({"error": {"message": "n must be 1 when using greedy sampling", "param": None}}, 400)
         if self.status is not None:
-            return JSONResponse({"error": {"message": "told to"}}, self.status)
+            return JSONResponse({"error": {"message": "told to", "param": "seed"}}, self.status)
         table = self.host.get_input_embeddings()
         if "prompt_embeds" in body:
             assert "prompt" not in body
@@ -77,19 +80,19 @@ class EmbedsEngine:
 
     @torch.no_grad()
     def _answer(self, body, embeds):
-        ends = self.host.generation_config.eos_token_id
+        ends = [self.host.generation_config.eos_token_id, *body.get("stop_token_ids", ())]
         ids, sent, made = [], "", []
         while True:
             text_embeds = self.host.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
             logits = self.host(inputs_embeds=torch.cat([embeds[None], text_embeds], dim=1)).logits[0, -1].float()
             token = int(logits.argmax())
             ids.append(token)
-            text = self.tokenizer.decode(ids[:-1] if token == ends else ids, skip_special_tokens=True)
+            text = self.tokenizer.decode(ids[:-1] if token in ends else ids, skip_special_tokens=True)
             cut = [text.index(stop) for stop in body["stop"] if stop in text]
-            reason = "stop" if cut or token == ends else "length" if len(ids) == body["max_tokens"] else None
+            reason = "stop" if cut or token in ends else "length" if len(ids) == body["max_tokens"] else None
             text = text[: min(cut)] if cut else text if reason else text.rstrip("\ufffd")
             logprobs = None
-            if "logprobs" in body and token != ends:
+            if "logprobs" in body and token not in ends:
                 values, top = logits.log_softmax(-1).topk(max(1, body["logprobs"]))
                 named = {f"token_id:{i}": v for i, v in zip(top.tolist(), values.tolist(), strict=True)}
                 logprobs = {

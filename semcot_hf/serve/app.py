@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from .guard import Guard
 from .jobs import Job, Piece, RequestError
 from .metrics import Metrics
-from .protocol import AnswerRequest, ChatRequest, CompletionRequest
+from .protocol import AnswerRequest, ChatRequest, CompletionRequest, LoadRequest
 from .responses import Responses, error_body, event
 from .service import Engine, Service
 
@@ -100,8 +100,15 @@ def make_app(service: Service, engine: Engine, metrics: Metrics) -> FastAPI:
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         if name != service.config.model_name:
-            raise RequestError(404, f"model={name!r} is not served here.", "model", "model_not_found")
+            raise service.unknown_model(name)
         return _model(service)
+
+    @app.post("/load_model")
+    async def load_model(body: LoadRequest) -> Response:
+        if body.model not in (None, service.config.model_name):
+            raise service.unknown_model(body.model)
+        ready = {"status": "ready", "model": service.config.model_name, "cached": True}
+        return Response(event(ready), media_type="text/event-stream")
 
     @app.get("/health")
     async def health() -> dict[str, str]:

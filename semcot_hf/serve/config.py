@@ -18,6 +18,9 @@ class ServeConfig:
     engine_url: list[str] | None = option(
         None, "Addresses of `vllm serve HOST --enable-prompt-embeds`; each request goes to the least busy one."
     )
+    engine_options: str = option(
+        "", "Further options of the `vllm serve` that is started without engine_url, such as '--max-model-len 4096'."
+    )
     engine_api_key: str | None = option(
         None, "Key of the engines at engine_url; by default the variable SEMCOT_ENGINE_API_KEY."
     )
@@ -45,6 +48,11 @@ class ServeConfig:
             raise ValueError(f"engine={self.engine!r}: must be one of {ENGINES}.")
         if self.engine_url and self.engine != "vllm":
             raise ValueError(f"engine_url={self.engine_url} needs --engine vllm.")
+        if self.engine_options and (self.engine != "vllm" or self.engine_url):
+            raise ValueError(
+                f"engine_options={self.engine_options!r} are those of an engine that is started here: pass them with "
+                "--engine vllm and without --engine_url."
+            )
         for url in self.engine_url or ():
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"engine_url={url!r}: must start with http:// or https://.")

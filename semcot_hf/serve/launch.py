@@ -1,6 +1,7 @@
 """`serve`: load a model, build the engine that was asked for, and answer over HTTP until the process is stopped."""
 
 import logging
+import shlex
 import shutil
 import socket
 import subprocess
@@ -61,15 +62,15 @@ def app_of(
     from .service import Service
 
     metrics = Metrics()
-    service = Service(
-        model.config, tokenizer, config, makes_tokens=makes_implicit_tokens(model), says_words=says_words(model)
-    )
+    kinds: dict[str, Any] = {"makes_tokens": makes_implicit_tokens(model), "says_words": says_words(model)}
     limits: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "max_queue": config.max_queue}
     if urls is None:
+        service = Service(model.config, tokenizer, config, **kinds)
         return make_app(service, TransformersEngine(model, tokenizer, observer=metrics, **limits), metrics)
     engine = VllmEngine(Front(model, tokenizer), urls, api_key=config.engine_api_key, observer=metrics, **limits)
     try:
         engine.check()
+        service = Service(model.config, tokenizer, config, positions=engine.positions, **kinds)
     except BaseException:
         engine.close()
         raise
@@ -77,12 +78,13 @@ def app_of(
 
 
 @contextmanager
-def started_engine(host: str | None, layers_elsewhere: bool) -> Iterator[str]:
+def started_engine(host: str | None, layers_elsewhere: bool, options: str = "") -> Iterator[str]:
     """Run `vllm serve` for a host until the end of the block; yield its address.
 
     Args:
         host: folder or id of the host.
         layers_elsewhere: whether the host's weights are there, and not in the SemCoT checkpoint.
+        options: further options of the command, as a shell takes them.
 
     Raises:
         ValueError: when vLLM is not installed, or the host has no folder of its own.
@@ -104,6 +106,7 @@ def started_engine(host: str | None, layers_elsewhere: bool) -> Iterator[str]:
         port = found.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = ["vllm", "serve", host, "--enable-prompt-embeds", "--host", "127.0.0.1", "--port", str(port)]
+    command += shlex.split(options)
     process = subprocess.Popen(command)
     try:
         start = time.monotonic()
@@ -145,7 +148,9 @@ def serve(config: ServeConfig, load: Any) -> None:
         model: Any = load_front(config.model, config.dtype)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
         if not config.engine_url:
-            engine = started_engine(model.config.host_name_or_path, not model.config.includes_host)
+            engine = started_engine(
+                model.config.host_name_or_path, not model.config.includes_host, config.engine_options
+            )
     else:
         model, tokenizer = load(config)
     with engine as url:

@@ -150,6 +150,12 @@ class AnswerRequest(Fields):
         return None if self.generation_config is None else _loaded(self.generation_config).get(name)
 
 
+class LoadRequest(Fields):
+    """The body of /load_model, by which `transformers chat` has a model loaded."""
+
+    model: str | None = None
+
+
 class ChatRequest(AnswerRequest):
     """The body of /v1/chat/completions."""
 

@@ -38,6 +38,7 @@ class RemoteEngine:
 
     Attributes:
         busy: number of requests that it is answering.
+        positions: most positions of a prompt with its answer, where the engine says it.
     """
 
     def __init__(self, url: str, api_key: str | None = None):
@@ -48,6 +49,7 @@ class RemoteEngine:
         # Proxies of the environment are for other hosts; what goes to the engine must not pass through them.
         self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=False)
         self._model: str | None = None
+        self.positions: int | None = None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -63,7 +65,8 @@ class RemoteEngine:
             try:
                 answer = await self._client.get(f"{self.url}/v1/models", timeout=_CONNECT_SECONDS)
                 answer.raise_for_status()
-                self._model = str(answer.json()["data"][0]["id"])
+                card = answer.json()["data"][0]
+                self._model, self.positions = str(card["id"]), card.get("max_model_len")
             except (httpx2.HTTPError, ValueError, LookupError) as error:
                 raise EngineDown(f"{self.url}: {error!r}") from error
         return self._model
@@ -81,11 +84,13 @@ class RemoteEngine:
             RequestError: when it refuses the request.
         """
         fields = {"prompt": prompt} if isinstance(prompt, list) else {"prompt_embeds": encoded(prompt)}
+        # Greedy answers are all the same, and vLLM refuses to make several.
+        copies = job.choices if settings.get("temperature") == 0 else 1
         body = {
             **settings,
             **fields,
             "model": await self.model(),
-            "n": job.choices,
+            "n": job.choices // copies,
             "max_tokens": job.max_new_tokens,
             "stop": list(job.stops),
             "stream": True,
@@ -110,11 +115,13 @@ class RemoteEngine:
                     if "error" in chunk:
                         raise RequestError(502, "The engine failed.", code="engine_failed")
                     if chunk.get("usage"):
-                        job.completion_tokens = int(chunk["usage"]["completion_tokens"])
+                        job.completion_tokens = copies * int(chunk["usage"]["completion_tokens"])
                     for choice in chunk.get("choices", ()):
                         logprobs = _logprobs(choice.get("logprobs"))
                         if choice["text"] or logprobs or choice["finish_reason"]:
-                            yield Piece(choice["index"], choice["text"], logprobs, _reason(choice["finish_reason"]))
+                            reason = _reason(choice["finish_reason"])
+                            for index in range(copies) if copies > 1 else (choice["index"],):
+                                yield Piece(index, choice["text"], logprobs, reason)
                 if not ended:
                     raise EngineDown(f"{self.url}: the answer broke off")
         except (httpx2.TransportError, ValueError, LookupError) as error:
@@ -126,15 +133,17 @@ class RemoteEngine:
 
 
 def _refusal(status: int, text: str) -> RequestError:
+    param = None
     try:
         content = json.loads(text)
-        message = str(content.get("error", content).get("message", text))
+        found = content.get("error", content)
+        message, param = str(found.get("message", text)), found.get("param")
     except (ValueError, AttributeError):
         message = text
     if status in (429, 503):
         return RequestError(status, "The engine is too busy: try again later.", code="engine_busy")
     if status < 500 and status not in (401, 403, 404):
-        return RequestError(400, f"The engine refuses the request: {message[:500]}")
+        return RequestError(400, f"The engine refuses the request: {message[:500]}", param)
     return RequestError(502, f"The engine answered with status {status}.", code="engine_failed")
 
 

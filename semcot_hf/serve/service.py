@@ -42,6 +42,7 @@ class Service:
         config: the server's limits.
         makes_tokens: whether the model makes implicit tokens.
         says_words: whether these can be read.
+        positions: most positions of a prompt with its answer, where the engine takes fewer than the host has.
 
     Raises:
         ValueError: for a tokenizer that does not encode the answer prompt as the model was trained with it.
@@ -55,7 +56,9 @@ class Service:
         *,
         makes_tokens: bool,
         says_words: bool,
+        positions: int | None = None,
     ):
+        self._positions = positions
         self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
         self._makes_tokens, self._says_words = makes_tokens, says_words
         self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
@@ -76,12 +79,7 @@ class Service:
             RequestError: for fields that do not fit the model or the limits.
         """
         if request.model not in (None, self.config.model_name):
-            raise RequestError(
-                404,
-                f"model={request.model!r} is not served here: use {self.config.model_name!r}.",
-                "model",
-                "model_not_found",
-            )
+            raise self.unknown_model(request.model)
         count, wants_thought = self._implicit(request)
         prompts = self._prompts(request)
         field = "messages" if isinstance(request, ChatRequest) else "prompt"
@@ -116,6 +114,11 @@ class Service:
             job.emit = _bound(emit, job)
             made.append(job)
         return made
+
+    def unknown_model(self, name: str | None) -> RequestError:
+        """Return the error for a model of another name than the server's."""
+        text = f"model={name!r} is not served here: use {self.config.model_name!r}."
+        return RequestError(404, text, "model", "model_not_found")
 
     def _implicit(self, request: AnswerRequest) -> tuple[int, bool]:
         asked = request.implicit_tokens
@@ -206,7 +209,9 @@ class Service:
         config: Any = self._model_config
         reads_ids = count > 0 and not getattr(config, "separate_generator_tokenizer", True)
         generator = getattr(config, "generator_config", None) if reads_ids else None
-        return context_of(config.get_text_config()), generator and context_of(text_config(generator))
+        own = context_of(config.get_text_config())
+        room = min((size for size in (own, self._positions) if size is not None), default=None)
+        return room, generator and context_of(text_config(generator))
 
 
 def _bound(emit: Emit, job: Job) -> Callable[[Piece | RequestError], None]:

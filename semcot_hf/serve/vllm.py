@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from ..inference.decoding import decoding_config
 from .choosing import temperature_of
 from .front import Front
 from .jobs import Job, Piece, RequestError
@@ -51,6 +52,8 @@ class VllmEngine:
         self.tokens_per_batch, self._max_queue = tokens_per_batch, max_queue
         self._engines = [RemoteEngine(url, api_key) for url in urls]
         self._avoided: dict[RemoteEngine, float] = {}
+        config = decoding_config(front.model, front.tokenizer, max_new_tokens=1, temperature=0.0, stop=None)
+        self._ends = list(cast(list[int] | None, config.eos_token_id) or [])
         # The jobs whose implicit tokens are to be made, and those for which they are being made.
         self._waiting: list[Job] = []
         self._making: list[Job] = []
@@ -62,6 +65,8 @@ class VllmEngine:
         self._arrived = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, name="semcot-front", daemon=True)
         self._thread.start()
+        # Most positions of a prompt with its answer, where the engines say it; known after `check`.
+        self.positions: int | None = None
         self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
 
     def submit(self, job: Job) -> None:
@@ -216,16 +221,18 @@ class VllmEngine:
             self._report()
 
     def _settings(self, job: Job) -> dict[str, Any]:
-        """Return the fields of vLLM's request that say how tokens are chosen."""
-        sampling = job.sampling
-        fields = {
-            "temperature": temperature_of(self.front.model, sampling),
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "seed": sampling.seed,
-        }
+        """Return the fields of vLLM's request that say how tokens are chosen.
+
+        What the request leaves out comes from the checkpoint, as in `generate`: vLLM would take it from the host.
+        """
+        sampling, own = job.sampling, self.front.model.generation_config
+        temperature = temperature_of(self.front.model, sampling)
+        fields = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p, "seed": sampling.seed}
+        if temperature > 0:
+            defaults = {"top_p": own.top_p or 1.0, "top_k": own.top_k or 0, "min_p": own.min_p or 0.0}
+            fields |= {name: value for name, value in defaults.items() if fields[name] is None}
+        penalty = own.repetition_penalty if sampling.repetition_penalty is None else sampling.repetition_penalty
+        fields |= {"temperature": temperature, "repetition_penalty": penalty or 1.0, "stop_token_ids": self._ends}
         return {name: value for name, value in fields.items() if value is not None}
 
     @staticmethod
@@ -262,6 +269,7 @@ class VllmEngine:
                     f"({differs}): start it with `vllm serve HOST --enable-prompt-embeds`, where HOST is the "
                     "checkpoint's host."
                 )
+        self.positions = min((engine.positions for engine in self._engines if engine.positions), default=None)
 
     async def _difference(self, engine: RemoteEngine) -> str | None:
         """Return how an engine's log-probabilities for embeddings differ from those for ids; `None` if they do not."""

@@ -135,6 +135,35 @@ def test_streams_stops_choices_and_log_probabilities_pass_through(model_of, toke
         assert (sent["temperature"], sent["seed"], sent["top_p"], "top_k" in sent) == (0, 3, 0.5, False)
 
 
+def test_what_a_request_leaves_out_comes_from_the_checkpoint(model_of, tokenizer):
+    """vLLM would take it from the host's folder."""
+    model = model_of()
+    model.generation_config.update(
+        do_sample=True, temperature=0.5, top_k=7, repetition_penalty=1.2, eos_token_id=[9, 11]
+    )
+    engine = EmbedsEngine(model.host, tokenizer)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        for given, sent in (
+            ({"temperature": None}, [0.5, 1.0, 7, 0.0, 1.2, [9, 11]]),
+            ({"temperature": 0.3, "top_p": 0.6, "top_k": -1, "min_p": 0.1}, [0.3, 0.6, 0, 0.1, 1.2, [9, 11]]),
+            ({"repetition_penalty": 1.1}, [0, None, None, None, 1.1, [9, 11]]),
+        ):
+            assert ask(url, max_tokens=2, **given).status_code == 200
+            assert [engine.asked[-1].get(name) for name in names] == sent
+
+
+def test_the_engines_limits_are_the_servers(model_of, tokenizer):
+    model = model_of()
+    engine = EmbedsEngine(model.host, tokenizer, positions=40)
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        before = len(engine.asked)
+        for asked, param in (({"max_tokens": 38}, "max_tokens"), ({"text": "apples " * 40}, "messages")):
+            error = ask(url, **asked).json()["error"]
+            assert "the context of 40" in error["message"] and error["param"] == param
+        assert len(engine.asked) == before
+
+
 def test_the_front_makes_what_splicing_makes(model_of, tokenizer):
     """`Front.prompts` equals the model's own splicing of the same batch."""
     model = model_of(**ADAPTIVE)
@@ -197,6 +226,9 @@ def test_engines_of_another_host_or_none_are_refused(model_of, tiny_lm, tokenize
         ServeConfig(model="m", engine="vllm", engine_url=["127.0.0.1:8000"])
     with pytest.raises(ValueError, match="needs --engine vllm"):
         ServeConfig(model="m", engine_url=["http://127.0.0.1:8000"])
+    for more in ({}, {"engine": "vllm", "engine_url": ["http://127.0.0.1:8000"]}):
+        with pytest.raises(ValueError, match="engine_options='--seed 1' are those of an engine that is started here"):
+            ServeConfig(model="m", engine_options="--seed 1", **more)
 
 
 def test_an_engine_killed_in_the_middle_gives_502_and_recovers(model_of, tokenizer):
@@ -217,7 +249,8 @@ def test_an_engine_killed_in_the_middle_gives_502_and_recovers(model_of, tokeniz
         engine.breaks_after, engine.status = None, 500
         assert ask(url, max_tokens=6).status_code == 502
         engine.status = 400
-        assert "told to" in ask(url, max_tokens=6).json()["error"]["message"]
+        error = ask(url, max_tokens=6).json()["error"]
+        assert "told to" in error["message"] and error["param"] == "seed"
         engine.status = None
     try:
         assert ask(url, max_tokens=6).status_code == 502
@@ -287,13 +320,13 @@ def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path
     program.write_text(
         f"#!{sys.executable}\n"
         "import sys\nfrom http.server import BaseHTTPRequestHandler, HTTPServer\n"
-        "assert sys.argv[1:4] == ['serve', 'a-host', '--enable-prompt-embeds']\n"
+        "assert sys.argv[1:4] == ['serve', 'a-host', '--enable-prompt-embeds'] and sys.argv[-2:] == ['--seed', '3']\n"
         "class Handler(BaseHTTPRequestHandler):\n"
         "    def do_GET(self):\n        self.send_response(200)\n        self.end_headers()\n"
-        "HTTPServer(('127.0.0.1', int(sys.argv[-1])), Handler).serve_forever()\n"
+        "HTTPServer(('127.0.0.1', int(sys.argv[-3])), Handler).serve_forever()\n"
     )
     program.chmod(0o755)
-    with launch.started_engine("a-host", True) as url:
+    with launch.started_engine("a-host", True, "--seed 3") as url:
         assert httpx2.get(f"{url}/health").status_code == 200
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"{url}/health")
