@@ -16,7 +16,17 @@ _CONNECT_SECONDS = 10.0
 
 
 class EngineDown(Exception):
-    """The engine cannot be reached, or its connection broke."""
+    """The engine does not answer: it cannot be reached, is too busy, or broke off.
+
+    Args:
+        text: what happened.
+        error: what the client gets where no other engine answers either.
+    """
+
+    def __init__(self, text: str, error: RequestError | None = None):
+        super().__init__(text)
+        unreachable = "The engine cannot be reached: try again later."
+        self.error = error or RequestError(502, unreachable, code="engine_unreachable")
 
 
 def encoded(embeds: Tensor) -> str:
@@ -80,7 +90,7 @@ class RemoteEngine:
             settings: further fields of the request.
 
         Raises:
-            EngineDown: when the engine cannot be reached, or its connection breaks.
+            EngineDown: when the engine cannot be reached, is too busy, fails, or its connection breaks.
             RequestError: when it refuses the request.
         """
         fields = {"prompt": prompt} if isinstance(prompt, list) else {"prompt_embeds": encoded(prompt)}
@@ -102,7 +112,7 @@ class RemoteEngine:
         try:
             async with self._client.stream("POST", f"{self.url}/v1/completions", json=body) as answer:
                 if answer.status_code != 200:
-                    raise _refusal(answer.status_code, (await answer.aread()).decode(errors="replace"))
+                    raise self._refusal(answer.status_code, (await answer.aread()).decode(errors="replace"))
                 ended = False
                 async for line in answer.aiter_lines():
                     if not line.startswith("data:"):
@@ -113,7 +123,7 @@ class RemoteEngine:
                         break
                     chunk = json.loads(text)
                     if "error" in chunk:
-                        raise RequestError(502, "The engine failed.", code="engine_failed")
+                        raise self._failed("it sent an error instead of an answer")
                     if chunk.get("usage"):
                         job.completion_tokens = copies * int(chunk["usage"]["completion_tokens"])
                     for choice in chunk.get("choices", ()):
@@ -125,26 +135,32 @@ class RemoteEngine:
                 if not ended:
                     raise EngineDown(f"{self.url}: the answer broke off")
         except (httpx2.TransportError, ValueError, LookupError) as error:
-            # A restarted engine may serve under another name.
             self._model = None
             raise EngineDown(f"{self.url}: {error!r}") from error
         finally:
             self.busy -= 1
 
-
-def _refusal(status: int, text: str) -> RequestError:
-    param = None
-    try:
-        content = json.loads(text)
-        found = content.get("error", content)
-        message, param = str(found.get("message", text)), found.get("param")
-    except (ValueError, AttributeError):
-        message = text
-    if status in (429, 503):
-        return RequestError(status, "The engine is too busy: try again later.", code="engine_busy")
-    if status < 500 and status not in (401, 403, 404):
+    def _refusal(self, status: int, text: str) -> Exception:
+        if status in (429, 503):
+            busy = RequestError(status, "The engine is too busy: try again later.", code="engine_busy")
+            return EngineDown(f"{self.url}: it answered with status {status}", busy)
+        if status >= 500 or status in (401, 403, 404):
+            return self._failed(f"it answered with status {status}")
+        param = None
+        try:
+            content = json.loads(text)
+            found = content.get("error", content)
+            message, param = str(found.get("message", text)), found.get("param")
+        except (ValueError, AttributeError):
+            message = text
         return RequestError(400, f"The engine refuses the request: {message[:500]}", param)
-    return RequestError(502, f"The engine answered with status {status}.", code="engine_failed")
+
+    def _failed(self, text: str) -> EngineDown:
+        # A restarted engine may serve under another name.
+        self._model = None
+        return EngineDown(
+            f"{self.url}: {text}", RequestError(502, f"The engine failed: {text}.", code="engine_failed")
+        )
 
 
 def _reason(reason: str | None) -> str | None:

@@ -177,6 +177,7 @@ class VllmEngine:
     async def _ask(self, job: Job, prompt: Tensor | list[int]) -> None:
         """Have a job answered; another engine is tried as long as nothing has been answered."""
         start, tried, answered = time.perf_counter(), set[RemoteEngine](), False
+        failures: list[RequestError] = []
         try:
             while True:
                 engine = min(
@@ -201,10 +202,10 @@ class VllmEngine:
                 except EngineDown as error:
                     self._avoided[engine] = time.monotonic() + _AVOIDED
                     logger.warning("An engine failed: %s", error)
+                    failures.append(error.error)
                     if answered or len(tried) == len(self._engines):
-                        raise RequestError(
-                            502, "The engine cannot be reached: try again later.", code="engine_unreachable"
-                        ) from error
+                        # That an engine is busy says more than that others are down.
+                        raise min(failures, key=lambda failure: failure.status == 502) from error
             self._observer.tokens("prompt", len(job.prompt))
             self._observer.tokens("implicit", job.implicit_tokens)
             self._observer.tokens("completion", job.completion_tokens)

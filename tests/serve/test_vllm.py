@@ -291,8 +291,25 @@ def test_requests_go_to_the_least_busy_engine_and_past_one_that_is_down(model_of
             assert [len(engine.asked) - n for engine, n in zip(engines, before, strict=True)] == [3, 3]
         try:
             assert [content(ask(url, max_tokens=4)) for _ in range(3)] == [wanted] * 3
+            engines[1].status = 503
+            busy = ask(url, max_tokens=4)
+            assert busy.status_code == 503 and busy.json()["error"]["code"] == "engine_busy"
         finally:
             front.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_requests_pass_an_engine_that_answers_but_is_busy_or_broken(status, model_of, tokenizer):
+    """vLLM's server may outlive its engine; requests to it get status 500 then."""
+    model = model_of()
+    engines = [EmbedsEngine(model.host, tokenizer) for _ in range(2)]
+    with running(engines[0].app) as first, running(engines[1].app) as second:
+        with running(app_of(model, tokenizer, CONFIG, [first, second])) as url:
+            engines[0].status = status
+            before = len(engines[1].asked)
+            answers = [content(ask(url, max_tokens=4)) for _ in range(3)]
+            assert answers == [expected(model, tokenizer, "How many?", 4)] * 3
+            assert len(engines[1].asked) == before + 3
 
 
 def test_a_client_that_hangs_up_frees_the_engines_place(model_of, tokenizer):
