@@ -41,8 +41,8 @@ class EmbedsEngine:
         return {"data": [{"id": "the-host", "max_model_len": self.positions}]}
 
     async def complete(self, request: Request):
-        body = await request.json()
-        assert body["model"] == "the-host" and body["stream"]
+        body = {"n": 1, "stop": [], "stream": False, **await request.json()}
+        assert body["model"] == "the-host"
         if body["n"] > 1 and body["temperature"] == 0:
             return JSONResponse({"error": {"message": "n must be 1 when using greedy sampling", "param": None}}, 400)
         if self.status is not None:
@@ -57,6 +57,10 @@ class EmbedsEngine:
         else:
             embeds = table(torch.tensor([body["prompt"]]))[0]
         self.asked.append({**body, "positions": len(embeds)})
+        if not body["stream"]:
+            made = self._answer(body, embeds)
+            choice = {"index": 0, "text": "".join(part[0] for part in made), "finish_reason": made[-1][2]}
+            return JSONResponse({"choices": [choice], "usage": {"completion_tokens": len(made)}})
         return StreamingResponse(self._stream(body, embeds), media_type="text/event-stream")
 
     def _stream(self, body, embeds):

@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from transformers import AutoTokenizer
+from embeds_engine import EmbedsEngine
+from served import running
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.cli.main import main
@@ -217,3 +219,30 @@ def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsy
     load("real/report.py").main(list(map(str, files)))
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) > len(files) and not [line for line in printed if line not in page]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_speed_of_the_endpoint(engine, tmp_path, monkeypatch):
+    sizes = "--requests 3 --clients 2 --new_tokens 3 --reasoning_tokens 6 --blocks 2 --price 2".split()
+    tokenizer = AutoTokenizer.from_pretrained(HOST_PATH)
+    host = AutoModelForCausalLM.from_pretrained(HOST_PATH)
+    with running(EmbedsEngine(host, tokenizer, positions=256).app) as url:
+        sizes += ["--engine_url", url] if engine == "vllm" else []
+        monkeypatch.setattr(sys, "argv", ["serve_speed.py", *sizes, "--output", str(tmp_path)])
+        load("bench/serve_speed.py").main()
+    result = json.loads((tmp_path / "result.json").read_text())
+    if engine == "vllm":
+        for way in ("implicit tokens", "host alone"):
+            for clients in (1, 2):
+                found = result[f"{way}, {clients} clients"]
+                assert found["front adds"] == pytest.approx(found["front a request"] / found["vLLM a request"] - 1)
+                # Both sides got the same answers.
+                sides = ([times["tokens"] for times in found["blocks"][side]] for side in ("vLLM", "front"))
+                assert next(sides) == next(sides)
+    else:
+        rates = result["batching"]["requests a second"]
+        assert result["batching"]["times"] == pytest.approx(rates["many"] / rates["one"]) and rates["one"] > 0
+    cost = result["cost"]
+    for side, rate in cost["answers a second"].items():
+        assert cost["a thousand answers"][side] == pytest.approx(1000 / rate / 3600 * 2)
+    assert cost["generated tokens"]["explicit reasoning"] > cost["generated tokens"]["implicit tokens"] > 0

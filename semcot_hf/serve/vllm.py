@@ -228,7 +228,12 @@ class VllmEngine:
         """
         sampling, own = job.sampling, self.front.model.generation_config
         temperature = temperature_of(self.front.model, sampling)
-        fields = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p, "seed": sampling.seed}
+        fields: dict[str, Any] = {
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": sampling.seed,
+        }
         if temperature > 0:
             defaults = {"top_p": own.top_p or 1.0, "top_k": own.top_k or 0, "min_p": own.min_p or 0.0}
             fields |= {name: value for name, value in defaults.items() if fields[name] is None}

@@ -1,0 +1,222 @@
+"""Speed of `semcot serve`: batching of the embedded engine, what the front adds to vLLM, cost against explicit CoT.
+
+    python examples/bench/serve_speed.py --model runs/demo/model --output runs/serve_speed
+    vllm serve HOST --enable-prompt-embeds --port 8000
+    python examples/bench/serve_speed.py --model runs/model --engine_url http://127.0.0.1:8000
+
+Without --model, an untrained pair of --host and --generator is served: the times do not depend on the training. What
+is compared alternates in blocks, so that other load on the machine meets both sides. Answers are greedy, and end where
+the host ends them, or at --new_tokens; explicit reasoning at --reasoning_tokens.
+
+- Without --engine_url: requests a second of --clients clients at once, and of one after another.
+- With --engine_url: seconds a request of vLLM itself, asked with embeddings that are ready, and through the front,
+  which makes them; with implicit tokens, and for the host alone (token ids). Both are asked for the same answers.
+- Both: answers a second with implicit tokens and with explicit reasoning of the host, --clients at once. A thousand
+  answers cost 1000 / (answers a second) / 3600 x the price of the machine for an hour (--price).
+"""
+
+import asyncio
+import json
+import statistics
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from transformers import AutoTokenizer
+from trl import TrlParser
+
+from semcot_hf import SemCoTForCausalLM, load_reasoning_dataset
+from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+from semcot_hf.inference.answering import Answerer
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.settings import AnswerSettings
+from semcot_hf.options import option
+from semcot_hf.serve.config import ServeConfig
+from semcot_hf.serve.front import Front
+from semcot_hf.serve.jobs import Job
+from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.remote import encoded
+
+
+@dataclass
+class Arguments:
+    """What is timed."""
+
+    model: str = option("", "Folder or id of a SemCoT checkpoint; by default host and generator, untrained.")
+    host: str = option(str(HOST_PATH), "Id or path of the host.")
+    generator: str = option(str(GENERATOR_PATH), "Id or path of the generator.")
+    implicit_tokens: int = option(6, "Implicit tokens of the untrained pair.")
+    engine_url: str = option("", "Address of a `vllm serve` of the same host.")
+    dataset: str = option("examples/data/arithmetic", "Dataset with the questions, as `semcot distill` takes it.")
+    requests: int = option(64, "Requests of each block.")
+    clients: int = option(16, "Clients at once.")
+    new_tokens: int = option(24, "Most tokens of an answer.")
+    reasoning_tokens: int = option(256, "Most tokens of an answer with explicit reasoning.")
+    blocks: int = option(3, "Blocks of each side.")
+    price: float = option(1.0, "Price of the machine for an hour.")
+    output: str = option("runs/serve_speed", "Folder of the result.")
+
+
+Ask = Callable[[httpx2.AsyncClient, int], Awaitable[int]]
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """Serve an application in a thread; yield its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def timed(ask: Ask, requests: int, clients: int) -> dict[str, float]:
+    """Return seconds in all, median seconds a request and mean tokens of an answer of requests by clients at once."""
+
+    async def all_() -> tuple[float, list[float], list[int]]:
+        gate, seconds = asyncio.Semaphore(clients), []
+
+        async def one(client: httpx2.AsyncClient, number: int) -> int:
+            async with gate:
+                start = time.perf_counter()
+                tokens = await ask(client, number)
+                seconds.append(time.perf_counter() - start)
+                return tokens
+
+        async with httpx2.AsyncClient(timeout=None) as client:
+            start = time.perf_counter()
+            tokens = await asyncio.gather(*(one(client, number) for number in range(requests)))
+            return time.perf_counter() - start, seconds, tokens
+
+    whole, seconds, tokens = asyncio.run(all_())
+    return {"seconds": whole, "a request": statistics.median(seconds), "tokens": statistics.mean(tokens)}
+
+
+def asking(url: str, body: Callable[[int], dict[str, Any]]) -> Ask:
+    """Return a function that asks for one completion and returns its number of tokens."""
+
+    async def ask(client: httpx2.AsyncClient, number: int) -> int:
+        answer = await client.post(f"{url}/v1/completions", json={"temperature": 0, **body(number)})
+        answer.raise_for_status()
+        return int(answer.json()["usage"]["completion_tokens"])
+
+    return ask
+
+
+def alternated(sides: dict[str, tuple[Ask, int]], requests: int, blocks: int) -> dict[str, list[dict[str, float]]]:
+    """Return the times of each side (a way to ask, and its number of clients), whose blocks alternate."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for ask, clients in sides.values():
+        timed(ask, min(requests, clients), clients)  # Not counted: first calls allocate and compile.
+    for block in range(blocks):
+        # Each side is the first one in every second block.
+        for name in list(sides)[:: 1 if block % 2 == 0 else -1]:
+            ask, clients = sides[name]
+            found[name].append(timed(ask, requests, clients))
+    return found
+
+
+def median(found: list[dict[str, float]], name: str) -> float:
+    return statistics.median(times[name] for times in found)
+
+
+def measure(arguments: Arguments, model: Any, tokenizer: Any, prompts: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """Return the result, with the times of all blocks."""
+    url, requests, new = arguments.engine_url, arguments.requests, arguments.new_tokens
+    config = ServeConfig(
+        model="served",
+        engine="vllm" if url else "transformers",
+        engine_url=[url] if url else None,
+        max_queue=max(256, requests),
+        max_answer_tokens=max(2048, arguments.reasoning_tokens),
+        request_timeout=36000.0,
+    )
+    ways: dict[str, Callable[[int], dict[str, Any]]] = {
+        "implicit tokens": lambda number: {"prompt": prompts["semcot"][number], "max_tokens": new},
+        "host alone": lambda number: {"prompt": prompts["semcot"][number], "max_tokens": new, "implicit_tokens": 0},
+        "explicit reasoning": lambda number: {
+            "prompt": prompts["cot"][number],
+            "max_tokens": arguments.reasoning_tokens,
+            "implicit_tokens": 0,
+        },
+    }
+    result: dict[str, Any] = {"settings": vars(arguments)}
+    with served(app_of(model, tokenizer, config, [url] if url else None)) as own:
+        asks = {name: asking(own, body) for name, body in ways.items()}
+        if url:
+            name = httpx2.get(f"{url}/v1/models").json()["data"][0]["id"]
+            jobs = [Job(ids, lambda event: None, count=model.config.num_implicit_tokens) for ids in prompts["semcot"]]
+            front = Front(model, tokenizer)
+            embeds = [encoded(front.prompts([job])[0]) for job in jobs]
+            common = {"model": name, "max_tokens": new}
+            direct: dict[str, Callable[[int], dict[str, Any]]] = {
+                "implicit tokens": lambda number: {**common, "prompt_embeds": embeds[number]},
+                "host alone": lambda number: {**common, "prompt": prompts["semcot"][number]},
+            }
+            for way, body in direct.items():
+                for clients in (1, arguments.clients):
+                    sides = {"vLLM": (asking(url, body), clients), "front": (asks[way], clients)}
+                    blocks = alternated(sides, requests, arguments.blocks)
+                    alone, through = (median(blocks[side], "a request") for side in ("vLLM", "front"))
+                    shares = {"vLLM a request": alone, "front a request": through, "front adds": through / alone - 1}
+                    result[f"{way}, {clients} clients"] = {**shares, "blocks": blocks}
+        else:
+            sides = {"one": (asks["implicit tokens"], 1), "many": (asks["implicit tokens"], arguments.clients)}
+            blocks = alternated(sides, requests, arguments.blocks)
+            rates = {side: requests / median(blocks[side], "seconds") for side in sides}
+            gain = rates["many"] / rates["one"]
+            result["batching"] = {"requests a second": rates, "times": gain, "blocks": blocks}
+        sides = {name: (asks[name], arguments.clients) for name in ("implicit tokens", "explicit reasoning")}
+        blocks = alternated(sides, requests, arguments.blocks)
+        rates = {side: requests / median(blocks[side], "seconds") for side in sides}
+        costs = {side: 1000 / rate / 3600 * arguments.price for side, rate in rates.items()}
+        tokens = {side: median(blocks[side], "tokens") for side in sides}
+        result["cost"] = {
+            "answers a second": rates,
+            "a thousand answers": costs,
+            "generated tokens": tokens,
+            "blocks": blocks,
+        }
+    return result
+
+
+def main() -> None:
+    (arguments,) = TrlParser(Arguments).parse_args_and_config()
+    if arguments.model:
+        model = SemCoTForCausalLM.from_pretrained(arguments.model)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.host)
+        model = SemCoTForCausalLM.from_host_generator_pretrained(
+            arguments.host,
+            arguments.generator,
+            num_implicit_tokens=arguments.implicit_tokens,
+            answer_prompt_ids=answer_prompt_ids(tokenizer),
+        )
+        tokenizer = with_answer_prompt(tokenizer)
+    queries = load_reasoning_dataset(arguments.dataset)["train"]["query"]
+    queries = [queries[number % len(queries)] for number in range(arguments.requests)]
+    prompts = {
+        method: list(Answerer(model, tokenizer, AnswerSettings(method=method)).prompts(queries))
+        for method in ("semcot", "cot")
+    }
+    result = measure(arguments, model.eval(), tokenizer, prompts)
+    Path(arguments.output).mkdir(parents=True, exist_ok=True)
+    (Path(arguments.output) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    for part in result.values():
+        print({name: value for name, value in part.items() if name != "blocks"})
+
+
+if __name__ == "__main__":
+    main()

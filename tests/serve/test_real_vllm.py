@@ -1,0 +1,361 @@
+"""The front over vLLM itself: `make vllm-test`, which installs it and sets SEMCOT_VLLM to its folder of commands."""
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import api_clients
+import httpx2
+import openai
+import pytest
+from served import free_port, running
+from transformers import AutoTokenizer
+from word_models import POSITIONS, answer_of, make_models
+
+from semcot_hf import SemCoTForCausalLM
+from semcot_hf.serve.config import ServeConfig
+from semcot_hf.serve.front import Front, load_front
+from semcot_hf.serve.jobs import Job
+from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.remote import encoded
+
+VLLM = os.environ.get("SEMCOT_VLLM")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not VLLM, reason="SEMCOT_VLLM is not set: make vllm-test"),
+]
+OPTIONS = f"--max-model-len {POSITIONS} --dtype float32 --enforce-eager --max-num-seqs 32"
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+QUESTION = "Ann flips the coin. Is it still heads up?"
+# Logits closer than this are equal up to rounding.
+SLACK = 1e-3
+
+
+class Engine:
+    """A stock `vllm serve HOST --enable-prompt-embeds`, which can be killed and started again at the same address."""
+
+    def __init__(self, host):
+        self.host, self.port = host, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        command = [f"{VLLM}/vllm", "serve", self.host, "--enable-prompt-embeds", "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", *OPTIONS.split()],
+            env={**os.environ, **SETTINGS},
+            start_new_session=True,
+        )
+
+    def wait(self):
+        while True:
+            assert self.process.poll() is None, "vLLM ended"
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"{self.url}/health").status_code == 200:
+                    return
+            time.sleep(1)
+
+    def kill(self):
+        # With the processes that it has started.
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def metric(self, name):
+        found = re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", httpx2.get(f"{self.url}/metrics").text, re.MULTILINE)
+        return sum(map(float, found))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vllm")
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engines(folder):
+    made = [Engine(str(folder / "host")) for _ in range(2)]
+    try:
+        for engine in made:
+            engine.start()
+        for engine in made:
+            engine.wait()
+        yield made
+    finally:
+        for engine in made:
+            if engine.process is not None and engine.process.poll() is None:
+                engine.kill()
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return SemCoTForCausalLM.from_pretrained(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder / "model")
+
+
+@contextlib.contextmanager
+def fronted(folder, tokenizer, *engines, **options):
+    """Serve the checkpoint's front over engines; yield its address."""
+    urls = [engine.url for engine in engines]
+    config = ServeConfig(model="tiny", engine="vllm", engine_url=urls, **options)
+    with running(app_of(load_front(str(folder / "model")), tokenizer, config, urls)) as url:
+        yield url
+
+
+def ask(url, question=QUESTION, **body):
+    messages = [{"role": "user", "content": question}]
+    body = {"messages": messages, "temperature": 0, "max_tokens": 6, **body}
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=300)
+
+
+def content(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+def ask_many(model, tokenizer, url, clients, requests):
+    """Ask questions of mixed lengths from many clients at once; compare each answer with that of generate alone."""
+    draw, asked = random.Random(0), []
+    for _ in range(requests):
+        words = draw.choices(["Ann", "Bob", "flips", "the", "coin", "not", "heads", "up?", "7"], k=draw.randint(1, 30))
+        asked.append((" ".join(words), draw.randint(1, 20), draw.randint(0, 4), draw.random() < 0.5))
+
+    async def one(client, gate, text, new, count, stream):
+        async with gate:
+            answer = await client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": text}],
+                max_tokens=new,
+                temperature=0,
+                stream=stream,
+                extra_body={"implicit_tokens": count},
+            )
+            if not stream:
+                assert answer.usage.implicit_tokens == count
+                return answer.choices[0].message.content
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in answer])
+
+    async def all_():
+        gate = asyncio.Semaphore(clients)
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=1200) as client:
+            return await asyncio.gather(*(one(client, gate, *request) for request in asked))
+
+    answers = asyncio.run(all_())
+    assert len(answers) == requests
+    different = close = 0
+    for (text, new, count, _), answer in zip(asked, answers, strict=True):
+        wanted, tied = answer_of(model, tokenizer, text, new, count, SLACK)
+        if answer != wanted:
+            different, close = different + 1, close + tied
+    print(f"{requests} requests of {clients} clients: {different} differ from generate, {close} of them by rounding")
+    return different, close
+
+
+def test_answers_equal_generate_and_the_engines_own(folder, model, tokenizer, engines):
+    with fronted(folder, tokenizer, *engines) as url:
+        front = Front(model, tokenizer)
+        seen = set()
+        for count in (0, 1, 2, 4, None):
+            answer = ask(url, implicit_tokens=count)
+            wanted = answer_of(model, tokenizer, QUESTION, 6, count)
+            assert content(answer) == wanted
+            usage = answer.json()["usage"]
+            assert usage["implicit_tokens"] == (4 if count is None else count)
+            assert usage["completion_tokens"] == 6 or answer.json()["choices"][0]["finish_reason"] == "stop"
+            seen.add(wanted)
+            # What vLLM answers to the same embeddings, asked without the front.
+            ids = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+            job = Job(ids["input_ids"], lambda event: None, count=4 if count is None else count)
+            body = {"model": str(folder / "host"), "prompt_embeds": encoded(front.prompts([job])[0]), "temperature": 0}
+            own = httpx2.post(f"{engines[0].url}/v1/completions", json={**body, "max_tokens": 6}, timeout=60).json()
+            assert own["choices"][0]["text"] == wanted
+        assert len(seen) == 4
+
+
+def test_fields_of_requests(folder, model, tokenizer, engines):
+    text = answer_of(model, tokenizer, QUESTION, 12)
+    with fronted(folder, tokenizer, engines[0]) as url:
+        found = ask(url, n=2, max_tokens=12, logprobs=True, top_logprobs=2, stop=[text[6:9]]).json()
+        assert [choice["message"]["content"] for choice in found["choices"]] == [text[: text.index(text[6:9])]] * 2
+        for choice in found["choices"]:
+            assert choice["finish_reason"] == "stop"
+            assert all(len(token["top_logprobs"]) == 2 for token in choice["logprobs"]["content"])
+        drawn = [ask(url, n=3, max_tokens=12, temperature=1.5, seed=seed).json()["choices"] for seed in (1, 1, 2)]
+        texts = [[choice["message"]["content"] for choice in choices] for choices in drawn]
+        assert texts[0] == texts[1] != texts[2] and len(set(texts[0])) > 1
+        long = ask(url, max_tokens=POSITIONS).json()["error"]
+        assert long["param"] == "max_tokens" and f"context of {POSITIONS}" in long["message"]
+
+
+def test_thoughts_of_different_lengths(folder, tokenizer, engines, tmp_path):
+    """Thoughts that end themselves, in one batch, answered as by generate."""
+    ends = list(range(0, len(tokenizer), 4))
+    fields = {"projection": "vocabulary", "generator_mode": "sequential", "thought_length": "adaptive"}
+    make_models(tmp_path, **fields, end_of_thought_token_ids=ends)
+    own = SemCoTForCausalLM.from_pretrained(tmp_path / "model")
+    questions = [f"{name} flips the coin {count} times." for name in ("Ann", "Bob", "Eve") for count in range(1, 5)]
+    with fronted(tmp_path, tokenizer, engines[0]) as url:
+        with contextlib.ExitStack() as stack:
+            answers = [None] * len(questions)
+
+            def fill(number):
+                answers[number] = ask(url, questions[number], implicit_tokens="text").json()
+
+            threads = [threading.Thread(target=fill, args=(number,)) for number in range(len(questions))]
+            for thread in threads:
+                thread.start()
+                stack.callback(thread.join)
+        for question, answer in zip(questions, answers, strict=True):
+            assert answer["choices"][0]["message"]["content"] == answer_of(own, tokenizer, question, 6)
+        assert len({answer["usage"]["implicit_tokens"] for answer in answers}) > 1
+
+
+def test_a_thousand_requests_of_64_clients(folder, model, tokenizer, engines):
+    before = [engine.metric("vllm:request_success_total") for engine in engines]
+    with fronted(folder, tokenizer, *engines) as url:
+        different, close = ask_many(model, tokenizer, url, clients=64, requests=1000)
+        assert different == close <= 5
+        assert "semcot_running_answers 0.0" in httpx2.get(f"{url}/metrics").text
+    shares = [engine.metric("vllm:request_success_total") - n for engine, n in zip(engines, before, strict=True)]
+    # The least busy one gets each request, so that both have their part.
+    assert sum(shares) >= 1000 and min(shares) > 300
+
+
+def test_clients_that_hang_up_free_their_places(folder, tokenizer, engines):
+    [engine, _] = engines
+    with fronted(folder, tokenizer, engine) as url:
+        body = {"temperature": 1.5, "n": 16, "max_tokens": 400, "stream": True}
+        for stream in (True, False):
+            client = httpx2.Client(timeout=None if stream else 0.5)
+            messages = [{"role": "user", "content": QUESTION}]
+            with (
+                contextlib.suppress(httpx2.ReadTimeout),
+                client.stream(
+                    "POST", f"{url}/v1/chat/completions", json={**body, "messages": messages, "stream": stream}
+                ) as answer,
+            ):
+                next(answer.iter_lines())
+                assert engine.metric("vllm:num_requests_running") > 0
+            client.close()
+            start = time.monotonic()
+            aborted = 'finished_reason="abort"'
+            while engine.metric("vllm:num_requests_running") > 0:
+                assert time.monotonic() - start < 60
+                time.sleep(0.1)
+        assert aborted in httpx2.get(f"{engine.url}/metrics").text
+        assert "semcot_running_answers 0.0" in httpx2.get(f"{url}/metrics").text
+
+
+def test_an_engine_of_another_host_is_refused(folder, tokenizer, engines, tmp_path):
+    other = SemCoTForCausalLM.from_host_generator_pretrained(str(folder / "generator"), str(folder / "generator"))
+    config = ServeConfig(model="other", engine="vllm", engine_url=[engines[0].url])
+    with pytest.raises(ValueError, match="does not answer|differs from that to the same tokens"):
+        app_of(other, tokenizer, config, [engines[0].url])
+
+
+@pytest.mark.parametrize("client", ["transformers chat", "langchain", "lm-eval"])
+def test_clients_of_the_api(client, folder, model, tokenizer, engines, tmp_path):
+    if client != "transformers chat" and not api_clients.PYTHON:
+        pytest.skip("SEMCOT_CLIENTS is not set: make vllm-test")
+    new, asked = api_clients.NEW_TOKENS, api_clients.QUESTIONS
+    answers, alone = ([answer_of(model, tokenizer, question, new, count) for question in asked] for count in (None, 0))
+    with fronted(folder, tokenizer, engines[0]) as url:
+        if client == "langchain":
+            assert api_clients.langchain(url, "tiny") == {"batch": answers, "stream": answers, "host alone": alone}
+        elif client == "lm-eval":
+            assert api_clients.lm_eval(url, "tiny", [answers[0], "another"], tmp_path) == (answers, 0.5)
+        else:
+            assert api_clients.transformers_chat(url, "tiny", asked[0], tmp_path) == answers[0].strip()
+
+
+def test_engines_killed_in_the_middle_give_502_and_recover(folder, model, tokenizer, engines):
+    wanted = answer_of(model, tokenizer, QUESTION, 6)
+    first, second = engines
+    with fronted(folder, tokenizer, *engines) as url:
+        body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 1.5, "max_tokens": 400, "n": 8}
+        seen = []
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as answer:
+            for line in answer.iter_lines():
+                seen.append(line)
+                if len(seen) == 20:
+                    for engine in engines:
+                        engine.kill()
+        assert "engine_unreachable" in "".join(seen[-3:]) and "[DONE]" not in "".join(seen)
+        broken = ask(url)
+        assert broken.status_code == 502 and broken.json()["error"]["code"] == "engine_unreachable"
+        # One of two is enough.
+        second.start()
+        second.wait()
+        assert [content(ask(url)) for _ in range(3)] == [wanted] * 3
+
+
+def test_a_front_that_starts_vllm_itself_is_killed_and_started_again(folder, model, tokenizer, engines):
+    """`semcot serve --engine vllm` without an address, then with that of an engine."""
+    for engine in engines:
+        if engine.process.poll() is None:
+            engine.kill()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "semcot_hf.cli.main", "serve", "--model", str(folder / "model")]
+    command += ["--engine", "vllm", "--port", str(port), "--served_model_name", "tiny"]
+    path = f"{VLLM}{os.pathsep}{os.environ['PATH']}"
+    wanted = answer_of(model, tokenizer, QUESTION, 6)
+
+    @contextlib.contextmanager
+    def started(*options):
+        process = subprocess.Popen([*command, *options], env={**os.environ, **SETTINGS, "PATH": path})
+        try:
+            while True:
+                with contextlib.suppress(httpx2.TransportError):
+                    if httpx2.get(f"{url}/health").status_code == 200:
+                        break
+                assert process.poll() is None, "the front ended"
+                time.sleep(0.5)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    with started("--engine_options", OPTIONS) as process:
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        assert children and content(ask(url)) == wanted
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        assert not any(os.path.exists(f"/proc/{child}") for child in children)
+    engine = engines[0]
+    engine.start()
+    engine.wait()
+    with started("--engine_url", engine.url) as process:
+        assert content(ask(url)) == wanted
+        long = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 1.5, "max_tokens": 400, "n": 8}
+        with (
+            pytest.raises(httpx2.TransportError),
+            httpx2.stream("POST", f"{url}/v1/chat/completions", json={**long, "stream": True}, timeout=60) as answer,
+        ):
+            for number, _ in enumerate(answer.iter_lines()):
+                if number == 10:
+                    process.send_signal(signal.SIGKILL)
+    with started("--engine_url", engine.url):
+        assert content(ask(url)) == wanted
+        start = time.monotonic()
+        while engine.metric("vllm:num_requests_running") > 0:
+            assert time.monotonic() - start < 60
+            time.sleep(0.2)
