@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
 .PHONY: real help demo test test-slow test-all test-floor common-tests faults bench-smoke docs lint types format
-.PHONY: wheel-test clean
+.PHONY: wheel-test vllm-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,14 @@ faults: $(VENV)/.installed-test ## Run the tests of faults and load with all the
 	SEMCOT_FAULTS_CALLS=2000 SEMCOT_FAULTS_FILES=200 SEMCOT_FAULTS_KILLS=20 SEMCOT_FAULTS_DISKS=20 \
 		SEMCOT_FAULTS_PROCESSES=16 SEMCOT_FAULTS_ROUNDS=5 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 0 tests/faults
+
+# vLLM (3.5 GB) and the clients of OpenAI's API get environments of their own.
+VLLM_ENV ?= build/vllm
+CLIENTS_ENV ?= build/clients
+vllm-test: $(VENV)/.installed-test ## Install vLLM, and run the tests of the front over it and of clients of the API
+	$(BIN)/python tests/installation/vllm_environment.py $(VLLM_ENV) $(CLIENTS_ENV)
+	SEMCOT_VLLM=$(abspath $(VLLM_ENV))/bin SEMCOT_CLIENTS=$(abspath $(CLIENTS_ENV))/bin/python OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 0 tests/serve/test_real_vllm.py tests/serve/test_clients.py
 
 # The figures mean nothing after 30 steps; the report has the same form as a full run's.
 bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 steps
