@@ -1,5 +1,6 @@
 """`Guard`: what each request passes first: API key, name of the host, size of the body; counts and log lines."""
 
+import asyncio
 import hmac
 import logging
 import time
@@ -42,11 +43,20 @@ class Guard:
             return
         start, status = time.monotonic(), 0
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        read, limit = 0, self._config.max_body_bytes
+        read, limit, complete = 0, self._config.max_body_bytes, False
 
         async def limited() -> MutableMapping[str, Any]:
-            nonlocal read
-            message = await receive()
+            nonlocal read, complete
+            if complete:
+                # Waits until the client hangs up.
+                return await receive()
+            left = start + self._config.request_timeout - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, left))
+            except TimeoutError as error:
+                text = f"The body did not arrive within {self._config.request_timeout:g} seconds."
+                raise HTTPException(408, text) from error
+            complete = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > limit:
                 raise HTTPException(413, f"The body is larger than {limit} bytes: shorten it.")

@@ -42,6 +42,7 @@ SMALL = {
     "--answer_tokens 2 --seconds 0.1",
     "python examples/bench/train_speed.py": "--sizes toy --batch_size 4 --steps 2 --plain_samples 2 --parts stage2 "
     "--output runs/train_speed",
+    "python examples/bench/serve_speed.py": "--requests 2 --clients 2 --new_tokens 2 --reasoning_tokens 4 --blocks 1",
 }
 PORT, *ENGINE_PORTS = (free_port() for _ in range(3))
 SMALL["semcot page"] = ""
@@ -123,11 +124,11 @@ def run_command(line, monkeypatch):
         if words[:2] == ["semcot", "page"]:
             # Its own tests show it.
             monkeypatch.setattr("gradio.Blocks.launch", lambda page, **_: None)
+        words = [STAND_INS.get(word, word) for word in words]
         if words[0] == "semcot":
             if "--config" in words:
                 small += ["--host", str(HOST_PATH)]
                 small += ["--generator", str(GENERATOR_PATH)] if words[1] == "distill" else []
-            words = [STAND_INS.get(word, word) for word in words]
             assert main([*words[1:], *small]) in (0, None), line
         else:
             monkeypatch.syspath_prepend(str(Path(words[1]).parent))

@@ -1,15 +1,19 @@
 """The front of vLLM, over a stand-in that takes prompt embeddings: answers, checks at start-up, engines that fail."""
 
 import asyncio
+import re
 import sys
 import time
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 import torch
+import yaml
 from embeds_engine import EmbedsEngine
 from served import free_port, running
+from transformers import HfArgumentParser
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
@@ -351,3 +355,27 @@ def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path
         pass
     with pytest.raises(OSError, match="did not start"), launch.started_engine("another", True):
         pass
+
+
+def test_the_compose_file_starts_a_front_over_its_engines(monkeypatch):
+    """Its commands are those that a shell would run, and what must not be published is not."""
+    text = (Path(__file__).parents[2] / "examples/serve/compose.yaml").read_text()
+    services = yaml.safe_load(re.sub(r"\$\{(\w+):\?\}", r"\1", text))["services"]
+    engines = {name: service for name, service in services.items() if name.startswith("engine")}
+    devices = []
+    for engine in engines.values():
+        assert engine["entrypoint"] == ["vllm", "serve"] and "ports" not in engine
+        assert engine["command"] == ["HOST", "--enable-prompt-embeds", "--port", "8000"]
+        [device] = engine["deploy"]["resources"]["reservations"]["devices"]
+        devices += device["device_ids"]
+    assert devices == ["0", "1"]
+    front = services["front"]
+    [key] = front["environment"]
+    monkeypatch.setenv(*key.split("="))
+    assert front["command"][:2] == ["semcot", "serve"] and "ports" not in front
+    [config] = HfArgumentParser(ServeConfig).parse_args_into_dataclasses(front["command"][2:])
+    assert config.engine_url == [f"http://{name}:8000" for name in engines] and config.api_key == "SEMCOT_API_KEY"
+    assert set(front["depends_on"]) == set(engines)
+    proxy = (Path(__file__).parents[2] / "examples/serve/nginx.conf").read_text()
+    assert f"proxy_pass http://front:{config.port};" in proxy and "./nginx.conf:" in services["proxy"]["volumes"][0]
+    assert services["proxy"]["ports"] == ["443:443"]

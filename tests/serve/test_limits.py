@@ -1,0 +1,101 @@
+"""Limits of the endpoint: keys, addresses, time, and the queue."""
+
+import asyncio
+import re
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+import torch
+from served import running
+
+from semcot_hf.serve.config import ServeConfig
+from semcot_hf.serve.launch import app_of
+
+QUESTION = [{"role": "user", "content": "How many apples has Ann?"}]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_lm):
+    return tiny_lm(eos_token_id=9)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer):
+    return tiny_tokenizer
+
+
+def post(url, key=None, **body):
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
+def test_bodies_that_do_not_arrive_end_with_408(model, tokenizer):
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny", request_timeout=0.3))) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            client.sendall(f'{head}Content-Length: 50\r\n\r\n{{"prompt"'.encode())
+            answer = client.recv(10000).decode()
+        assert answer.startswith("HTTP/1.1 408") and "did not arrive within 0.3 seconds" in answer
+
+
+def test_a_key_is_asked_for(model, tokenizer):
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny", api_key="secret"))) as url:
+        for path in ("/v1/models", "/metrics"):
+            assert httpx2.get(url + path).status_code == 401
+        wrong = post(url, key="secre", messages=QUESTION)
+        assert wrong.status_code == 401 and "API key" in wrong.json()["error"]["message"]
+        assert post(url, key="secret", messages=QUESTION, max_tokens=2).status_code == 200
+        assert httpx2.get(f"{url}/health").status_code == 200
+
+
+def test_addresses_of_other_machines_need_a_key(monkeypatch):
+    with pytest.raises(ValueError, match="host='0.0.0.0' can be reached from other machines: pass --api_key"):
+        ServeConfig(model="m", host="0.0.0.0")
+    monkeypatch.setenv("SEMCOT_API_KEY", "k")
+    assert ServeConfig(model="m", host="0.0.0.0").api_key == "k"
+    with pytest.raises(ValueError, match="engine='sglang': must be one of"):
+        ServeConfig(model="m", engine="sglang")
+    with pytest.raises(ValueError, match="max_queue=0 must lie"):
+        ServeConfig(model="m", max_queue=0)
+
+
+def test_slow_answers_end_with_504(model, tokenizer, monkeypatch):
+    app = app_of(model, tokenizer, ServeConfig(model="tiny", request_timeout=0.3, max_answer_tokens=200))
+    monkeypatch.setattr("semcot_hf.serve.running.RunningBatch.step", lambda *_: time.sleep(0.1) or torch.zeros(1, 320))
+    with running(app) as url:
+        answer = post(url, messages=QUESTION, temperature=0, n=1)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        chunks = post(url, messages=QUESTION, temperature=0, n=1, stream=True).text
+        # In the stream, or before its first piece on a machine that is very busy.
+        assert re.search('"code": ?"timeout"', chunks) and "[DONE]" not in chunks
+
+
+def test_full_queues_say_429(model, tokenizer, monkeypatch):
+    config = ServeConfig(model="tiny", tokens_per_batch=1, max_queue=1, max_answer_tokens=200)
+    released = threading.Event()
+
+    def step(batch, tokens):
+        released.wait()
+        return torch.zeros(1, 320)
+
+    monkeypatch.setattr("semcot_hf.serve.running.RunningBatch.step", step)
+
+    async def ask_all(url):
+        async with httpx2.AsyncClient(timeout=60) as client:
+            body = {"messages": QUESTION, "temperature": 0, "max_tokens": 10}
+            asked = [asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=body)) for _ in range(6)]
+            # No answer can end yet, so that the first response is a refusal.
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            released.set()
+            return await asyncio.gather(*asked)
+
+    with running(app_of(model, tokenizer, config)) as url:
+        answers = asyncio.run(ask_all(url))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 429} and statuses.count(200) >= 1
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.headers["Retry-After"] == "1" and refused.json()["error"]["type"] == "rate_limit_error"
