@@ -45,7 +45,7 @@ metric_list:
 def run(command, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
     done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240, **options
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=1200, **options
     )
     return done
 

@@ -3,8 +3,11 @@
 import logging
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -132,6 +135,23 @@ def _answers(url: str) -> bool:
         return False
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM leave the block by SystemExit.
+
+    By default it ends the process at once, also when uvicorn raises it anew behind its own handling, and an engine
+    that was started here would go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def serve(config: ServeConfig, load: Any) -> None:
     """Answer over HTTP until the process gets SIGINT or SIGTERM; open requests are then finished.
 
@@ -153,7 +173,7 @@ def serve(config: ServeConfig, load: Any) -> None:
             )
     else:
         model, tokenizer = load(config)
-    with engine as url:
+    with _ended_by_sigterm(), engine as url:
         urls = None if config.engine == "transformers" else config.engine_url or [url]
         uvicorn.run(
             app_of(model, tokenizer, config, urls),

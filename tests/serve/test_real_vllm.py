@@ -74,8 +74,9 @@ class Engine:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def metric(self, name):
-        found = re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", httpx2.get(f"{self.url}/metrics").text, re.MULTILINE)
+    def metric(self, name, label=""):
+        text = httpx2.get(f"{self.url}/metrics").text
+        found = re.findall(rf"^{name}\{{[^}}]*{label}[^}}]*\}} (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
 
@@ -241,26 +242,31 @@ def test_a_thousand_requests_of_64_clients(folder, model, tokenizer, engines):
 
 def test_clients_that_hang_up_free_their_places(folder, tokenizer, engines):
     [engine, _] = engines
+    body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 1.5, "n": 16, "max_tokens": 400}
     with fronted(folder, tokenizer, engine) as url:
-        body = {"temperature": 1.5, "n": 16, "max_tokens": 400, "stream": True}
         for stream in (True, False):
-            client = httpx2.Client(timeout=None if stream else 0.5)
-            messages = [{"role": "user", "content": QUESTION}]
-            with (
-                contextlib.suppress(httpx2.ReadTimeout),
-                client.stream(
-                    "POST", f"{url}/v1/chat/completions", json={**body, "messages": messages, "stream": stream}
-                ) as answer,
-            ):
-                next(answer.iter_lines())
-                assert engine.metric("vllm:num_requests_running") > 0
-            client.close()
+            aborted = engine.metric("vllm:request_success_total", 'finished_reason="abort"')
+
+            async def hang_up(stream):
+                # More answers than the engine decodes at once, so that they are not ready before.
+                async with httpx2.AsyncClient(timeout=None) as client:
+                    asked = [
+                        asyncio.create_task(client.post(f"{url}/v1/chat/completions", json={**body, "stream": stream}))
+                        for _ in range(8)
+                    ]
+                    while "semcot_running_answers 8.0" not in (await client.get(f"{url}/metrics")).text:
+                        await asyncio.sleep(0.1)
+                    await asyncio.sleep(1)
+                    for task in asked:
+                        task.cancel()
+                    await asyncio.gather(*asked, return_exceptions=True)
+
+            asyncio.run(hang_up(stream))
             start = time.monotonic()
-            aborted = 'finished_reason="abort"'
-            while engine.metric("vllm:num_requests_running") > 0:
-                assert time.monotonic() - start < 60
+            while engine.metric("vllm:num_requests_running") + engine.metric("vllm:num_requests_waiting") > 0:
+                assert time.monotonic() - start < 120
                 time.sleep(0.1)
-        assert aborted in httpx2.get(f"{engine.url}/metrics").text
+            assert engine.metric("vllm:request_success_total", 'finished_reason="abort"') > aborted
         assert "semcot_running_answers 0.0" in httpx2.get(f"{url}/metrics").text
 
 

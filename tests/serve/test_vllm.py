@@ -1,7 +1,9 @@
 """The front of vLLM, over a stand-in that takes prompt embeddings: answers, checks at start-up, engines that fail."""
 
 import asyncio
+import contextlib
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -355,6 +357,35 @@ def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path
         pass
     with pytest.raises(OSError, match="did not start"), launch.started_engine("another", True):
         pass
+
+
+def test_sigterm_ends_the_engine_that_was_started(model_of, tokenizer, tmp_path, monkeypatch):
+    """uvicorn raises the signal again when it has ended."""
+    model = model_of()
+    model.save_pretrained(tmp_path / "model", include_host=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    events = []
+    with running(EmbedsEngine(model.host, tokenizer).app) as remote:
+
+        @contextlib.contextmanager
+        def started(host, elsewhere, options):
+            try:
+                yield remote
+            finally:
+                events.append("engine ended")
+
+        def run(app, **_):
+            events.append("served")
+            handler = signal.getsignal(signal.SIGTERM)
+            assert callable(handler), "SIGTERM would end the process at once"
+            handler(signal.SIGTERM, None)
+
+        monkeypatch.setattr(launch, "started_engine", started)
+        monkeypatch.setattr("uvicorn.run", run)
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            launch.serve(ServeConfig(model=str(tmp_path / "model"), engine="vllm"), None)
+    assert events == ["served", "engine ended"] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_compose_file_starts_a_front_over_its_engines(monkeypatch):
