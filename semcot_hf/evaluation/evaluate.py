@@ -26,11 +26,13 @@ from ..inference.settings import (
     read_thought_prompt,
     with_overrides,
 )
+from ..modeling.escalation_semcot import Escalation
 from ..progress import Update, progress_bar
 from ..storage import config_digest, text_digest, weights_digest, write_atomically, write_json
 from .config import EvaluationConfig
 from .controls import CONTROLS, ControlTokens
 from .environment import environment
+from .escalation_report import summarize_escalation
 from .latency import measure_latency, process_peak_memory
 from .plots import save_plots
 from .predictions import Predictions, open_run
@@ -76,8 +78,8 @@ def evaluate(
 
     Returns:
         The report: `answer_type`, `rows`, `controls`, `environment`, `command`, `seed`, `verdict`,
-        `tokens_carry_reasoning`, `comparisons`, `by_k`, `latency`, `model`, `dataset`, `max_new_tokens`, `batch_size`.
-        Accuracies are fractions.
+        `tokens_carry_reasoning`, `comparisons`, `by_k`, `escalation`, `latency`, `model`, `dataset`, `max_new_tokens`,
+        `batch_size`. Accuracies are fractions.
 
     Raises:
         TypeError: for an override that is not a field.
@@ -169,12 +171,20 @@ def evaluate(
                 answerers = {job.name: job.answerer for job in jobs if job.name in methods}
                 latency = _latency(answerers, sampled, config.latency_batch_sizes, advance)
 
+    made = {name: run.in_order() for name, run in runs.items()}
+    own = getattr(model.config, "escalation", None)
     report = {
         "answer_type": answer_type,
         **summarize(
-            {name: run.in_order() for name, run in runs.items()},
+            made,
             steps=_step_counts(rows),
             implicit_tokens=model.config.num_implicit_tokens if makes_implicit_tokens(model) else 0,
+            latency=latency and latency["methods"],
+            seed=config.seed,
+        ),
+        "escalation": summarize_escalation(
+            made,
+            rule=None if own is None else Escalation.from_dict(own),
             latency=latency and latency["methods"],
             seed=config.seed,
         ),

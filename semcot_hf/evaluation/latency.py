@@ -33,8 +33,9 @@ def measure_latency(
         progress: called with the method and the number of queries after each counted batch.
 
     Returns:
-        For each method a list, in the order of `batch_sizes`, of `batch_size`, `median` and `p95` (seconds per query),
-        `n` (batches) and `peak_memory_bytes` (GPU memory; `None` on CPU, where it cannot be measured by method).
+        For each method a list, in the order of `batch_sizes`, of `batch_size`, `median`, `mean` and `p95` (seconds per
+        query), `n` (batches) and `peak_memory_bytes` (GPU memory; `None` on CPU, where it cannot be measured by
+        method).
 
     Raises:
         ValueError: when there is no query.

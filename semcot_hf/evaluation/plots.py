@@ -13,7 +13,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from ..storage import write_atomically
 from .controls import CONTROL_NAMES
-from .report import METHOD_NAMES, Report, percent
+from .escalation_report import WAY_METHODS
+from .report import METHOD_NAMES, ORDER_NAMES, WAY_NAMES, Report, percent
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLOURS = {
@@ -27,6 +28,9 @@ COLOURS = {
     "generator_no_cot": "#6F4E37",
 }
 GREY = "#6e6e6e"
+# Of escalation's curves.
+LINES = {"own": "-", "answer_probability": "--", "oracle": "-."}
+LINE_COLOURS = {"own": "#009E73", "answer_probability": "#56B4E9", "oracle": GREY}
 
 
 def save_plots(report: Report, folder: Path) -> list[Path]:
@@ -38,6 +42,8 @@ def save_plots(report: Report, folder: Path) -> list[Path]:
         figures["accuracy_by_steps.png"] = plot_accuracy_by_steps(report)
     if len(report["by_k"]) > 1:
         figures["accuracy_by_k.png"] = plot_accuracy_by_k(report)
+    if report.get("escalation"):
+        figures["accuracy_by_threshold.png"] = plot_escalation(report)
     for name, figure in figures.items():
         image = io.BytesIO()
         FigureCanvasAgg(figure).print_png(image)
@@ -110,6 +116,52 @@ def plot_accuracy_by_k(report: Report) -> Figure:
     counts = [row["implicit_tokens"] for row in report["by_k"]]
     _line(axes, counts, report["by_k"], COLOURS["semcot"])
     axes.set_xticks(counts)
+    return figure
+
+
+def plot_escalation(report: Report) -> Figure:
+    """Plot accuracy against mean time over all thresholds, the fixed ways, the oracle and a random router."""
+    escalation = report["escalation"]
+    ways, point = escalation["ways"], escalation["point"]
+    longest = ways["implicit"]["seconds"] + ways["explicit"]["seconds"]
+    unit, scale = ("ms", 1000) if longest < 1 else ("s", 1)
+    figure, axes = _axes(report, "Escalation to explicit reasoning, all thresholds", f"mean time per query in {unit}")
+    for name, curve in escalation["curves"].items():
+        xs, ys = ([factor * value for value in curve[key]] for key, factor in (("seconds", scale), ("accuracy", 100)))
+        if name == "oracle":
+            # Beyond its last question it gains nothing.
+            xs, ys = [*xs, scale * longest], [*ys, ys[-1]]
+        axes.plot(xs, ys, LINES[name], color=LINE_COLOURS[name], label=ORDER_NAMES[name])
+    ends = [ways[name] for name in ("implicit", "explicit")]
+    axes.plot(
+        [scale * end["seconds"] for end in ends],
+        [100 * end["accuracy"] for end in ends],
+        ":",
+        color=GREY,
+        label="random router",
+    )
+    for name, way in ways.items():
+        colour = COLOURS[WAY_METHODS[name]]
+        axes.plot(
+            scale * way["seconds"], 100 * way["accuracy"], "o", color=colour, markersize=8, label=WAY_NAMES[name]
+        )
+    if point:
+        low, high = (100 * bound for bound in point["ci95"])
+        y = 100 * point["accuracy"]
+        axes.errorbar(
+            scale * point["seconds"],
+            y,
+            [[y - low], [high - y]],
+            fmt="D",
+            color="black",
+            capsize=4,
+            label=f"threshold {point['threshold']:.3g}",
+        )
+    values = [100 * value for curve in escalation["curves"].values() for value in curve["accuracy"]]
+    values += [100 * way["accuracy"] for way in ways.values()]
+    axes.set_ylim(max(-2, min(values) - 8), min(104, max(values) + 8))
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right", fontsize="small", frameon=False)
     return figure
 
 

@@ -19,6 +19,13 @@ METHOD_NAMES = {
     "generator_no_cot": "generator alone, no CoT",
 }
 
+WAY_NAMES = {"at_once": "no CoT", "implicit": "SemCoT", "explicit": "explicit CoT"}
+ORDER_NAMES = {
+    "own": "the checkpoint's confidence",
+    "answer_probability": "the answer's probability",
+    "oracle": "oracle",
+}
+
 Report = dict[str, Any]
 TextTable = tuple[str, list[str], list[list[str]]]
 
@@ -153,8 +160,72 @@ def report_tables(report: Report) -> list[TextTable]:
             by_steps if len(by_steps) > 1 else [],
         ),
         ("Accuracy by number of implicit tokens", ["implicit tokens", "accuracy", interval], by_k),
+        *_escalation_tables(report.get("escalation")),
     ]
     return [table for table in tables if table[2]]
+
+
+def _escalation_tables(escalation: Report | None) -> list[TextTable]:
+    """Return the tables of ways of answering, and of areas."""
+    if not escalation:
+        return []
+    explicit = escalation["ways"]["explicit"]["seconds"]
+
+    def row(name: str, way: Report) -> list[str]:
+        share = f"{way['seconds'] / explicit:.2f}" if explicit else "-"
+        return [name, percent(way["accuracy"]), way.get("gone", "-"), duration(way["seconds"]), share]
+
+    rows = [row(WAY_NAMES[name], way) for name, way in escalation["ways"].items()]
+    if point := escalation["point"]:
+        rows.append(
+            row(
+                f"escalation, threshold {point['threshold']:.3g}",
+                {**point, "gone": percent(point["escalated"])},
+            )
+        )
+    areas = [
+        [
+            ORDER_NAMES[name],
+            f"{100 * area['points']:+.1f}",
+            "-" if area["share_of_oracle"] is None else f"{area['share_of_oracle']:.2f}",
+        ]
+        for name, area in escalation["areas"].items()
+    ]
+    return [
+        ("Escalation", ["way", "accuracy", "escalated", "mean time", "of explicit CoT's"], rows),
+        ("Escalation: over a random router, all thresholds", ["by", "points", "share of the oracle's"], areas),
+    ]
+
+
+def escalation_sentences(report: Report) -> list[str]:
+    """Return what the report says of the checkpoint's calibration: its lead over the simplest one, and its promise."""
+    escalation, found = report.get("escalation"), []
+    if not escalation:
+        return found
+    if missing := escalation["missing_signals"]:
+        found.append(f"The checkpoint's rule of escalation was not evaluated: {', '.join(missing)} are missing.")
+    if compared := escalation["comparison"]:
+        found.append(
+            "Over all thresholds, accuracy by the calibrated confidence differs from that by the answer's probability "
+            f"alone by {100 * compared['difference']:+.2f} points (95 % interval "
+            f"{percent_interval(compared['ci95'], signed=True)})."
+        )
+    if promise := escalation["promise"]:
+        parts = [
+            f"{name} {100 * figure['found']:{sign}.1f}{unit} (expected {100 * figure['expected']:{sign}.1f}, "
+            f"{percent_interval(figure['ci95'], signed=bool(sign))})"
+            for name, figure, sign, unit in (
+                ("accuracy", promise["accuracy"], "", " %"),
+                ("difference from explicit CoT", promise["difference"], "+", " points"),
+                ("escalated", promise["escalated"], "", " %"),
+            )
+        ]
+        verdict = "holds" if promise["held"] else "does not hold"
+        found.append(
+            f"What the calibration on {promise['questions']} questions promised {verdict} on these "
+            f"{report['rows'][0]['n']}: {', '.join(parts)}."
+        )
+    return found
 
 
 def markdown_report(report: Report) -> str:
@@ -190,6 +261,7 @@ def markdown_report(report: Report) -> str:
         for row in report["rows"]
         if "lost_probability" in row
     ]
+    paragraphs += escalation_sentences(report)
     machine = "\n".join(f"- {name}: {value}" for name, value in report["environment"].items())
     paragraphs += ["## Made with", f"`{report['command']}` (seed {report['seed']})", machine]
     return "\n\n".join(paragraphs) + "\n"
@@ -201,5 +273,5 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for title, header, rows in report_tables(report):
         cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in rows]
         print_table(header, cells, right=header[1:], no_wrap=header[:1], title=title, console=console)
-    if report["verdict"]:
-        console.print(report["verdict"])
+    for sentence in [*([report["verdict"]] if report["verdict"] else []), *escalation_sentences(report)]:
+        console.print(sentence)

@@ -144,18 +144,23 @@ def summarize_seeds(values: Sequence[float]) -> dict[str, float]:
 
 
 def summarize_latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Return the median, the 95th percentile (linear interpolation) and the number of measured times in seconds.
+    """Return median, mean, 95th percentile (linear interpolation) and number of measured times in seconds.
 
     Raises:
         ValueError: when there are no measurements.
 
     >>> summarize_latency([0.1, 0.2, 0.3, 0.4, 1.4])
-    {'median': 0.3, 'p95': 1.2, 'n': 5}
+    {'median': 0.3, 'mean': 0.48, 'p95': 1.2, 'n': 5}
     """
     if not len(seconds):
         raise ValueError("seconds is empty: measure at least one question.")
     median, p95 = np.percentile(seconds, [50, 95])
-    return {"median": round(float(median), 9), "p95": round(float(p95), 9), "n": len(seconds)}
+    return {
+        "median": round(float(median), 9),
+        "mean": round(statistics.fmean(seconds), 9),
+        "p95": round(float(p95), 9),
+        "n": len(seconds),
+    }
 
 
 def _wins_and_losses(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int]:

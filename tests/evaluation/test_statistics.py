@@ -48,5 +48,5 @@ def test_bootstrap_equals_resampling_the_questions():
 
 def test_latency_percentiles():
     times = [0.01 * i for i in range(1, 101)]
-    assert summarize_latency(times) == {"median": 0.505, "p95": 0.9505, "n": 100}
+    assert summarize_latency(times) == {"median": 0.505, "mean": 0.505, "p95": 0.9505, "n": 100}
     assert math.isclose(summarize_latency([2.0])["p95"], 2.0)
