@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,9 @@ from ..inference.decoding import decoding_config, greedy_defaults
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
 from .jobs import Sampling
+
+# Clients choose the settings, so that there is no end of them.
+_REMEMBERED = 1000
 
 
 @contextmanager
@@ -44,6 +48,8 @@ class Chooser:
         sampling: settings; what they leave open comes from the model's generation config.
         max_new_tokens: most tokens of the answer.
         index: number of the answer among those of a request; it is added to the seed.
+        plain: settings for which `generate` is known to make no logits processors, which takes as long as a decoding
+            step of a small host; new ones are added.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Chooser:
         sampling: Sampling,
         max_new_tokens: int,
         index: int = 0,
+        plain: set[Sampling] | None = None,
     ):
         own, temperature = model.generation_config, temperature_of(model, sampling)
         self.greedy = temperature == 0
@@ -66,7 +73,11 @@ class Chooser:
         config.repetition_penalty = sampling.repetition_penalty
         self._device = execution_device(model.get_input_embeddings())
         self._ids = torch.tensor([prompt], device=self._device)
-        self._processors = self._prepared(model, config)
+        # Which processors there are depends on the settings and on the model's generation config alone.
+        settings, plain = replace(sampling, seed=None), set() if plain is None else plain
+        self._processors = LogitsProcessorList() if settings in plain else self._prepared(model, config)
+        if not self._processors and len(plain) < _REMEMBERED:
+            plain.add(settings)
         self._random = torch.Generator(self._device)
         if sampling.seed is None:
             self._random.seed()

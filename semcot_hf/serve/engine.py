@@ -16,7 +16,7 @@ from ..inference.prompting import pad_left
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
 from .choosing import Chooser, without_defaults
-from .jobs import AnswerText, Job, Piece, RequestError, TokenLogprob
+from .jobs import AnswerText, Job, Piece, RequestError, Sampling, TokenLogprob
 from .metrics import Observer
 from .running import RunningBatch
 from .thoughts import Thought, make_thoughts
@@ -83,6 +83,7 @@ class TransformersEngine:
         self._device = execution_device(model.get_input_embeddings())
         self._batch = RunningBatch(cast(PreTrainedModel, getattr(model, "host", model)))
         self._rows: list[Row] = []
+        self._plain: set[Sampling] = set()
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -221,7 +222,9 @@ class TransformersEngine:
             if index == 0:
                 self._observer.tokens("prompt", len(job.prompt))
                 self._observer.tokens("implicit", job.implicit_tokens)
-            chooser = Chooser(self.model, self.tokenizer, job.prompt, job.sampling, job.max_new_tokens, index)
+            chooser = Chooser(
+                self.model, self.tokenizer, job.prompt, job.sampling, job.max_new_tokens, index, self._plain
+            )
             new.append(Row(job, index, self.tokenizer, chooser))
         self._rows += new
         self._choose(new, outputs.logits[0][rows])

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from semcot_hf.serve.choosing import Chooser
 from semcot_hf.serve.engine import TransformersEngine
 from semcot_hf.serve.jobs import AnswerText, Job, Piece, RequestError, Sampling, held_back
 from semcot_hf.serve.running import RunningBatch, can_join
@@ -136,6 +137,29 @@ def test_penalties_of_the_models_own_config_apply(tiny_lm, tiny_tokenizer, engin
     engine.submit(asked.job)
     assert asked.wait() == [expected]
     assert model.generation_config.do_sample and model.generation_config.temperature == 0.7
+
+
+def test_processors_are_looked_for_once_where_settings_need_none(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
+    model, calls, prepared = tiny_lm(), [], Chooser._prepared
+    monkeypatch.setattr(Chooser, "_prepared", lambda *given: calls.append(given) or prepared(*given))
+    engine = engine_of(model)
+    [prompt] = prompts_of(1)
+    for sampling, wanted in (
+        (Sampling(temperature=0.0), 1),
+        (Sampling(temperature=0.0, seed=3), 1),
+        (Sampling(temperature=0.0, repetition_penalty=1.9), 2),
+        (Sampling(temperature=0.0, repetition_penalty=1.9), 3),
+        (Sampling(temperature=0.0), 3),
+    ):
+        asked = Asked(prompt, max_new_tokens=8, sampling=sampling)
+        engine.submit(asked.job)
+        ids = torch.tensor([prompt])
+        penalty = sampling.repetition_penalty or 1.0
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, repetition_penalty=penalty
+        )
+        text = tiny_tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+        assert asked.wait() == [text] and len(calls) == wanted
 
 
 def test_samples_depend_on_the_seed_alone(tiny_lm, tiny_tokenizer, engine_of):
