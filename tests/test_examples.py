@@ -112,6 +112,7 @@ def test_sequential_with_step_decoder_reads_its_tokens(tmp_path, capsys):
     assert SemCoTForCausalLM.from_pretrained(tmp_path).step_decoder is not None
 
 
+@pytest.mark.slow
 def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     """The table's command on the demo's models, and each pair's own command again, which finds everything done."""
     models, data, output = tmp_path / "models", tmp_path / "data", tmp_path / "runs"
