@@ -31,12 +31,14 @@ class SemCoTEscalatedOutput(ModelOutput):
             decided.
         route: "at_once", "implicit" or "explicit" for each row: what answered it.
         signals: FloatTensor (batch,) by name; NaN where the route left them out.
+        thoughts: the known fields of `Thoughts` by name, of the rows that got an implicit answer; `None` without them.
     """
 
     sequences: Tensor | None = None
     confidence: Tensor | None = None
     route: list[str] | None = None
     signals: dict[str, Tensor] | None = None
+    thoughts: dict[str, Tensor] | None = None
 
 
 class _Prompts(NamedTuple):
@@ -105,6 +107,7 @@ class EscalatedCall:
         self.all_rows = torch.arange(len(ids), device=ids.device)
         self._check_signals()
         self.signals: dict[str, Tensor] = {}
+        self.thoughts: dict[str, Tensor] | None = None
         self.confidence = torch.full((len(ids),), torch.nan, dtype=torch.float64, device=ids.device)
         without = self.given["implicit_embeddings"] is None and not model._check_count(
             self.options.get("num_implicit_tokens")
@@ -124,7 +127,7 @@ class EscalatedCall:
         sequences = torch.cat([ids, torch.tensor(rows, dtype=ids.dtype, device=ids.device)], dim=1)
         if not self.returns_dict:
             return sequences
-        return SemCoTEscalatedOutput(sequences, self.confidence.float(), self.route, self.signals)
+        return SemCoTEscalatedOutput(sequences, self.confidence.float(), self.route, self.signals, self.thoughts)
 
     # Routes
 
@@ -259,6 +262,7 @@ class EscalatedCall:
         wanted = "thought_entropy" in self.rule.signals and "thought_entropy" not in self.provided
         thoughts = model._make_thoughts(*model._queries(prompts.ids, prompts.mask), count, entropy=wanted)
         tokens = {"implicit_embeddings": thoughts.embeddings, "implicit_attention_mask": thoughts.mask}
+        self.thoughts = {name: part for name, part in thoughts._asdict().items() if part is not None}
         # Thoughts of adaptive length are shorter than the limit that was asked for.
         return {**tokens, "num_implicit_tokens": None}, thoughts
 

@@ -6,11 +6,17 @@ from typing import TypeVar, cast
 T = TypeVar("T")
 
 
-def option(default: T, help: str) -> T:
+def option(default: T, help: str, alone: str | None = None) -> T:
     """Return a dataclass field with a default and a help text, in the form that `HfArgumentParser` reads.
 
     Like `dataclasses.field`, it is typed as the default that it stands for. A list is copied for each instance.
+
+    Args:
+        default, help: the field's.
+        alone: the value of a flag that stands without one; `None` if it needs one.
     """
+    if alone is not None:
+        return field(default=default, metadata={"help": help, "nargs": "?", "const": alone})
     if isinstance(default, list):
         return cast(T, field(default_factory=default.copy, metadata={"help": help}))
     return field(default=default, metadata={"help": help})

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from ..inference.escalating import escalation_argument
 from ..inference.settings import ANSWER_METHODS
+from ..modeling.escalation_semcot import SIGNALS
 from ..options import check_range, option
 
 
@@ -21,6 +23,18 @@ class EvaluationConfig:
         True, "Also run a SemCoT model with no implicit tokens, another question's, their mean, and noise."
     )
     token_counts: list[int] = option([], "Further numbers of implicit tokens to run SemCoT with.")
+    escalate: str | None = option(
+        None,
+        "Answer by explicit reasoning where the confidence in the implicit answer is below this threshold; without a "
+        "value, by the checkpoint's own rule, which semcot calibrate writes.",
+        alone="own",
+    )
+    signals: list[str] = option(
+        [], f"Signals that the answers of semcot are stored with, for a calibration: of {', '.join(SIGNALS)}."
+    )
+    alignment_encoder: str | None = option(
+        None, "Folder or id of the encoder of semcot align, for the signal similarity."
+    )
     overwrite: bool = option(False, "Discard another run's predictions in output_dir.")
     batch_size: int = option(64, "Questions answered at once.")
     max_new_tokens: int = option(256, "Most tokens of one answer, explicit reasoning included.")
@@ -47,5 +61,9 @@ class EvaluationConfig:
         check_range(self, "[0, inf)", "latency_samples")
         if self.latency_samples and (not self.latency_batch_sizes or min(self.latency_batch_sizes) < 1):
             raise ValueError(f"latency_batch_sizes={self.latency_batch_sizes}: give sizes of 1 or more.")
+        escalation_argument(self.escalate)
+        unknown = [name for name in self.signals if name not in SIGNALS]
+        if unknown:
+            raise ValueError(f"signals has {', '.join(map(repr, unknown))}: choose among {', '.join(SIGNALS)}.")
         if self.methods is not None and not self.methods:
             raise ValueError(f"methods is empty: choose among {', '.join(ANSWER_METHODS)}.")

@@ -17,6 +17,7 @@ from ..data.rationale import rationale_agrees
 from ..data.schema import count_steps
 from ..inference.answering import Answer, Answerer, EmbeddingsFor
 from ..inference.batches import plan_batches
+from ..inference.escalating import alignment_similarity, escalation_argument
 from ..inference.settings import (
     TEXT_METHODS,
     AnswerSettings,
@@ -90,6 +91,8 @@ def evaluate(
     rows = list(dataset)
     queries, golds = [row["query"] for row in rows], [row["answer"] for row in rows]
     methods = tuple(methods_of(model) if config.methods is None else config.methods)
+    if config.escalate is not None and "escalated" not in methods:
+        methods = (*methods, "escalated")
     controls = config.controls and makes_implicit_tokens(model)
     settings = AnswerSettings(
         max_new_tokens=config.max_new_tokens,
@@ -97,6 +100,7 @@ def evaluate(
         few_shot=few_shot,
         chat=config.chat,
         thought_prompt=None if config.thought_prompt is None else read_thought_prompt(config.thought_prompt),
+        escalation=escalation_argument(config.escalate),
     )
     if not rows:
         raise ValueError("dataset is empty: evaluate needs at least one question.")
@@ -109,6 +113,8 @@ def evaluate(
         )
     if controls and len(rows) < 2:
         raise ValueError("controls need at least 2 questions, dataset has 1: add questions, or pass controls=False.")
+    if config.signals and "semcot" not in methods:
+        raise ValueError(f"signals={config.signals} are those of the method 'semcot', got methods={methods}.")
     if config.token_counts and "semcot" not in methods:
         raise ValueError(f"token_counts={config.token_counts} needs the method 'semcot', got methods={methods}.")
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type
@@ -135,6 +141,11 @@ def evaluate(
             "seed": config.seed,
             "compiled_generator": getattr(model, "_compiled_tokens", None) is not None,
         }
+        if config.signals:
+            fingerprint["signals"] = [*config.signals, config.alignment_encoder]
+        rules = [job.answerer.rule for job in jobs if job.name == "escalated"]
+        if rules and rules[0] is not None:
+            fingerprint["escalation"] = rules[0].to_dict()
         if settings.thought_prompt is not None:
             fingerprint["thought_prompt"] = text_digest(settings.thought_prompt)
         open_run(folder, fingerprint, overwrite=config.overwrite)
@@ -215,14 +226,22 @@ def _make_jobs(
 ) -> tuple[list[_Job], str]:
     """Return the jobs of the methods, further token counts and controls, and a digest of their prompts."""
 
-    def answerer(method: str, count: int | None = None) -> Answerer:
-        return Answerer(model, tokenizer, with_overrides(settings, {"method": method, "num_implicit_tokens": count}))
+    encoder = config.alignment_encoder
+    similarity = None if encoder is None else alignment_similarity(model, encoder)
+
+    def answerer(method: str, count: int | None = None, signals: Sequence[str] = ()) -> Answerer:
+        own = {"method": method, "num_implicit_tokens": count, "signals": signals}
+        made = Answerer(model, tokenizer, with_overrides(settings, own))
+        if similarity is not None:
+            made.signal_functions["similarity"] = similarity
+        return made
 
     direct = list(answerer("no_cot").prompts(queries))
     words = list(answerer("cot").prompts(queries if "cot" in methods else queries[:1]))
     jobs, digested = [], [*direct, words[0]]
     for method in methods:
-        job = _Job(method, answerer(method), words if method == "cot" else direct)
+        signals = config.signals if method == "semcot" else ()
+        job = _Job(method, answerer(method, signals=signals), words if method == "cot" else direct)
         if method == "condensed":
             job = replace(job, prompts=list(job.answerer.prompts(queries)))
         jobs.append(job)
@@ -237,7 +256,7 @@ def _make_jobs(
 
 def _work(name: str, questions: int) -> int:
     """Return the work of some questions in units of direct answers: about ten for long reasoning, two for short."""
-    return questions * (10 if name == "cot" else 2 if name in TEXT_METHODS else 1)
+    return questions * (10 if name == "cot" else 2 if name in (*TEXT_METHODS, "escalated") else 1)
 
 
 def _step_counts(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -259,6 +278,8 @@ def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str)
         }
     if answer.lost_probability is not None:
         thought |= {"lost_probability": answer.lost_probability, "thought_as_text": answer.thought_as_text}
+    if answer.signals is not None:
+        thought |= {"confidence": answer.confidence, "route": answer.route, "signals": answer.signals}
     return {
         "index": index,
         "question": query,

@@ -22,6 +22,7 @@ COLOURS = {
     "cot": "#0072B2",
     "condensed": "#56B4E9",
     "semcot": "#009E73",
+    "escalated": "#000000",
     "semcot_hard": "#8A9A00",
     "words": "#CC79A7",
     "generator": "#E69F00",

@@ -13,6 +13,7 @@ METHOD_NAMES = {
     "cot": "explicit CoT",
     "condensed": "condensed CoT of the host",
     "semcot": "SemCoT",
+    "escalated": "SemCoT, escalated",
     "semcot_hard": "SemCoT, single words",
     "words": "host reads the words",
     "generator": "generator alone",
@@ -247,6 +248,12 @@ def markdown_report(report: Report) -> str:
         f"{report['max_new_tokens']} new tokens."
         for row in report["rows"]
         if row["unfinished"]
+    ]
+    paragraphs += [
+        f"{METHOD_NAMES[row['method']]}: {100 * row['share_explicit']:.1f} % of the answers by explicit reasoning, "
+        f"{100 * row['share_at_once']:.1f} % at once."
+        for row in report["rows"]
+        if "share_explicit" in row
     ]
     paragraphs += [
         f"{METHOD_NAMES[row['method']]}: {row['thoughts_not_ended']} of {row['n']} thoughts were not ended at the "

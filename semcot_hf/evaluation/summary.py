@@ -57,7 +57,9 @@ def summarize(
                 **accuracy(right),
                 "seconds_per_query": measured["median"],
                 "new_tokens_per_query": sum(record["new_tokens"] for record in made) / len(made),
-                "implicit_tokens": _tokens_per_query(made, implicit_tokens) if method in IMPLICIT_METHODS else 0,
+                "implicit_tokens": _tokens_per_query(made, implicit_tokens)
+                if method in (*IMPLICIT_METHODS, "escalated")
+                else 0,
                 "seconds_per_query_p95": measured["p95"],
                 "share_of_cot_time": measured["median"] / explicit if explicit else None,
                 **{
@@ -69,6 +71,9 @@ def summarize(
                 "by_steps": [{"steps": count, **accuracy(group)} for count, group in by_steps.items()],
             }
         )
+        if method == "escalated":
+            routes = [record["route"] for record in made]
+            rows[-1] |= {f"share_{route}": routes.count(route) / len(made) for route in ("explicit", "at_once")}
         if all("thought_ended" in record for record in made):
             rows[-1]["thoughts_not_ended"] = sum(not record["thought_ended"] for record in made)
         if all("thought" in record for record in made):

@@ -22,6 +22,7 @@ from .decoding import (
     synchronized_time,
     used_tokens,
 )
+from .escalating import SignalFunction, answers_by_rule, longest_answer, rule_of
 from .prompting import Query, encode_prompts, pad_left
 from .settings import (
     IMPLICIT_METHODS,
@@ -36,6 +37,7 @@ from .settings import (
     with_overrides,
 )
 from .shared_prefix import SharedPrefix, find_shared_prefix
+from .thoughts import thought_fields
 from .word_methods import WordMethod, WrittenThought, words_of
 
 Prompts = Sequence[Sequence[int]]
@@ -60,6 +62,8 @@ class Answer:
         lost_probability: (mean, largest) share of a token's mixture that is on words that the host lacks, for a
             generator of another tokenizer that thinks in words; else `None`.
         thought_as_text: whether so much was lost that the thought was handed over as text.
+        confidence, route: of "escalated", or where signals are asked for: see `SemCoTEscalatedOutput`.
+        signals: by name, those that the route has; `None` where they are not known.
     """
 
     output: str
@@ -72,6 +76,9 @@ class Answer:
     thought_tokens: int | None = None
     lost_probability: tuple[float, float] | None = None
     thought_as_text: bool = False
+    confidence: float | None = None
+    route: str | None = None
+    signals: dict[str, float] | None = None
 
 
 class Answerer:
@@ -93,6 +100,8 @@ class Answerer:
         halvings: how often memory was too small.
         prefix: the `SharedPrefix` that batches start from, or `None`; see `share_prefix`.
         host_columns: prompt columns, padding included, that the host has computed.
+        rule: the `Escalation` of "escalated" or of signals, or `None`.
+        signal_functions: of signals that the model does not compute itself; see `generate`'s `escalation_signals`.
 
     Raises:
         ValueError: for a method that the model does not have, or settings that do not fit method, model or tokenizer.
@@ -130,7 +139,9 @@ class Answerer:
         if any(module.training for module in model.modules()):
             model.eval()
         self.device = execution_device(model.get_input_embeddings())
-        self.extra = self.num_implicit_tokens + settings.max_new_tokens
+        self.rule = rule_of(model, settings, self.method)
+        self.signal_functions: dict[str, SignalFunction] = {}
+        self.extra = self.num_implicit_tokens + longest_answer(self.rule, settings.max_new_tokens)
         self.halvings = self.host_columns = 0
         self.prefix: SharedPrefix | None = None
         self.keeps_thoughts = False
@@ -351,7 +362,8 @@ class Answerer:
         for tokens, text, own, thought in zip(new, texts, told, thoughts, strict=True):
             stopped = stop is not None and stop in text
             used = used_tokens(tokens, ends, pad, stopped)
-            finished = stopped or used < self.settings.max_new_tokens or tokens[used - 1] in ends
+            most = longest_answer(self.rule, self.settings.max_new_tokens, own.get("route"))
+            finished = stopped or used < most or tokens[used - 1] in ends
             text = text.partition(stop)[0] if stop else text
             if thought is not None:
                 used += thought.written
@@ -367,6 +379,13 @@ class Answerer:
         ids, mask = pad_left(prompts, cast(int, self._config.pad_token_id))
         limit, hard = self.num_implicit_tokens, self.method == "semcot_hard"
         thoughts: Thoughts | None = None
+        if self.rule is not None:
+            if self.prefix is not None:
+                implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
+            batch: dict[str, Any] = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+            batch |= {"generation_config": self._config, "escalation_signals": self.signal_functions, **options}
+            self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
+            return answers_by_rule(self.model, self.rule, limit, {**batch, **implicit})
         with single_words(self.model) if hard else nullcontext():
             if limit and reports_thoughts(self.model) and "implicit_embeddings" not in implicit:
                 del implicit["num_implicit_tokens"]
@@ -387,7 +406,7 @@ class Answerer:
             )
         self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
         new = sequences[:, ids.shape[1] :].tolist()
-        return new, _told(thoughts, implicit.get("implicit_attention_mask"), len(new), limit)
+        return new, thought_fields(thoughts, implicit.get("implicit_attention_mask"), len(new), limit)
 
     def _implicit_words(self, prompts: Prompts) -> list[WrittenThought]:
         """Return the words of the prompts' implicit tokens."""
@@ -396,35 +415,6 @@ class Answerer:
         tokenizer = cast(Any, self.model).words_tokenizer() if separate else self.tokenizer
         with single_words(self.model) if self.method == "semcot_hard" else nullcontext():
             return words_of(self.model, tokenizer, ids, mask, self.num_implicit_tokens)
-
-
-def _told(thoughts: Thoughts | None, mask: torch.Tensor | None, rows: int, limit: int) -> list[dict[str, Any]]:
-    """Return what each row's `Answer` says of its thought.
-
-    Args:
-        thoughts: those of the model; `None` for given tokens, and for models that make as many for each question.
-        mask: (rows, k) of the tokens, where the rows have different numbers.
-        rows: number of rows.
-        limit: most tokens of a thought.
-    """
-    found: list[dict[str, Any]] = [{} for _ in range(rows)]
-    if mask is not None:
-        for row, length in zip(found, mask.sum(dim=1).tolist(), strict=True):
-            row |= {"implicit_tokens": length, "thought_ended": length < limit}
-    if thoughts is None:
-        return found
-    if thoughts.ended is not None:
-        for row, ended in zip(found, thoughts.ended.tolist(), strict=True):
-            row["thought_ended"] = ended
-    if thoughts.as_text is not None:
-        for row, as_text in zip(found, thoughts.as_text.tolist(), strict=True):
-            row["thought_as_text"] = as_text
-    if thoughts.lost_probability is not None:
-        shares = thoughts.lost_probability.tolist()
-        steps = [len(row) for row in shares] if thoughts.steps is None else thoughts.steps.tolist()
-        for row, lost, count in zip(found, shares, steps, strict=True):
-            row["lost_probability"] = (sum(lost) / max(count, 1), max(lost, default=0.0))
-    return found
 
 
 def answer_questions(

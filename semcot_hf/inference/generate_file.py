@@ -18,6 +18,7 @@ from ..progress import progress_bar
 from ..storage import Journal, check_same_run, config_digest, text_digest, weights_digest
 from .answering import Answer, Answerer
 from .batches import longest_first
+from .escalating import escalation_argument
 from .question_file import QuestionFile
 from .settings import ANSWER_METHODS, AnswerSettings, with_overrides
 
@@ -39,6 +40,12 @@ class GenerateConfig:
         "Most tokens of one batch: questions x (longest prompt + implicit tokens + max_new_tokens). "
         "Halved when memory is too small. It does not change the answers.",
     )
+    escalate: str | None = option(
+        None,
+        "Answer by explicit reasoning where the confidence in the implicit answer is below this threshold; without a "
+        "value, by the checkpoint's own rule, which semcot calibrate writes.",
+        alone="own",
+    )
     chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
     shared_prefix: str = option(
         "auto",
@@ -50,6 +57,9 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens", "tokens_per_batch")
+        escalation_argument(self.escalate)
+        if self.escalate is not None and self.method not in (None, "escalated"):
+            raise ValueError(f"escalate={self.escalate!r} belongs to method='escalated', got method={self.method!r}.")
         if self.shared_prefix not in ("auto", "off"):
             raise ValueError(f"shared_prefix={self.shared_prefix!r}: must be 'auto' or 'off'.")
 
@@ -71,6 +81,8 @@ class GenerateSummary:
         lost_probability: (mean, largest) share of a mixture that is on words that the host lacks, for a generator of
             another tokenizer that thinks in words; else `None`.
         thoughts_as_text: answers of this run whose thought was therefore handed over as text.
+        escalated, at_once: answers of this run by explicit reasoning, and without implicit tokens; `None` without
+            escalation.
         batches: number of batches of this run.
         halvings: how often memory was too small for a batch.
         peak_memory: bytes of GPU memory; `None` on CPU.
@@ -87,6 +99,8 @@ class GenerateSummary:
     thoughts_not_ended: int = 0
     lost_probability: tuple[float, float] | None = None
     thoughts_as_text: int = 0
+    escalated: int | None = None
+    at_once: int = 0
     batches: int = 0
     halvings: int = 0
     peak_memory: int | None = None
@@ -111,6 +125,8 @@ class GenerateSummary:
             parts.append(f"{mean} of the mixtures on words that the host lacks, at most {largest} of one")
         if self.thoughts_as_text:
             parts.append(f"{self.thoughts_as_text:,} thoughts handed over as text")
+        if self.escalated is not None:
+            parts.append(f"{self.escalated:,} by explicit reasoning and {self.at_once:,} at once")
         if self.shared_prefix:
             parts.append(f"shared prefix of {self.shared_prefix:,} tokens")
         if self.peak_memory is not None:
@@ -154,7 +170,8 @@ def generate_file(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     settings = AnswerSettings(
-        method=config.method,
+        method=config.method if config.escalate is None else "escalated",
+        escalation=escalation_argument(config.escalate),
         num_implicit_tokens=config.num_implicit_tokens,
         max_new_tokens=config.max_new_tokens,
         chat=config.chat,
@@ -174,6 +191,7 @@ def generate_file(
         "num_implicit_tokens": answerer.num_implicit_tokens,
         "max_new_tokens": config.max_new_tokens,
         "shared_prefix": config.shared_prefix,
+        **({} if answerer.rule is None else {"escalation": answerer.rule.to_dict()}),
     }
     with closing(WorkFile(questions.output, fingerprint, overwrite=config.overwrite)) as work:
         summary = GenerateSummary(len(prompts), resumed=len(work.answers), too_long=len(errors))
@@ -186,9 +204,10 @@ def generate_file(
         column = questions.output_column
         rows: list[dict[str, Any]] = []
         for row in range(len(prompts)):
-            text, tokens = work.answers.get(row, (None, 0))
+            text, tokens, *told = work.answers.get(row, (None, 0))
             problem = {"error": errors[row]} if row in errors else {}
-            rows.append({column: text, f"{column}_tokens": tokens, **problem})
+            routes = dict(zip((f"{column}_route", f"{column}_confidence"), told, strict=False))
+            rows.append({column: text, f"{column}_tokens": tokens, **routes, **problem})
         questions.write(rows)
         work.journal.delete()
     summary.host_columns, summary.halvings = answerer.host_columns, answerer.halvings
@@ -224,6 +243,10 @@ def _answer_rows(
             summary.batches += 1
             summary.new_tokens += sum(answer.new_tokens for answer in answers)
             summary.thoughts_not_ended += sum(not answer.thought_ended for answer in answers)
+            if answerer.rule is not None:
+                routes = [answer.route for answer in answers]
+                summary.escalated = (summary.escalated or 0) + routes.count("explicit")
+                summary.at_once += routes.count("at_once")
             summary.thoughts_as_text += sum(answer.thought_as_text for answer in answers)
             lost += [answer.lost_probability for answer in answers if answer.lost_probability is not None]
             answered, seconds = len(work.answers) - before, max(time.perf_counter() - start, 1e-9)
@@ -246,7 +269,7 @@ class WorkFile:
         overwrite: whether to discard the batches of another run.
 
     Attributes:
-        answers: (text, number of tokens) by index of the question.
+        answers: (text, number of tokens) by index of the question, with escalation also the route and confidence.
         budget: requested tokens per batch of the run that wrote the last batch, and what halving left of them.
 
     Raises:
@@ -255,7 +278,7 @@ class WorkFile:
 
     def __init__(self, output: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False):
         self.path = output.with_name(f"{output.name}.partial")
-        self.answers: dict[int, tuple[str, int]] = {}
+        self.answers: dict[int, tuple[Any, ...]] = {}
         self.budget: tuple[int, int] | None = None
         self.journal = Journal(self.path)
         try:
@@ -277,7 +300,7 @@ class WorkFile:
             for record in records[1:]:
                 try:
                     requested, left = record["tokens_per_batch"]
-                    answers = {index: (text, tokens) for index, text, tokens in record["answers"]}
+                    answers = {index: (text, tokens, *told) for index, text, tokens, *told in record["answers"]}
                 except (KeyError, TypeError, ValueError):
                     break
                 self.answers.update(answers)
@@ -289,7 +312,10 @@ class WorkFile:
 
     def append(self, indices: Sequence[int], answers: Sequence[Answer], budget: tuple[int, int]) -> None:
         """Add a batch: its questions, their answers and the budget that it was made under."""
-        made = [(answer.output, answer.new_tokens) for answer in answers]
+        made: list[tuple[Any, ...]] = [
+            (answer.output, answer.new_tokens, *((answer.route, answer.confidence) if answer.route else ()))
+            for answer in answers
+        ]
         self.answers.update(zip(indices, made, strict=True))
         rows = [[index, *answer] for index, answer in zip(indices, made, strict=True)]
         self.journal.append({"tokens_per_batch": budget, "answers": rows})

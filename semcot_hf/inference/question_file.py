@@ -67,8 +67,9 @@ def read_questions(
         output: the file for the answers.
         column: field of a row's question, a text or a list of chat messages; messages after the user's last one are
             left out. Where the default column is missing, TRL's `prompt` or `messages` is used.
-        output_column: field of the answer. Its number of tokens is stored in `<output_column>_tokens`, the reason why
-            a row has no answer in `error`.
+        output_column: field of the answer. Its number of tokens is stored in `<output_column>_tokens`, with escalation
+            its route and confidence in `<output_column>_route` and `<output_column>_confidence`, the reason why a row
+            has no answer in `error`.
         overwrite: whether to replace an existing output.
 
     Raises:
@@ -137,7 +138,7 @@ def _question(line: bytes, column: str, output_column: str) -> Query:
     name = next((name for name in names if name in row), None)
     if name is None:
         raise ValueError(f"has no column {column!r}, but {', '.join(map(repr, row))}. Name the right one by --column.")
-    for taken in (output_column, f"{output_column}_tokens"):
+    for taken in (output_column, *(f"{output_column}_{name}" for name in ("tokens", "route", "confidence"))):
         if taken in row:
             raise ValueError(f"already has a column {taken!r}. Name another one for the answers by --output_column.")
     if "error" in row:

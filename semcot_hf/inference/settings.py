@@ -8,13 +8,14 @@ from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.escalation_semcot import Escalation
 from ..modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT
 from ..options import check_range
 from .prompting import default_answer_prompt, without_template
 
 # In the order of reports.
 ANSWER_METHODS = (
-    "no_cot", "cot", "condensed", "semcot", "semcot_hard", "words", "generator", "generator_no_cot",
+    "no_cot", "cot", "condensed", "semcot", "escalated", "semcot_hard", "words", "generator", "generator_no_cot",
 )  # fmt: skip
 # Those of any causal LM; "condensed" only where it is asked for by name.
 _HOST_METHODS = ("no_cot", "cot", "condensed")
@@ -65,7 +66,8 @@ def methods_of(model: PreTrainedModel) -> tuple[str, ...]:
     if not thinks_in_words(model):
         return ("no_cot", "cot", "semcot")
     mixed = model.config.mixture_top_k != 1
-    return tuple(method for method in ANSWER_METHODS if mixed or method != "semcot_hard")
+    left_out = ("escalated",) if mixed else ("escalated", "semcot_hard")
+    return tuple(method for method in ANSWER_METHODS if method not in left_out)
 
 
 def answer_prompt_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, chat: bool = True) -> str:
@@ -90,7 +92,7 @@ def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     Traceback (most recent call last):
     ...
     TypeError: unknown options max_token: AnswerSettings has method, num_implicit_tokens, max_new_tokens, \
-answer_prompt, few_shot, chat, stop, temperature, thought_prompt.
+answer_prompt, few_shot, chat, stop, temperature, thought_prompt, escalation, signals.
     """
     known = [field.name for field in fields(config) if field.init]  # type: ignore[arg-type]  # any dataclass
     unknown = [name for name in overrides if name not in known]
@@ -106,8 +108,9 @@ class AnswerSettings:
     Args:
         method: "no_cot" (the prompt ends with the answer prompt), "cot" (the prompt without it, so that the host
             reasons in words), "condensed" (worked examples have the host write a short thought, then its answer), or,
-            for a model with implicit tokens, "semcot" (implicit tokens before the answer prompt). Models whose tokens
-            are mixtures of words that the generator writes one after another also have "semcot_hard" (the most
+            for a model with implicit tokens, "semcot" (implicit tokens before the answer prompt). SemCoT models also
+            have "escalated" (answers of "semcot" whose confidence is low are replaced by those of "cot"). Models whose
+            tokens are mixtures of words that the generator writes one after another also have "semcot_hard" (the most
             probable word of each step alone, `mixture_top_k=1`), "words" (the host reads the words of "semcot" as
             text), "generator" (the generator alone writes its words, then its own answer) and "generator_no_cot" (it
             answers at once). `None` means "semcot" for a model with implicit tokens and "no_cot" for any other.
@@ -122,6 +125,8 @@ class AnswerSettings:
         temperature: of sampling; 0 decodes greedily. Thoughts in words are greedy.
         thought_prompt: chat messages of "condensed", a system message and worked examples; `None` means the model's
             own, or else `DEFAULT_THOUGHT_PROMPT`, whose thoughts are equations.
+        escalation: of "escalated", as `generate` takes it; `None` means the checkpoint's own rule.
+        signals: names of `Escalation`'s signals that answers of "semcot" carry.
     """
 
     method: str | None = None
@@ -133,6 +138,8 @@ class AnswerSettings:
     stop: str | None = NEXT_QUESTION
     temperature: float = 0.0
     thought_prompt: Sequence[Mapping[str, str]] | None = None
+    escalation: bool | float | Mapping[str, Any] | Escalation | None = None
+    signals: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens")
@@ -180,6 +187,15 @@ def check_thought_prompt(messages: object, name: str) -> None:
         )
 
 
+def check_escalates(model: PreTrainedModel, method: str) -> None:
+    """Raise a ValueError for a model whose `generate` knows no escalation."""
+    if not hasattr(model, "signal_problem"):
+        raise ValueError(
+            f"method={method!r} with a rule or signals: a model of type {model.config.model_type!r} does not tell "
+            "them; only SemCoT models do. Leave escalation and signals out."
+        )
+
+
 def check_method(model: PreTrainedModel, settings: AnswerSettings) -> str:
     """Return the method of `settings` for this model.
 
@@ -189,6 +205,8 @@ def check_method(model: PreTrainedModel, settings: AnswerSettings) -> str:
     implicit, methods = makes_implicit_tokens(model), {*methods_of(model), *_HOST_METHODS}
     if thinks_in_words(model):
         methods |= {*WORD_METHODS}
+    if hasattr(model, "signal_problem"):
+        methods.add("escalated")
     method = ("semcot" if implicit else "no_cot") if settings.method is None else settings.method
     if method not in methods:
         known = ", ".join(name for name in ANSWER_METHODS if name in methods)

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.offloading_semcot import in_memory
+from ..modeling.thoughts_semcot import Thoughts
 from .decoding import NO_PENALTIES, greedy_defaults
 from .prompting import encode_prompt, pad_left
 from .shared_prefix import can_share
@@ -209,3 +210,34 @@ def answer_after(
 def breaks_line(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     """Return whether a token ends with a line break."""
     return str(tokenizer.decode([token])).endswith("\n")
+
+
+def thought_fields(
+    thoughts: Thoughts | None, mask: torch.Tensor | None, rows: int, limit: int
+) -> list[dict[str, Any]]:
+    """Return what each row's `Answer` says of its thought.
+
+    Args:
+        thoughts: those of the model; `None` for given tokens, and for models that make as many for each question.
+        mask: (rows, k) of the tokens, where the rows have different numbers.
+        rows: number of rows.
+        limit: most tokens of a thought.
+    """
+    found: list[dict[str, Any]] = [{} for _ in range(rows)]
+    if mask is not None:
+        for row, length in zip(found, mask.sum(dim=1).tolist(), strict=True):
+            row |= {"implicit_tokens": length, "thought_ended": length < limit}
+    if thoughts is None:
+        return found
+    if thoughts.ended is not None:
+        for row, ended in zip(found, thoughts.ended.tolist(), strict=True):
+            row["thought_ended"] = ended
+    if thoughts.as_text is not None:
+        for row, as_text in zip(found, thoughts.as_text.tolist(), strict=True):
+            row["thought_as_text"] = as_text
+    if thoughts.lost_probability is not None:
+        shares = thoughts.lost_probability.tolist()
+        steps = [len(row) for row in shares] if thoughts.steps is None else thoughts.steps.tolist()
+        for row, lost, count in zip(found, shares, steps, strict=True):
+            row["lost_probability"] = (sum(lost) / max(count, 1), max(lost, default=0.0))
+    return found

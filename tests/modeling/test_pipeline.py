@@ -112,3 +112,22 @@ def test_iterator_streamer_yields_the_answer_while_it_is_made(pipe, tokenizer, a
 def test_an_empty_string_is_refused(pipe):
     with pytest.raises(ValueError, match="implicit tokens need input_ids"):
         pipe("", **NEW)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_escalation(pipe, model, tokenizer, answers, batch_size):
+    """Answers that are not sure are the host's own reasoning after the prompt without the answer prompt."""
+    prompts = [prompt_text(tokenizer, question) for question in QUESTIONS]
+    ids = [tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"] for prompt in prompts]
+    sure = [float(model.generate(row, escalation=0.0, return_dict_in_generate=True, **NEW).confidence) for row in ids]
+    threshold = sum(sorted(sure)[:2]) / 2
+    expected = list(answers)
+    for row in (number for number, own in enumerate(sure) if own < threshold):
+        question = ids[row][:, : -len(model.config.answer_prompt_ids)]
+        out = model.host.generate(question, max_new_tokens=8, do_sample=False)
+        expected[row] = tokenizer.decode(out[0, question.shape[1] :], skip_special_tokens=True)
+    rule = {"threshold": threshold, "max_reasoning_tokens": 8}
+    outs = pipe(prompts, batch_size=batch_size, return_full_text=False, escalation=rule, **NEW)
+    assert [out[0]["generated_text"] for out in outs] == expected != answers
+    out = pipe(prompts[0], return_full_text=False, escalation=rule, return_dict_in_generate=True, **NEW)[0]
+    assert out["generated_text"] == expected[0] and out["confidence"] == pytest.approx(sure[0], abs=1e-5)

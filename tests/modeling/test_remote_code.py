@@ -31,6 +31,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 root, question, new = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 found = {}
+
+def escalated(model, ids, new):
+    rule = {"threshold": 1.0, "max_reasoning_tokens": 4}
+    out = model.generate(ids, escalation=rule, return_dict_in_generate=True, **new)
+    return [out.sequences.tolist(), out.route, out.confidence.tolist()]
+
 for layout in json.loads(sys.argv[4]):
     folder = root / layout
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -46,6 +52,7 @@ for layout in json.loads(sys.argv[4]):
         "config": config.to_json_string(),
         "modules": [type(config).__module__, type(model).__module__, type(other).__module__],
         "ids": model.generate(ids, **new).tolist(),
+        "escalated": escalated(model, ids, new),
         "other": other.generate(ids, **new).tolist(),
         "text": model.implicit_text(ids) if layout.startswith("thoughts") else None,
         "piped": pipe(question, **new)[0]["generated_text"][-1]["content"],
@@ -132,6 +139,10 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     expected = model.generate(ids, **NEW)
     assert found["ids"] == found["other"] == expected.tolist()
+    rule = {"threshold": 1.0, "max_reasoning_tokens": 4}
+    out = model.generate(ids, escalation=rule, return_dict_in_generate=True, **NEW)
+    assert found["escalated"][:2] == [out.sequences.tolist(), out.route] and out.route == ["explicit"]
+    assert found["escalated"][2] == pytest.approx(out.confidence.tolist(), abs=1e-5)
     if layout == "attached":
         assert found["compiled"] == found["ids"]
     assert found["piped"] == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
