@@ -31,6 +31,8 @@ class Row:
         self.job, self.index, self.chooser = job, index, chooser
         self.text = AnswerText(tokenizer, job.stops)
         self.reported: list[TokenLogprob] = []
+        self.held = job.held
+        self.logprobs: list[float] = []
         self.last = self.count = 0
         self.finished = False
 
@@ -49,8 +51,12 @@ class Row:
             elif self.count >= self.job.max_new_tokens:
                 reason = "length"
         self.finished = reason is not None
-        if not self.finished and not self.job.streamed:
+        if not self.finished and (self.held or not self.job.streamed):
             return
+        if self.held:
+            self.job.decide(self.logprobs)
+            if self.job.goes_on:
+                return
         text = self.text.take(end=self.finished)
         if text or self.finished:
             self.job.emit(Piece(self.index, text, tuple(self.reported), reason))
@@ -174,7 +180,8 @@ class TransformersEngine:
         """Compute the prompts of jobs, and choose the first token of each answer."""
         now = time.monotonic()
         for job in jobs:
-            self._observer.seconds("queue", now - job.arrived)
+            if job.route is None:
+                self._observer.seconds("queue", now - job.arrived)
         groups: dict[int, list[Job]] = {}
         for job in jobs:
             groups.setdefault(job.count, []).append(job)
@@ -217,9 +224,10 @@ class TransformersEngine:
         new = []
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             job = jobs[number]
-            job.implicit_tokens, job.thought = thoughts.lengths[row], thoughts.texts[row]
-            index = place - numbers.index(number)
-            if index == 0:
+            index, first = place - numbers.index(number), job.route != "explicit"
+            if first:
+                job.implicit_tokens, job.thought = thoughts.lengths[row], thoughts.texts[row]
+            if index == 0 and first:
                 self._observer.tokens("prompt", len(job.prompt))
                 self._observer.tokens("implicit", job.implicit_tokens)
             chooser = Chooser(
@@ -264,6 +272,8 @@ class TransformersEngine:
                 continue
             token = row.chooser.choose(row_logits, likely)
             top = row.job.top_logprobs
+            if row.held:
+                row.logprobs.append(float(row_logits.float().log_softmax(dim=-1)[token]))
             self._observer.tokens("completion", 1)
             row.add(token, self._ends, None if top is None else _logprob(row_logits, token, top))
 
@@ -273,7 +283,12 @@ class TransformersEngine:
         if kept and not self._batch.joins:
             return
         self._batch.keep(kept)
+        ended = [row.job for row in self._rows if row.finished and row.job.goes_on]
         self._rows = [self._rows[number] for number in kept]
+        with self._changed:
+            for job in reversed(ended):
+                job.goes_on = False
+                self._waiting.appendleft(job)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         if not isinstance(error, RequestError):

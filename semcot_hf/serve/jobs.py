@@ -4,7 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from transformers import PreTrainedTokenizerBase
+
+from ..modeling.escalation_semcot import Escalation
 
 
 class RequestError(Exception):
@@ -81,12 +84,19 @@ class Job:
         top_logprobs: number of most probable tokens that are reported with each token; `None` for no report.
         wants_thought: whether `thought` is wanted.
         streamed: whether pieces are wanted before an answer is complete.
+        rule: when the answer is replaced by explicit reasoning, or `None`; it is held back until this is decided.
+        reasoning_prompt: token ids that explicit reasoning follows.
+        reasoning_tokens: most new tokens of explicit reasoning.
 
     Attributes:
         cancelled: set by the client's side; the engine then gives up the job's place.
         implicit_tokens: number of implicit tokens that were made.
         thought: what the implicit tokens say.
-        completion_tokens: number of generated tokens, end-of-sequence tokens included.
+        completion_tokens: number of generated tokens, end-of-sequence tokens and a replaced answer included.
+        prompt_tokens: number of the prompt's tokens as it was sent.
+        confidence: of the rule in the answer without explicit reasoning; `None` before it is decided.
+        route: "at_once", "implicit" or "explicit", once it is decided.
+        goes_on: whether explicit reasoning has still to begin.
         arrived: time of arrival, on `time.monotonic`'s clock.
     """
 
@@ -100,11 +110,40 @@ class Job:
     top_logprobs: int | None = None
     wants_thought: bool = False
     streamed: bool = False
+    rule: Escalation | None = None
+    reasoning_prompt: list[int] = field(default_factory=list)
+    reasoning_tokens: int = 0
     cancelled: bool = False
     implicit_tokens: int = 0
     thought: str | None = None
     completion_tokens: int = 0
     arrived: float = field(default_factory=time.monotonic)
+    confidence: float | None = None
+    route: str | None = None
+    goes_on: bool = False
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.prompt)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is still to be decided if the answer is kept."""
+        return self.rule is not None and self.route is None
+
+    def decide(self, logprobs: Sequence[float]) -> None:
+        """Choose the route by the log-probabilities of the answer's tokens.
+
+        Where the answer is replaced, the job becomes one of explicit reasoning that goes on.
+        """
+        if self.rule is None:
+            raise ValueError("rule is None: there is nothing to decide.")
+        logs = torch.tensor(logprobs, dtype=torch.float64)
+        signals = {"answer_probability": logs.mean().exp()[None], "min_token_probability": logs.min().exp()[None]}
+        self.confidence = float(self.rule.confidence(signals))
+        self.route = "implicit" if self.count else "at_once"
+        if self.confidence < self.rule.threshold:
+            self.route, self.goes_on = "explicit", True
+            self.prompt, self.count, self.max_new_tokens = self.reasoning_prompt, 0, self.reasoning_tokens
 
     @property
     def longest(self) -> int:

@@ -68,7 +68,7 @@ def app_of(
     kinds: dict[str, Any] = {"makes_tokens": makes_implicit_tokens(model), "says_words": says_words(model)}
     limits: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "max_queue": config.max_queue}
     if urls is None:
-        service = Service(model.config, tokenizer, config, **kinds)
+        service = Service(model.config, tokenizer, config, escalates=hasattr(model, "signal_problem"), **kinds)
         return make_app(service, TransformersEngine(model, tokenizer, observer=metrics, **limits), metrics)
     engine = VllmEngine(Front(model, tokenizer), urls, api_key=config.engine_api_key, observer=metrics, **limits)
     try:

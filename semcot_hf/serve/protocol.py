@@ -87,6 +87,7 @@ class AnswerRequest(Fields):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     implicit_tokens: Annotated[int, Field(ge=0, le=4096)] | Literal["text"] | None = None
+    escalation: bool | Annotated[float, Field(ge=0, le=1)] | None = None
     # What `transformers chat` sends; see `sampling`.
     generation_config: str | None = None
     # These say nothing that changes an answer.

@@ -33,7 +33,7 @@ class Responses:
 
     def usage(self) -> dict[str, int]:
         """Return the numbers of prompt, implicit and completion tokens, and their sum."""
-        prompt = sum(len(job.prompt) for job in self._jobs)
+        prompt = sum(job.prompt_tokens for job in self._jobs)
         implicit = sum(job.implicit_tokens for job in self._jobs)
         completion = sum(job.completion_tokens for job in self._jobs)
         return {
@@ -52,7 +52,7 @@ class Responses:
             tokens = [token for piece in own for token in piece.tokens]
             content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
             choice = {"index": number, **content, "finish_reason": own[-1].finish_reason}
-            choices.append({**choice, "logprobs": self._logprobs(number, job, tokens), **_thought(job)})
+            choices.append({**choice, "logprobs": self._logprobs(number, job, tokens), **_thought(job), **_route(job)})
         kind = "chat.completion" if self._chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage()}
 
@@ -73,6 +73,7 @@ class Responses:
         content = {"delta": {"content": piece.text} if piece.text else {}} if self._chat else {"text": piece.text}
         logprobs = self._logprobs(number, job, piece.tokens) if piece.tokens else None
         choice = {"index": number, **content, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+        choice |= _route(job) if piece.finish_reason else {}
         return self._chunk([choice])
 
     def ending(self) -> str:
@@ -129,6 +130,10 @@ def error_body(message: str, status: int, param: str | None = None, code: str | 
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _route(job: Job) -> dict[str, Any]:
+    return {} if job.rule is None else {"route": job.route, "confidence": job.confidence}
 
 
 def _thought(job: Job) -> dict[str, str]:

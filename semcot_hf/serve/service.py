@@ -9,11 +9,14 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ..inference.prompting import encode_prompt, prompt_text
 from ..inference.settings import answer_prompt_of
 from ..modeling.configuration_semcot import text_config
+from ..modeling.escalation_semcot import Escalation
 from ..modeling.splicing_semcot import context_of
 from .config import ServeConfig
 from .jobs import Job, Piece, RequestError
 from .protocol import AnswerRequest, ChatRequest, CompletionRequest
 
+# Those of the answer's own tokens.
+_SERVED_SIGNALS = ("answer_probability", "min_token_probability")
 # What OpenAI's completions API gives requests without a limit.
 COMPLETION_TOKENS = 16
 
@@ -42,6 +45,7 @@ class Service:
         config: the server's limits.
         makes_tokens: whether the model makes implicit tokens.
         says_words: whether these can be read.
+        escalates: whether the engine replaces answers by explicit reasoning.
         positions: most positions of a prompt with its answer, where the engine takes fewer than the host has.
 
     Raises:
@@ -56,9 +60,10 @@ class Service:
         *,
         makes_tokens: bool,
         says_words: bool,
+        escalates: bool = False,
         positions: int | None = None,
     ):
-        self._positions = positions
+        self._positions, self._escalates = positions, escalates
         self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
         self._makes_tokens, self._says_words = makes_tokens, says_words
         self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
@@ -97,6 +102,7 @@ class Service:
         else:
             assert isinstance(request, CompletionRequest)
             top = request.logprobs
+        rule = self._rule(request, prompts, field)
         made = []
         for prompt in prompts:
             job = Job(
@@ -110,7 +116,13 @@ class Service:
                 top_logprobs=top,
                 wants_thought=wants_thought,
                 streamed=bool(request.stream),
+                rule=rule,
             )
+            if rule is not None:
+                job.reasoning_prompt = prompt[: len(prompt) - len(self._ends)]
+                room = self._contexts(0)[0]
+                left = rule.max_reasoning_tokens if room is None else room - len(job.reasoning_prompt)
+                job.reasoning_tokens = min(rule.max_reasoning_tokens, self.config.max_answer_tokens, left)
             job.emit = _bound(emit, job)
             made.append(job)
         return made
@@ -139,6 +151,34 @@ class Service:
                 )
             return default, True
         return int(asked), False
+
+    def _rule(self, request: AnswerRequest, prompts: list[list[int]], field: str) -> Escalation | None:
+        """Return when the answers are replaced by explicit reasoning."""
+        if request.escalation is None or request.escalation is False:
+            return None
+        problem = None
+        if not self._escalates or not self._ends:
+            problem = "this engine or model does not escalate: leave the field out"
+        elif request.choices > 1:
+            problem = f"n={request.choices} answers cannot be asked for with it: leave one of the two out"
+        elif any(len(ids) <= len(self._ends) or ids[-len(self._ends) :] != self._ends for ids in prompts):
+            problem = f"{field} must end on the answer prompt {self._answer_prompt!r}, without which the host reasons"
+        if problem is not None:
+            raise RequestError(400, f"escalation: {problem}.", "escalation")
+        try:
+            rule = Escalation.of(request.escalation, self._model_config.escalation)
+        except ValueError as error:
+            raise RequestError(400, str(error), "escalation") from error
+        read = [] if rule.calibration is None else [name for name in rule.signals if name not in _SERVED_SIGNALS]
+        if read or rule.router is not None:
+            what = f"the signals {', '.join(read)}" if read else "a router"
+            raise RequestError(
+                400,
+                f"escalation: the checkpoint's rule goes by {what}, which the server does not compute: calibrate it "
+                f"on {' and '.join(_SERVED_SIGNALS)} alone.",
+                "escalation",
+            )
+        return rule
 
     def _prompts(self, request: AnswerRequest) -> list[list[int]]:
         if isinstance(request, ChatRequest):

@@ -1,0 +1,157 @@
+"""Requests with `escalation`: answers, routes and usage as `generate`'s, whoever else is answered; what is refused."""
+
+import json
+
+import httpx2
+import pytest
+import torch
+from served import running
+
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.modeling.escalation_semcot import Escalation
+from semcot_hf.serve.config import ServeConfig
+from semcot_hf.serve.jobs import RequestError
+from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.protocol import ChatRequest
+from semcot_hf.serve.running import RunningBatch
+from semcot_hf.serve.service import Service
+
+TEXTS = ["How many apples has Ann?", "Bob has 3.", "Ann gives one apple to Bob, who has 12 apples.", "2?"]
+NEW, REASONING, END = 6, 9, 9
+
+
+@pytest.fixture(scope="module")
+def model(tiny_lm, tiny_semcot, tiny_tokenizer):
+    made = tiny_semcot(tiny_lm(eos_token_id=END), answer_prompt_ids=answer_prompt_ids(tiny_tokenizer))
+    made.config.escalation = Escalation(1.0, max_reasoning_tokens=REASONING).to_dict()
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer):
+    return with_answer_prompt(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def url(model, tokenizer):
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny", max_answer_tokens=100))) as address:
+        yield address
+
+
+def ids_of(tokenizer, text):
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
+
+
+def expected(model, tokenizer, prompt, escalation):
+    rule = Escalation(escalation, max_reasoning_tokens=REASONING)
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=NEW, escalation=rule, return_dict_in_generate=True, do_sample=False
+    )
+    new = [token for token in out.sequences[0, len(prompt) :].tolist() if token != END]
+    return tokenizer.decode(new, skip_special_tokens=True), out.route[0], float(out.confidence)
+
+
+def threshold_of(model, tokenizer):
+    sure = sorted(expected(model, tokenizer, ids_of(tokenizer, text), 0.0)[2] for text in TEXTS)
+    return (sure[1] + sure[2]) / 2
+
+
+def ask(url, path="chat/completions", **body):
+    return httpx2.post(f"{url}/v1/{path}", json={"temperature": 0, "max_tokens": NEW, **body}, timeout=60)
+
+
+def test_a_batch_of_prompts(model, tokenizer, url):
+    prompts, threshold = [ids_of(tokenizer, text) for text in TEXTS], threshold_of(model, tokenizer)
+    body = ask(url, "completions", prompt=prompts, escalation=threshold).json()
+    for prompt, choice in zip(prompts, body["choices"], strict=True):
+        text, route, confidence = expected(model, tokenizer, prompt, threshold)
+        assert (choice["text"], choice["route"]) == (text, route)
+        assert choice["confidence"] == pytest.approx(confidence, abs=1e-5)
+    assert len({choice["route"] for choice in body["choices"]}) == 2
+    assert body["usage"]["prompt_tokens"] == sum(map(len, prompts)) and body["usage"]["implicit_tokens"] == 3 * 4
+    plain = ask(url, "completions", prompt=prompts).json()
+    assert "route" not in plain["choices"][0]
+    replaced = sum(choice["route"] == "explicit" for choice in body["choices"])
+    assert body["usage"]["completion_tokens"] > plain["usage"]["completion_tokens"] and replaced == 2
+
+
+@pytest.mark.parametrize("escalation", [True, 0.0])
+def test_a_stream_starts_when_the_route_is_decided(model, tokenizer, url, escalation):
+    chat = {"messages": [{"role": "user", "content": TEXTS[0]}], "escalation": escalation}
+    text, route, _ = expected(model, tokenizer, ids_of(tokenizer, TEXTS[0]), float(escalation))
+    whole = ask(url, **chat).json()["choices"][0]
+    assert (whole["message"]["content"], whole["route"]) == (text, route)
+    lines = [line for line in ask(url, stream=True, **chat).text.splitlines() if line.startswith("data: {")]
+    chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    assert "".join(chunk["delta"].get("content") or "" for chunk in chunks) == text
+    assert chunks[-1]["route"] == route and all("route" not in chunk for chunk in chunks[:-1])
+
+
+@pytest.mark.parametrize(
+    "body, problem",
+    [
+        ({"escalation": 1.5}, "escalation"),
+        ({"escalation": "often"}, "escalation"),
+        ({"escalation": 0.5, "n": 2}, "n=2 answers cannot be asked for"),
+        ({"escalation": 0.5, "prompt": "no answer prompt"}, "must end on the answer prompt"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(url, body, problem):
+    content = {} if "prompt" in body else {"messages": [{"role": "user", "content": "?"}]}
+    answer = ask(url, "completions" if "prompt" in body else "chat/completions", **content, **body)
+    assert answer.status_code == 400 and problem in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "rule, escalates, problem",
+    [
+        (None, False, "does not escalate"),
+        (None, True, "semcot calibrate"),
+        (
+            {
+                "threshold": 0.5,
+                "signals": ["thought_ended"],
+                "calibration": {"kind": "isotonic", "x": [0], "y": [1]},
+            },
+            True,
+            "thought_ended, which the server does not compute",
+        ),
+        (
+            {
+                "threshold": 0.5,
+                "router": {
+                    "signals": ["host_probability"],
+                    "calibration": None,
+                    "threshold": 0.5,
+                    "sends": "at_once",
+                },
+            },
+            True,
+            "a router, which the server does not compute",
+        ),
+    ],
+    ids=["vllm", "no-rule", "signals", "router"],
+)
+def test_rules_that_the_server_cannot_follow(model, tokenizer, monkeypatch, rule, escalates, problem):
+    monkeypatch.setattr(model.config, "escalation", rule)
+    config = ServeConfig(model="tiny")
+    service = Service(model.config, tokenizer, config, makes_tokens=True, says_words=False, escalates=escalates)
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "?"}], "escalation": True})
+    with pytest.raises(RequestError, match=problem) as raised:
+        service.jobs(request, lambda job, event: None)
+    assert raised.value.status == 400
+
+
+def test_hosts_that_sequences_cannot_join(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer):
+    """Their finished rows stay in the batch until all are."""
+    host = tiny_lm(eos_token_id=END, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    model = tiny_semcot(host, answer_prompt_ids=answer_prompt_ids(tiny_tokenizer))
+    threshold = threshold_of(model, tokenizer)
+    model.config.escalation = Escalation(threshold, max_reasoning_tokens=REASONING).to_dict()
+    assert not RunningBatch(host).joins
+    prompts = [ids_of(tokenizer, text) for text in TEXTS]
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny"))) as address:
+        choices = ask(address, "completions", prompt=prompts, escalation=True).json()["choices"]
+    for prompt, choice in zip(prompts, choices, strict=True):
+        assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, threshold)[:2]
