@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for folder in ("semcot_hf", "modeling") for path in (ROOT / folder).rglob("*.py"))
 # Import names that differ from their distribution's.
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Standard modules that Windows or macOS lack.
 NOT_EVERYWHERE = {"crypt", "fcntl", "grp", "msvcrt", "nis", "posix", "pwd", "resource", "termios", "tty", "winreg"}
 
