@@ -173,7 +173,7 @@ class SemCoTConfig(PreTrainedConfig):
     def to_json_file(self, json_file_path: str | PathLike, use_diff: bool = True) -> None:
         """Write the configuration with a checksum, by which `from_dict` notices a damaged file."""
         written: dict[str, Any] = self.to_diff_dict() if use_diff else self.to_dict()
-        self.config_checksum = _file_checksum(written)
+        self.config_checksum = file_checksum(written)
         try:
             super().to_json_file(json_file_path, use_diff=use_diff)
         finally:
@@ -315,7 +315,7 @@ def text_config(
     return config.get_text_config(decoder=decoder, encoder=encoder)
 
 
-def _file_checksum(content: dict[str, Any]) -> str:
+def file_checksum(content: dict[str, Any]) -> str:
     """Return the checksum of a config.json, apart from what names places, or has a checksum of its own."""
     apart = {"generator_name_or_path", "weights_checksum", "config_checksum", "transformers_version"}
     apart |= {
@@ -328,7 +328,7 @@ def _file_checksum(content: dict[str, Any]) -> str:
 def _check_file(content: dict[str, Any], name: str | PathLike | None) -> None:
     """Raise ValueError for the content of a config.json that is not the one its checksum was made of."""
     checksum = content.get("config_checksum")
-    if checksum is not None and checksum != _file_checksum(content):
+    if checksum is not None and checksum != file_checksum(content):
         raise ValueError(
             f"The config.json of {str(name or 'a SemCoT checkpoint')!r} is not as it was saved: it was damaged or "
             "edited. Copy or download it again; to load it as it is, delete its line config_checksum."
