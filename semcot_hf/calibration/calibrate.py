@@ -14,7 +14,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.predictions import read_predictions
 from ..inference.settings import with_overrides
 from ..modeling.configuration_semcot import SemCoTConfig, file_checksum
-from ..modeling.escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, Escalation
+from ..modeling.escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
 from ..storage import write_atomically
 from .config import CalibrationConfig
 from .rule import CalibrationOptions, Target, choose_rule
@@ -81,7 +81,7 @@ def calibrate(
                 output_dir=str(folder),
                 methods=list(WAY_METHODS.values()),
                 controls=False,
-                signals=[*signals, *routers],
+                signals=_recorded(model, signals),
                 alignment_encoder=config.alignment_encoder,
                 answer_type=config.answer_type,
                 overwrite=config.overwrite,
@@ -138,6 +138,12 @@ def check_checkpoint(folder: str | Path) -> Path:
     return path
 
 
+def _recorded(model: Any, signals: list[str]) -> list[str]:
+    """Return the signals that answers are stored with: also those that cost no time, for other calibrations."""
+    free = [name for name in ANSWER_SIGNALS if name not in _COSTLY and model.signal_problem(name) is None]
+    return [name for name in SIGNALS if name in (*free, *signals, *ROUTER_SIGNALS)]
+
+
 def _signals(model: Any, config: CalibrationConfig) -> list[str]:
     """Return the signals that are fitted."""
     if not hasattr(model, "signal_problem"):
@@ -148,7 +154,7 @@ def _signals(model: Any, config: CalibrationConfig) -> list[str]:
     if config.signals is None:
         if config.calibration == "isotonic":
             return ["answer_probability"]
-        return [name for name in ANSWER_SIGNALS if name not in _COSTLY and model.signal_problem(name) is None]
+        return [name for name in _recorded(model, []) if name in ANSWER_SIGNALS]
     for name in config.signals:
         problem = model.signal_problem(name)
         if problem is not None and not (name == "similarity" and config.alignment_encoder):
