@@ -34,6 +34,7 @@ SMALL = {
     "semcot distill": f"{TRAINING} --per_device_train_batch_size 4 --save_strategy no",
     "semcot condense": "--max_train_samples 20 --max_eval_samples 4",
     "semcot evaluate": "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 1",
+    "semcot calibrate": "--max_eval_samples 40 --max_new_tokens 4 --latency_samples 1",
     "semcot generate": "--max_new_tokens 4",
     "semcot data": "",
     "semcot bench methods": "--methods no_cot --seeds 0 --steps 1 --learning_rates 1e-3 --train_questions 8 "
