@@ -12,12 +12,14 @@ from ..serve.launch import check_extra
 from ..serve.space import push_space
 from .arguments import load_model, parse
 
+_DEMO = "runs/demo/model"
+
 
 @dataclass(kw_only=True)
 class PageArguments:
     """The checkpoint, and where its page is shown."""
 
-    model: str = option("runs/demo/model", "Folder or id of a SemCoT checkpoint; by default the one of `semcot demo`.")
+    model: str = option(_DEMO, "Folder or id of a SemCoT checkpoint; by default the one of `semcot demo`.")
     host: str = option("127.0.0.1", "Address to listen on; others than this machine's own need password.")
     port: int = option(7860, "Port to listen on.")
     password: str | None = option(
@@ -29,6 +31,8 @@ class PageArguments:
 
     def __post_init__(self) -> None:
         check_range(self, "[0, 65535]", "port")
+        if self.model == _DEMO and not os.path.isdir(_DEMO):
+            raise ValueError(f"model={_DEMO!r}, the demo's, is not there: run `semcot demo` first, or pass --model.")
         self.password = self.password or os.environ.get("SEMCOT_PAGE_PASSWORD") or None
         if not self.password and not is_local(self.host):
             raise ValueError(

@@ -200,3 +200,9 @@ def test_the_spaces_program_shows_the_page(words_model, tokenizer, tmp_path, mon
 def test_addresses_of_other_machines_need_a_password(capsys):
     assert main(["page", "--model", "m", "--host", "0.0.0.0"]) == 1
     assert "pass --password" in capsys.readouterr().err
+
+
+def test_the_demos_model_is_shown_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["page"]) == 1
+    assert "model='runs/demo/model', the demo's, is not there: run `semcot demo` first" in capsys.readouterr().err
