@@ -290,16 +290,23 @@ class SemCoTConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         """Positions for prompt and new tokens: what host and generator have, less the default implicit tokens.
 
+        Of the generator's, those of its thought prompt are left out as well.
+
         Clients such as lm-evaluation-harness read it to cut prompts.
 
         Raises:
             AttributeError: if neither part has a limit, as for a configuration without one.
         """
         parts = [self.host_config, None if self.separate_generator_tokenizer else self.generator_config]
-        limits = [getattr(text_config(part), "max_position_embeddings", None) for part in parts if part is not None]
-        if not any(limits):
+        shown = (0, sum(map(len, self.thought_prompt_ids or [])))
+        limits = [
+            limit - length
+            for part, length in zip(parts, shown, strict=True)
+            if part is not None and (limit := getattr(text_config(part), "max_position_embeddings", None))
+        ]
+        if not limits:
             raise AttributeError("max_position_embeddings: neither host nor generator has a limit")
-        return max(1, min(limit for limit in limits if limit) - self.num_implicit_tokens)
+        return max(1, min(limits) - self.num_implicit_tokens)
 
 
 def text_config(

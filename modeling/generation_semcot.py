@@ -18,6 +18,7 @@ from .implicit_tokens_semcot import SemCoTTokensMixin
 from .splicing_semcot import (
     Slots,
     check_context,
+    check_first_ids,
     check_gaps,
     check_layout,
     check_shapes,
@@ -92,6 +93,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
             count = _held_tokens(cache, num_implicit_tokens, implicit_embeddings)
         hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         if count == 0:
+            check_first_ids(input_ids, cache, self.config.get_text_config().vocab_size)
             return self._transformers.generate(input_ids, generation_config, **hooks, **kwargs)
         self._check_options(generation_config, kwargs)
         host_config = self.config.get_text_config()

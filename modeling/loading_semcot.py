@@ -39,7 +39,7 @@ from .sources_semcot import (
 )
 from .thought_prompt_semcot import recipe_fields
 from .vocabularies_semcot import shared_words
-from .weights_semcot import weights_fingerprint
+from .weights_semcot import fingerprint
 
 Model = TypeVar("Model", bound="SemCoTLoadingMixin")
 TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
@@ -105,6 +105,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 "tokenizer is that of both models, and host_tokenizer and generator_tokenizer were passed too: leave "
                 "one of the two out."
             )
+        named = {"host": (host, host_kwargs), "generator": (generator, generator_kwargs)}
         tokenizers: list[Any] = [host_tokenizer, generator_tokenizer]
         if host_tokenizer is None and tokenizer is None:
             tokenizers = own_tokenizers((_plain(host), host_kwargs), (_plain(generator), generator_kwargs))
@@ -141,6 +142,9 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         )
         model = cls(config, host=host, generator=backbone)
         model._record_host(is_there)
+        for (role, (name, options)), part in zip(named.items(), (host, generator), strict=True):
+            source = None if isinstance(_plain(name), PreTrainedModel) else name
+            model._note_folders(role, part, source, **(options or {}))
         model.generation_config = host.generation_config
         embeddings = in_memory(backbone.get_input_embeddings())
         if thought_token_id is None:
@@ -166,7 +170,9 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
 
     def _record_host(self, found: bool | None) -> None:
         """Record the weights of the host that a new model has, and whether a loader finds them by its name."""
-        self._attached_fingerprint = self.config.host_fingerprint = weights_fingerprint(self.host)
+        attached = fingerprint(self.host)
+        self._note_host(attached)
+        self.config.host_fingerprint = attached and attached.text
         self._host_is_there = found
 
     @classmethod
@@ -232,6 +238,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         # The loaded model would save its weights under the authors' names, so a new one takes its parts.
         model = cls(config, host=host, generator=generator)
         model._record_host(found)
+        model._note_folders("host", host, place.name, **place.arguments())
         model.projection, model.thought_embedding.data = loaded.projection, thought
         model.generation_config = host.generation_config
         return model.eval()
@@ -317,7 +324,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                     if value.is_floating_point() and name in saved_names:
                         value.data = value.data.to(dtypes[0] if name.startswith("host.") else dtypes[1])
             model._set_host(host)
-            model._attached_fingerprint = weights_fingerprint(host)
+            model._note_host(fingerprint(host))
         if not kwargs.get("ignore_mismatched_sizes"):
             model._check_checksums(str(pretrained_model_name_or_path), *checksums)
         if not config.includes_host:

@@ -15,6 +15,7 @@ from .loading_semcot import SemCoTLoadingMixin
 from .question_cache_semcot import cacheable_columns, fill_question_cache
 from .splicing_semcot import (
     Slots,
+    check_first_ids,
     check_gaps,
     check_shapes,
     generator_queries,
@@ -125,6 +126,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLos
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(self.config, name):
                 kwargs.setdefault(name, True)
+        check_first_ids(input_ids, past_key_values, self.config.get_text_config().vocab_size)
         if completion_mask is None and labels is not None and inputs_embeds is None:
             completion_mask = _completion_of(labels, attention_mask)
         thought_loss = None

@@ -13,11 +13,16 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from .configuration_semcot import SemCoTConfig, text_config
 from .offloading_semcot import execution_device, in_memory, whole_device_map
-from .sources_semcot import HostPlace, check_part, is_bidirectional
+from .sources_semcot import HostPlace, changed_settings, check_part, folder_of, is_bidirectional, settings_of
 from .splicing_semcot import context_of
-from .weights_semcot import same_weights, shares_weights, weights_fingerprint
+from .weights_semcot import Fingerprint, fingerprint, same_weights, shares_weights
 
 logger = logging.get_logger(__name__)
+OTHER_TRAINERS = (
+    "TRL's trainers (SFTTrainer, DPOTrainer, GRPOTrainer and others) compute losses from a backbone's states, which "
+    "leave the implicit tokens out. Train by semcot_hf.SemCoTDistillationTrainer, or by transformers' Trainer, which "
+    "takes the loss of the model's forward."
+)
 
 
 class SemCoTPreTrainedModel(PreTrainedModel):
@@ -43,8 +48,12 @@ class SemCoTPreTrainedModel(PreTrainedModel):
     # Set if host and generator do not share a tokenizer.
     host_tokenizer: PreTrainedTokenizerBase | None = None
     generator_tokenizer: PreTrainedTokenizerBase | None = None
-    # The host's weights when it was attached, and whether a loader finds them by the configuration (None: unknown).
-    _attached_fingerprint: str | None = None
+    # The host's weights and settings when it was attached, and whether a loader finds them by the configuration
+    # (None: unknown).
+    _attached_fingerprint: Fingerprint | None = None
+    _attached_settings: dict[str, Any] | None = None
+    # (role, folder) of what the parts were loaded from, as absolute paths.
+    _part_folders: tuple[tuple[str, str], ...] = ()
     _host_is_there: bool | None = None
     # The arguments of each `load_adapter` before there was a host.
     _adapters_for_later: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ()
@@ -141,7 +150,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         """
         config, recorded = self.config, HostPlace.recorded(self.config)
         given = HostPlace.of_model(host) if place is None else place
-        present = weights_fingerprint(host)
+        attached = fingerprint(host)
+        present = attached and attached.text
         same, named_same = same_weights(config.host_fingerprint, present), given.name == recorded.name
         if same is False and given.name is not None and (given == recorded or (place is None and named_same)):
             raise ValueError(
@@ -154,6 +164,10 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             logger.warning(
                 f"The host {given} has other weights than the host {recorded} that this SemCoT model was made with."
             )
+        if found and given == recorded:
+            changed = changed_settings(settings_of(config.host_config), settings_of(host.config))
+            if changed:
+                logger.warning(f"The host {given} has other settings than when this model was saved: {changed}.")
         self._set_host(host)
         if place is not None or not named_same:
             for name, value in given.fields().items():
@@ -163,7 +177,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             self._host_is_there = None
         if same is False or config.host_fingerprint is None or (same is None and not named_same):
             config.host_fingerprint = present
-        self._attached_fingerprint = present
+        self._note_host(attached)
+        self._note_folders("host", host, given.name, **given.arguments())
         places = whole_device_map(self, host)
         if places is not None:
             self.hf_device_map = places
@@ -172,6 +187,17 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         for args, kwargs in waiting:
             report = self.load_adapter(*args, **kwargs)
         return report
+
+    def _note_folders(self, role: str, part: PreTrainedModel, name: Any = None, **kwargs: Any) -> None:
+        """Remember the folders that hold a part: those of `name`, loaded with `kwargs`, and of its configuration."""
+        commit = {"revision": getattr(part.config, "_commit_hash", None)}
+        places = ((name, kwargs), (part.config.name_or_path, {**commit, **kwargs}))
+        folders = {folder for place, options in places if (folder := folder_of(place, options)) is not None}
+        self._part_folders += tuple((role, folder) for folder in sorted(folders))
+
+    def _note_host(self, attached: Fingerprint | None) -> None:
+        """Remember the weights and the settings that the host has when it is attached."""
+        self._attached_fingerprint, self._attached_settings = attached, settings_of(self.host.config)
 
     def _set_host(self, host: PreTrainedModel) -> None:
         wanted, got = text_config(self.config.host_config), host.config.get_text_config()
@@ -274,6 +300,16 @@ class SemCoTPreTrainedModel(PreTrainedModel):
                 if hasattr(module, "gradient_checkpointing"):
                     module.gradient_checkpointing = False
 
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Add tags to the model card, as transformers does; TRL's trainers, which do so too, are refused.
+
+        Raises:
+            ValueError: for the tags of a trainer of TRL.
+        """
+        if "trl" in ([tags] if isinstance(tags, str) else tags):
+            raise ValueError(f"A trainer of TRL (tags {tags!r}) was given a SemCoT model. {OTHER_TRAINERS}")
+        super().add_model_tags(tags)
+
     @property
     def base_model(self) -> Any:
         """What stands for a backbone, of which callers compute hidden states: calling it raises an error."""
@@ -303,10 +339,8 @@ class NoBackbone:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise ValueError: callers would compute losses without implicit tokens."""
         raise ValueError(
-            "model.base_model is called for hidden states, as trainers of TRL do (SFTTrainer, DPOTrainer, GRPOTrainer "
-            "and others): a SemCoT model has no such backbone, and losses computed from the host's states leave the "
-            "implicit tokens out. Train by semcot_hf.SemCoTDistillationTrainer, or by transformers' Trainer, which "
-            "takes the loss of the model's forward; the host's states are those of model.host.base_model."
+            "model.base_model is called for hidden states: a SemCoT model has no such backbone. "
+            f"{OTHER_TRAINERS} The host's states are those of model.host.base_model."
         )
 
 

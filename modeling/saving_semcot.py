@@ -6,13 +6,15 @@ from contextlib import contextmanager, nullcontext
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
 from .checksums_semcot import content_checksum, saved_weights, tokenizer_checksum, weights_checksum
+from .folders_semcot import ReplacedFolder
 from .parts_semcot import SemCoTPreTrainedModel
-from .sources_semcot import TOKENIZERS, HostPlace, check_target, is_folder, load_host
-from .weights_semcot import adapted_layers, is_quantized, merged_state, same_weights, weights_fingerprint
+from .sources_semcot import TOKENIZERS, HostPlace, changed_settings, check_target, is_folder, load_host, settings_of
+from .weights_semcot import adapted_layers, fingerprint, is_quantized, merged_state, same_weights, weights_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -22,6 +24,8 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
 
     # The layout of what is being pushed to the Hub.
     _pushed_layout: bool | None = None
+    # Where files are written until all of them are whole.
+    _replaced: ReplacedFolder | None = None
 
     def save_pretrained(
         self,
@@ -35,12 +39,14 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
     ) -> Any:
         """Save a checkpoint: generator, projection and config, with the host by reference or included.
 
+        A checkpoint that was in the folder before is replaced when the new one is written whole.
+
         Args:
             save_directory: the folder; never one that host or generator come from.
             include_host: `True` for the whole layout (one self-contained folder), `False` for the attached layout
                 (host by reference). `None` keeps the layout that the model was loaded from, but includes a host
-                without id or path, with adapters, with a resized vocabulary, or with other weights than those that a
-                loader finds under its name.
+                without id or path, with adapters, with a resized vocabulary, or with other weights or settings than
+                those that a loader finds under its name.
             is_main_process, state_dict, push_to_hub, args, kwargs: as in transformers. Adapters are merged into the
                 saved weights.
 
@@ -61,6 +67,8 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             pushed = self._pushed_layout
             include_host = self._includes_host(include_host) if pushed is None else pushed
             self._check_parts_for_saving(include_host)
+            if push_to_hub:
+                kwargs["repo_id"] = repo
             return self._write(save_directory, include_host, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def part_sources(self) -> list[tuple[str, str | PathLike | None]]:
@@ -76,7 +84,7 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         ):
             if part is not None:
                 places.append((role, part.config.name_or_path))
-        return places
+        return [*places, *self._part_folders]
 
     @contextmanager
     def for_the_hub(self, include_host: bool | None = None, repo_id: str | None = None) -> Iterator[None]:
@@ -148,7 +156,10 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         layout = self.config.includes_host
         config: Any = self.config
         config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
-        state_dict = self.state_dict() if state_dict is None else state_dict
+        if state_dict is None:
+            state_dict = self.state_dict()
+        elif not include_host:
+            self._check_host_state(state_dict)
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
         state_dict = merged_state(self, state_dict)
@@ -158,20 +169,35 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                 f"{len(lost)} weights have no values (device meta), such as {lost[0]!r}, and cannot be saved: load "
                 "the model without offloading it."
             )
-        for name in TOKENIZERS if self.config.separate_generator_tokenizer else ():
-            if is_main_process:
-                getattr(self, name).save_pretrained(os.path.join(save_directory, name))
         self.config.includes_host = include_host
         config.weights_checksum = weights_checksum(saved_weights(self, state_dict, include_host))
         config.generation_checksum = generation_checksum(self)
         config.own_tokenizers_checksum = self._checksum_of_tokenizers()
         # Otherwise transformers would save the adapters only.
         adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
+        writes = self.should_save_on_this_rank(is_main_process) and not kwargs.get("distributed_checkpoint")
         try:
-            return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+            with ReplacedFolder(save_directory, kwargs.get("variant")) if writes else nullcontext() as self._replaced:
+                folder = save_directory if self._replaced is None else self._replaced.path
+                for name in TOKENIZERS if self.config.separate_generator_tokenizer and is_main_process else ():
+                    getattr(self, name).save_pretrained(os.path.join(folder, name))
+                return super().save_pretrained(folder, is_main_process, state_dict, *args, **kwargs)
         finally:
-            self.config.includes_host, self._hf_peft_config_loaded = layout, adapted
+            self.config.includes_host, self._hf_peft_config_loaded, self._replaced = layout, adapted, None
             config.weights_checksum = config.generation_checksum = config.own_tokenizers_checksum = None
+
+    def _check_host_state(self, state_dict: dict[str, Tensor]) -> None:
+        """Raise ValueError for a state dict with other values of the host, which the attached layout leaves out."""
+        own = self.state_dict()
+        for name, value in state_dict.items():
+            kept = own.get(name) if name.startswith("host.") else None
+            if kept is None or kept.is_meta or value.is_meta or kept.shape != value.shape:
+                continue
+            if kept.data_ptr() != value.data_ptr() and not torch.equal(kept, value.to(kept)):
+                raise ValueError(
+                    f"state_dict has other values of {name!r} than the model, which are lost in the attached layout: "
+                    "pass include_host=True, which saves the host's weights."
+                )
 
     def _checksum_of_tokenizers(self) -> str | None:
         """Return the checksum of the tokenizers that a checkpoint carries in folders of their own."""
@@ -180,9 +206,14 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         return content_checksum([tokenizer_checksum(getattr(self, name)) for name in TOKENIZERS])
 
     def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
-        # Files with a newer timestamp are uploaded, and the tokenizers are written before this call.
-        times = super()._get_files_timestamps(working_dir)
-        return {name: time for name, time in times.items() if name not in TOKENIZERS}
+        # Of the folder that the files move to before they are uploaded.
+        return super()._get_files_timestamps(working_dir if self._replaced is None else self._replaced.target)
+
+    def _upload_modified_files(self, working_dir: str | PathLike, *args: Any, **kwargs: Any) -> Any:
+        if self._replaced is not None:
+            self._replaced.publish()
+            working_dir = self._replaced.target
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _check_parts_for_saving(self, include_host: bool) -> None:
         if include_host and self.host is not None and is_quantized(self.host):
@@ -237,10 +268,15 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             return "has adapters"
         if self.config.vocab_size != self._attached_words:
             return f"has had its vocabulary resized from {self._attached_words} to {self.config.vocab_size}"
-        present = weights_fingerprint(self.host)
-        known = (self._attached_fingerprint, self.config.host_fingerprint)
-        if any(same_weights(fingerprint, present) is False for fingerprint in known):
+        attached, now = self._attached_fingerprint, fingerprint(self.host)
+        present = now and now.text
+        known = (attached and attached.text, self.config.host_fingerprint)
+        renamed = attached and now and attached.text == now.text and attached.ordered != now.ordered
+        if renamed or any(same_weights(text, present) is False for text in known):
             return "has other weights than when it was loaded"
+        changed = changed_settings(self._attached_settings or {}, settings_of(self.host.config))
+        if changed:
+            return f"has other settings than when it was loaded ({changed})"
         if self._host_is_there is None:
             place = HostPlace.recorded(self.config)
             if is_quantized(self.host) and place.gguf_file is None:
@@ -253,6 +289,9 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                 # Whatever stops a loader here would stop it later.
                 logger.info(f"The host {place} could not be loaded: {error!r}")
                 return None if on_demand else "could not be loaded from there to compare it"
+            changed = changed_settings(settings_of(found.config), settings_of(self.host.config))
+            if changed:
+                return f"has other settings than the one found there ({changed})"
             self._host_is_there = same_weights(weights_fingerprint(found), present) is not False
             if self._host_is_there:
                 self.config.host_revision = place.revision

@@ -33,6 +33,12 @@ PLACE_ARGUMENTS = ("revision", "subfolder", "variant", "gguf_file")
 KNOWN_ARGUMENTS = {*FILE_ARGUMENTS, *SHARED_ARGUMENTS, *PLACE_ARGUMENTS, "torch_dtype", "trust_remote_code"}
 TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
 ModelSource: TypeAlias = str | PathLike | PreTrainedModel
+# Settings without effect on what a frozen model computes, or that are saved elsewhere.
+NO_SETTINGS = {
+    *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config"),
+    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "gradient_checkpointing"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "id2label", "label2id", "problem_type"),
+}
 
 
 class HostPlace(NamedTuple):
@@ -68,6 +74,47 @@ class HostPlace(NamedTuple):
         return " ".join([repr(self.name), *(f"{name}={value}" for name, value in self.arguments().items())])
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return the values of a host's configuration that change what it computes; those of its parts by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in (config if isinstance(config, dict) else config.to_dict()).items():
+        if name in NO_SETTINGS or name.startswith("_") or "drop" in name:
+            continue
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": setting for inner, setting in settings_of(value).items()}
+        else:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return what differs between two results of `settings_of`, in words; "" for nothing. New names do not count."""
+    names = [name for name in before if name in now and before[name] != now[name]]
+    return ", ".join(f"{name}={now[name]!r} instead of {before[name]!r}" for name in names)
+
+
+def folder_of(name: Any, kwargs: dict[str, Any] | None = None) -> str | None:
+    """Return the folder on this machine that holds a model's files, as an absolute path; `None` if there is none.
+
+    Args:
+        name: its id or path.
+        kwargs: arguments of its `from_pretrained`.
+    """
+    kwargs = kwargs or {}
+    if not name:
+        return None
+    options = {**pick(kwargs, FILE_ARGUMENTS), "local_files_only": True}
+    try:
+        for file in (kwargs.get("gguf_file") or "config.json", "adapter_config.json"):
+            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
+            if found is not None:
+                return os.path.dirname(os.path.abspath(found))
+    except (OSError, ValueError):
+        # No such model here.
+        pass
+    return None
+
+
 def pick(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
@@ -83,10 +130,15 @@ def readable(what: str, part: str = "a file of weights (*.safetensors)") -> Iter
     try:
         yield
     except Exception as error:
-        # tokenizers raises exceptions of no type of its own.
-        if type(error).__name__ not in ("SafetensorError", "Exception", "JSONDecodeError", "UnicodeDecodeError"):
+        if not _is_damage(error):
             raise
         raise OSError(f"{what}: {part} is cut off or damaged ({error}): copy or download it again.") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether an error is one of those that cut off or damaged files give."""
+    # tokenizers raises exceptions of no type of its own.
+    return type(error).__name__ in ("SafetensorError", "Exception", "JSONDecodeError", "UnicodeDecodeError")
 
 
 def load_host(name: str | PathLike, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace]:
@@ -102,6 +154,9 @@ def load_host(name: str | PathLike, kwargs: dict[str, Any]) -> tuple[PreTrainedM
     kwargs = {**kwargs, **({} if commit is None else {"revision": commit})}
     with readable(f"The host {str(name)!r}"):
         host = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    if isinstance(host, tuple):
+        # With output_loading_info.
+        host = host[0]
     # A folder of adapters gives the name of their base.
     place = HostPlace(host.config.name_or_path or None, commit, *(kwargs.get(key) for key in PLACE_ARGUMENTS[1:]))
     return host, place
@@ -293,11 +348,29 @@ def _tokenizer_of(part: ModelSource, kwargs: dict[str, Any]) -> PreTrainedTokeni
         arguments["local_files_only"], name = True, part.config.name_or_path
     if not name:
         return None
+    found = _tokenizer_at(name, arguments)
+    if found is None and not isinstance(part, PreTrainedModel):
+        # A folder of adapters may have none beside them: their base has.
+        base, options = base_of_adapters(name, pick(kwargs, FILE_ARGUMENTS))
+        if base != name:
+            return _tokenizer_at(base, {**arguments, **pick(options, ("revision", "subfolder"))})
+    return found
+
+
+def _tokenizer_at(name: Any, arguments: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer at an id or path, or in the folder above its subfolder; `None` if there is none.
+
+    Raises:
+        OSError: for a damaged file of a tokenizer.
+    """
     above = {name: value for name, value in arguments.items() if name != "subfolder"}
     for options in (arguments, above) if "subfolder" in arguments else (arguments,):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        except Exception:
+            with readable(f"The model {str(name)!r}", "its tokenizer (tokenizer.json)"):
+                tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        except Exception as error:
+            if isinstance(error.__cause__, Exception) and _is_damage(error.__cause__):
+                raise
             # Each kind of tokenizer has its own error for missing files.
             continue
         # Without files, some kinds are made with special tokens alone.

@@ -1,6 +1,6 @@
 """Where implicit tokens go: insertion columns, generator queries and positions, for training and generation alike."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -320,12 +320,26 @@ def check_shapes(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         )
 
 
+def check_ids(lowest: int, highest: int, vocab_size: int) -> None:
+    """Raise ValueError for ids, from `lowest` to `highest`, outside a host's vocabulary."""
+    if lowest < 0 or highest >= vocab_size:
+        raise ValueError(
+            f"input_ids holds ids from {lowest} to {highest}: must lie within 0 and {vocab_size - 1}, since the host "
+            f"knows {vocab_size} tokens. Use the model's own tokenizer; of a padding token that was added to it, set "
+            "tokenizer.pad_token = tokenizer.eos_token."
+        )
+
+
+def check_first_ids(input_ids: Tensor | None, past_key_values: Any, vocab_size: int) -> None:
+    """Raise ValueError for ids outside a host's vocabulary, unless they continue cached ones."""
+    if past_key_values is None and input_ids is not None and not torch.compiler.is_compiling():
+        if input_ids.numel() and not input_ids.is_meta:
+            check_ids(*torch.stack(input_ids.aminmax()).tolist(), vocab_size)
+
+
 def check_layout(layout: PromptLayout, vocab_size: int) -> None:
     """Raise ValueError for rows that are all padding or end in it, and for ids outside the host's vocabulary."""
-    if layout.lowest < 0 or layout.highest >= vocab_size:
-        raise ValueError(
-            f"input_ids holds ids from {layout.lowest} to {layout.highest}: must lie within 0 and {vocab_size - 1}."
-        )
+    check_ids(layout.lowest, layout.highest, vocab_size)
     if layout.shortest == 0:
         raise ValueError(
             "attention_mask, or the padding inferred from pad_token_id without it, has a row of padding only: every "

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from .offloading_semcot import read_parameter, read_state
 
 # Values of each weight that enter a fingerprint: at least this many, evenly spaced.
 SAMPLES = 256
+# Numbers of 64 bits whose sum enters the digest of all values.
+BLOCK = 64
 # Casts between these round values to 8 bits of precision at most.
 WIDE_DTYPES = {"float64", "float32", "bfloat16"}
 
@@ -68,22 +70,41 @@ def is_quantized(model: Any) -> bool:
     return method != "gguf" or not all(value.is_floating_point() for value in model.parameters())
 
 
-@torch.no_grad()
+class Fingerprint(NamedTuple):
+    """What tells the weights of a model apart from others.
+
+    Args:
+        text: as in `weights_fingerprint`.
+        ordered: a digest in which names and order of the weights count as well; it compares a model with itself.
+    """
+
+    text: str
+    ordered: str
+
+
 def weights_fingerprint(model: Any) -> str | None:
     """Return a short text by which the weights of two models can be compared; adapters of peft do not count.
 
-    It has four parts, joined by "-": the dtypes, and digests of evenly spaced values of each weight, of these values
-    in bfloat16, and of their signs. The last two stay the same when the model is cast. Names and order of the weights
-    do not count, since they change between versions of transformers.
+    It has five parts, joined by "-": the dtypes, and digests of evenly spaced values of each weight, of these values
+    in bfloat16, of their signs, and of all values. Parts three and four stay the same when the model is cast. Names
+    and order of the weights do not count, since they change between versions of transformers.
 
     Returns:
         The fingerprint; `None` if weights are quantized, sharded over processes, or on no device (meta).
     """
+    found = fingerprint(model)
+    return None if found is None else found.text
+
+
+@torch.no_grad()
+def fingerprint(model: Any) -> Fingerprint | None:
+    """Return the fingerprint of a model's weights; `None` as in `weights_fingerprint`."""
     if is_quantized(model):
         return None
     dtypes: set[str] = set()
-    digests: list[set[bytes]] = [set(), set(), set()]
-    for value in _base_parameters(model):
+    digests: list[set[bytes]] = [set(), set(), set(), set()]
+    ordered = hashlib.sha256()
+    for name, value in _base_parameters(model):
         # DeepSpeed and FSDP mark the weights of which a process holds a part.
         part = hasattr(value, "ds_id") or hasattr(value, "_fsdp_flattened")
         if type(value) not in (nn.Parameter, Tensor) or part or value.is_meta or not value.is_floating_point():
@@ -91,33 +112,59 @@ def weights_fingerprint(model: Any) -> str | None:
         flat = value.detach().reshape(-1)
         chosen = flat[:: max(1, flat.shape[0] // SAMPLES)].cpu()
         dtypes.add(str(value.dtype).removeprefix("torch."))
-        for found, values in zip(digests, (chosen, chosen.float().bfloat16(), chosen.float().signbit()), strict=True):
+        sampled = (chosen, chosen.float().bfloat16(), chosen.float().signbit())
+        for found, values in zip(digests[:3], sampled, strict=True):
             found.add(hashlib.sha256(values.contiguous().view(torch.uint8).numpy().tobytes()).digest())
+        digest = _digest_of_all(flat)
+        if digest not in digests[3]:
+            # Tied weights are two parameters once they are offloaded.
+            ordered.update(name.replace("_orig_mod.", "").encode() + digest)
+        digests[3].add(digest)
     joined = [hashlib.sha256(b"".join(sorted(found))).hexdigest()[:16] for found in digests]
-    return "-".join(["+".join(sorted(dtypes)), *joined])
+    return Fingerprint("-".join(["+".join(sorted(dtypes)), *joined]), ordered.hexdigest())
+
+
+def _digest_of_all(values: Tensor) -> bytes:
+    """Return a digest of a vector in which each bit counts, and the place of each block of 512 bytes."""
+    data = values.contiguous().view(torch.uint8)
+    # A view as 64-bit integers needs an aligned address.
+    data = data.clone() if data.data_ptr() % 8 or data.storage_offset() % 8 else data
+    whole = data.shape[0] // (8 * BLOCK) * 8 * BLOCK
+    digest = hashlib.sha256(str(values.shape[0]).encode())
+    for part in (data[:whole].view(torch.int64).view(-1, BLOCK).sum(dim=1), data[whole:]):
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.digest()
 
 
 def same_weights(first: str | None, second: str | None) -> bool | None:
-    """Compare two fingerprints, of models in the same dtypes or in others; return `None` if either is missing."""
+    """Compare two fingerprints, of models in the same dtypes or in others; return `None` if either is missing.
+
+    Those of earlier versions have no digest of all values.
+    """
     parts = [(text or "").split("-") for text in (first, second)]
-    if any(len(part) != 4 for part in parts):
+    if any(len(part) not in (4, 5) for part in parts):
         return None
     dtypes = [set(part[0].split("+")) for part in parts]
-    compared = 1 if dtypes[0] == dtypes[1] else 2 if dtypes[0] | dtypes[1] <= WIDE_DTYPES else 3
+    if dtypes[0] != dtypes[1]:
+        compared = 2 if dtypes[0] | dtypes[1] <= WIDE_DTYPES else 3
+    else:
+        compared = 1 if min(map(len, parts)) == 4 else 4
     return parts[0][compared] == parts[1][compared]
 
 
-def _base_parameters(model: nn.Module) -> list[Tensor]:
-    """Return a model's parameters, also offloaded ones, without those of adapters and of trained copies of layers."""
+def _base_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return (name, value) of a model's parameters, also offloaded ones, without adapters and trained copies."""
     layers: Any = adapted_layers(model)
     adapted = tuple(f"{name}." for name, _ in layers)
-    found: list[Tensor] = [
-        read_parameter(model, name, value) for name, value in model.named_parameters() if not name.startswith(adapted)
+    found: list[tuple[str, Tensor]] = [
+        (name, read_parameter(model, name, value))
+        for name, value in model.named_parameters()
+        if not name.startswith(adapted)
     ]
-    for _, layer in layers:
+    for path, layer in layers:
         base = getattr(layer, "token_adapter", layer)
         base = base.get_base_layer() if hasattr(base, "get_base_layer") else base.original_module
-        found += [read_parameter(base, name, value) for name, value in base.named_parameters()]
+        found += [(f"{path}.{name}", read_parameter(base, name, value)) for name, value in base.named_parameters()]
     return found
 
 

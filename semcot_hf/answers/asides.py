@@ -1,4 +1,4 @@
-"""Parts of an output that state no answer: thinking in tags, a check of the answer, and refusals to answer."""
+"""Parts of an output that state no answer: thinking in tags, checks, refusals, and reasoning that is cut off."""
 
 import re
 
@@ -33,6 +33,10 @@ _REFUSAL = re.compile(
     r"|\b(?P<unsure>(?:not|n['\u2019]t)\s+(?:\w+\s+)?(?:sure|certain)|unsure|no\s+idea"
     r"|(?:do\s+not|don['\u2019]?t)\s+know)\b",
     re.IGNORECASE,
+)
+_MATH = re.compile(r"\\[\[\]()]")
+_GOES_ON = re.compile(
+    r"[\s\W]*(?:next|now|then|therefore|thus|hence|so|first|finally|since|to|let['\u2019]?s|we|after)\b", re.IGNORECASE
 )
 _GUESS = re.compile(r"\b(?:think|guess|believe|say|suppose|probably|likely|answer)\b", re.IGNORECASE)
 
@@ -109,3 +113,23 @@ def position_of_refusal(texts: list[str]) -> int | None:
         if "=" in text or CONCLUDES.search(text):
             return None
     return None
+
+
+def is_cut_off(output: str) -> bool:
+    r"""Return whether an output ends before its conclusion: in a formula, or in a sentence that announces a number.
+
+    The last number of such an output is one of its way to the answer.
+
+    >>> is_cut_off(r"He sells 4 a day. So \[ 4 \times"), is_cut_off("It is 4 a day. Therefore, we"), is_cut_off("4,")
+    (True, True, True)
+    >>> is_cut_off("He sells 4 a day"), is_cut_off(r"\[ 2 \times 2 = 4 \]"), is_cut_off("So he has 4")
+    (False, False, False)
+    """
+    text = output.rstrip()
+    marks = _MATH.findall(text)
+    if marks and marks[-1] in (r"\[", r"\("):
+        return True
+    last = re.split(r"(?<=[.!?])\s|\n", text)[-1]
+    if re.search(r"[,:]$", last) or (last and not re.search(r"\w", last) and re.fullmatch(r"\s*[-*\u2022]+", last)):
+        return True
+    return not re.search(r"[\d.!?)}\]*\"']$", last) and not re.search(r"\d", last) and bool(_GOES_ON.match(last))

@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from .asides import is_cut_off
 from .latex import is_formula, plain
 from .number_grammar import BEGINS, CURRENCY, DECIMAL, NUMBER, normal_form, value_of
 from .prose import GIVEN, conclusion, weights
@@ -88,7 +89,8 @@ def number_stated(output: str) -> str | None:
     text = _EQUALS.sub("=", _STEP.sub("", text))
     if any(item[2] == "1" for item in _ITEM.finditer(text)):
         text = _ITEM.sub(r"\1", text)
-    stated = value_stated(_SPACED_MINUS.sub(r"\1-", text), _bare, _statement, _first_line, _closing)
+    fallbacks = (_first_line,) if is_cut_off(own_part(output)) else (_first_line, _closing)
+    stated = value_stated(_SPACED_MINUS.sub(r"\1-", text), _bare, _statement, *fallbacks)
     return stated if stated and (read_number(stated) is not None or is_formula(stated)) else None
 
 

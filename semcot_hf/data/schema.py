@@ -14,9 +14,15 @@ FEATURES = Features({name: List(Value("string")) if name == "steps" else Value("
 
 _EQUATION = re.compile(r"<<[^<>]*>>")
 _NUMBERS = re.compile(DECIMAL)
+_SIGN = r"(?:[-+*/x\u00d7\u00f7]|%\s*of\b)"
 # "3 boxes x 4 = $12": two numbers with a sign between them and a result.
-_SOLVED = re.compile(rf"({DECIMAL}[^\d=\n]*?[-+*/x\u00d7\u00f7][^=\n]*?)=\s*{CURRENCY}?\s*({DECIMAL})")
+_SOLVED = re.compile(rf"({DECIMAL}[^\d=\n]*?{_SIGN}[^=\n]*?)=\s*{CURRENCY}?\s*({DECIMAL})")
+# "Boxes = 3 x 4": a calculation whose result stands elsewhere.
+_STATED = re.compile(
+    rf"=\s*{CURRENCY}?\s*({DECIMAL}(?:[^\d=\n]*?{_SIGN}[^\d=\n]*?{DECIMAL})+)[^\d=\n]*?(?:$|[.;](?=\s))", re.MULTILINE
+)
 _NUMBERED = re.compile(r"^\W*(?:step\s+)?(\d{1,2})[.):]\W", re.MULTILINE | re.IGNORECASE)
+_NUMBERED_INLINE = re.compile(r"\((\d{1,2})\)\s+(?=[^\W\d])")
 _PARTIAL_PRODUCTS = re.compile(r"[\d ]+(?:\+ [\d ()]+)+")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]*\s+(?=[^\sa-z])")
 # A full stop after a title, or after the number or letter of a list item, does not end a sentence.
@@ -62,23 +68,28 @@ def split_steps(reasoning: str) -> list[str]:
 def count_steps(reasoning: str, steps: Sequence[str]) -> int:
     """Return the number of reasoning steps, 0 where the text does not show it.
 
-    These are its different equations, else its numbered steps, else the given steps, unless the reasoning is prose of
-    several lines: those are no steps.
+    These are its different calculations, else its numbered steps, else the given steps, unless the reasoning is prose
+    of several lines: those are no steps.
 
     >>> count_steps("She sold 48 / 2 = 24 clips. That makes 48 + 24 = 72.", ["She sold ...", "That makes ..."])
     2
     >>> count_steps("1. Read.\\n2. Think.", []), count_steps("First.\\nThen.", ["First.", "Then."])
     (2, 0)
+    >>> count_steps("1. Clips = 48 / 2\\n2. Clips = 24\\n3. All = 48 + 24\\n4. All = 72", [])
+    2
     >>> count_steps("Ann flips it. It is tails up.", ["Ann flips it.", "It is tails up."])
     2
     """
     text = plain(reasoning.replace("<<", "\n").replace(">>", "\n"))
     equations = {(*_NUMBERS.findall(match[1]), "=", match[2]) for match in _SOLVED.finditer(text)}
-    if equations:
-        return len(equations)
-    numbered = [int(number) for number in _NUMBERED.findall(text)]
-    if numbered[:2] == [1, 2]:
-        return max(numbered)
+    solved = {equation[:-2] for equation in equations}
+    stated = {tuple(_NUMBERS.findall(match[1])) for match in _STATED.finditer(text)} - solved
+    if equations or stated:
+        return len(equations) + len(stated)
+    for marks in (_NUMBERED, _NUMBERED_INLINE):
+        numbered = [int(number) for number in marks.findall(text)]
+        if numbered[:2] == [1, 2]:
+            return max(numbered)
     return 0 if "\n" in reasoning.strip() else len(steps)
 
 

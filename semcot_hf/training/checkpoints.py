@@ -3,10 +3,7 @@
 import json
 import os
 import re
-import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -71,31 +68,6 @@ def check_checkpoint(folder: str | os.PathLike) -> None:
                 f"{path} is {state}: delete the folder {str(folder)!r} and resume from an earlier checkpoint, or copy "
                 f"it again. To go on with it as it is, delete its {CHECKSUMS_NAME}."
             )
-
-
-@contextmanager
-def replaced_when_whole(folder: str | os.PathLike) -> Iterator[str]:
-    """Give a new folder inside `folder`, whose files move to `folder` when the block ends without an error.
-
-    A model that was saved there before stays whole if the disk is full. config.json moves last: until then the old one
-    does not fit the new weights, which loading notices.
-    """
-    target = Path(folder)
-    made = target / ".unfinished"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    try:
-        yield str(made)
-        names = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
-        for name in sorted(names, key=lambda name: (str(name) == "config.json", name)):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(made / name, target / name)
-        # Parts of an older model in other files, which a loader could prefer.
-        for old in target.glob("model*.safetensors*"):
-            if old.relative_to(target) not in names:
-                old.unlink()
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _checksums(folder: str | os.PathLike) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import nn
@@ -13,7 +12,8 @@ from transformers.utils import logging
 
 from ..modeling.checksums_semcot import tokenizer_checksum
 from ..modeling.configuration_semcot import SemCoTConfig
-from .checkpoints import check_checkpoint, last_complete_checkpoint, replaced_when_whole, write_checksums
+from ..modeling.folders_semcot import ReplacedFolder
+from .checkpoints import check_checkpoint, last_complete_checkpoint, write_checksums
 
 
 class SemCoTTrainer(Trainer):
@@ -54,8 +54,11 @@ class SemCoTTrainer(Trainer):
             return
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             config.tokenizer_checksum = tokenizer_checksum(self.processing_class)
-        with nullcontext(output_dir) if self._in_checkpoint else replaced_when_whole(output_dir) as folder:
-            super()._save(folder, state_dict)
+        if self._in_checkpoint:
+            super()._save(output_dir, state_dict)
+            return
+        with ReplacedFolder(output_dir) as folder:
+            super()._save(folder.path, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._in_checkpoint = True

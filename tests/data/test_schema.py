@@ -115,6 +115,13 @@ def test_a_row_without_an_answer_is_refused():
         ("7 6 9 + 0 2 0 8 ( 7 8 9 8 ) + 0 0 1", 3, 3),
         ("Ann flips it. It is tails up. Bob does not.", 3, 3),
         ("", 0, 0),
+        ("Boxes = 3 x 4\nBoxes = 12\nLeft = 12 - 2\nLeft = 10", 4, 2),
+        ("Total = 9 + 21\nSo 9 + 21 = 30.", 2, 1),
+        ("7 = 3 + 4, and 14 = 7 * 2", 1, 2),
+        ("50% of 20 = 10. 10 + 5 = 15.", 2, 2),
+        ("(1) add them (2) subtract 3", 1, 2),
+        ("Step 1: add\nStep 2: halve", 2, 2),
+        ("- a bank\n- a river", 2, 0),
     ],
 )
 def test_count_steps(reasoning, steps, count):

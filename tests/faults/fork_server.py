@@ -3,11 +3,13 @@
     python tests/faults/fork_server.py
 
 Each line on its standard input is a request, as JSON: `argv` (of `semcot`), `log` (file of what the command prints),
-and optionally `folder`, `kill_at` (number of a write in that folder, before which the fork kills itself) and
-`kill_after` (seconds after which it is killed). Each line on its standard output is the answer: `code` (-9 if killed),
+and optionally `folder`, `kill_at` (number of a write in that folder, before which the fork kills itself), `full_at`
+(number of a write, before which `folder`, a mounted tmpfs, is shrunk to what it holds) and `kill_after` (seconds after
+which it is killed). Each line on its standard output is the answer: `code` (-9 if killed),
 `writes` (in the folder, until then) and `seconds`.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -20,8 +22,22 @@ from typing import Any
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
-def counter(folder: str, count_file: int, kill_at: int | None) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that counts writes in a folder, and kills the process before one of them."""
+MS_REMOUNT = 32
+
+
+def fill(folder: str) -> None:
+    """Shrink a mounted tmpfs to what it holds, so that nothing more can be written to it."""
+    usage = os.statvfs(folder)
+    size = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_REMOUNT, f"size={max(4096, size)}".encode()):
+        raise OSError(ctypes.get_errno(), f"{folder} could not be shrunk")
+
+
+def counter(
+    folder: str, count_file: int, kill_at: int | None, full_at: int | None
+) -> Callable[[str, tuple[Any, ...]], None]:
+    """Return an audit hook that counts writes in a folder, and kills the process or fills the disk before one."""
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -38,6 +54,8 @@ def counter(folder: str, count_file: int, kill_at: int | None) -> Callable[[str,
         count += 1
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if count == full_at:
+            fill(folder)
         os.pwrite(count_file, f"{count:08d}".encode(), 0)
 
     return hook
@@ -56,7 +74,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             os.dup2(log, stream)
         os.environ.update(request.get("environment", {}))
         if "folder" in request:
-            sys.addaudithook(counter(request["folder"], count_file, request.get("kill_at")))
+            sys.addaudithook(counter(request["folder"], count_file, request.get("kill_at"), request.get("full_at")))
         code = 70
         try:
             code = main(request["argv"])

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 
 KILLS = int(os.environ.get("SEMCOT_FAULTS_KILLS", 2))
 DISKS = int(os.environ.get("SEMCOT_FAULTS_DISKS", 2))
+SIZES = 20
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("faults")]
 
 
@@ -76,6 +78,7 @@ def test_a_killed_command_ends_as_if_it_had_not_been(models, server, whole, tmp_
         done = server.run(argv, folder=str(output), **moment)
         assert done["code"] in (-9, 0), done["printed"]
         killed += done["code"] == -9
+        check_models(name, output, expected)
         if name == "generate" and (output / "answers.jsonl").exists():
             assert result(name, output)["answers.jsonl"] == expected["answers.jsonl"], moment
         if (output / "run" / "report.json").exists():
@@ -84,6 +87,7 @@ def test_a_killed_command_ends_as_if_it_had_not_been(models, server, whole, tmp_
         if done["code"] == -9:
             assert again["code"] == 0, (moment, again["printed"])
         compare(result(name, output), expected, moment)
+        note(f"kill {name} {moment} code {done['code']}, again: same result")
         shutil.rmtree(output)
     assert killed >= KILLS // 2
 
@@ -96,10 +100,29 @@ def compare(found, expected, moment):
     assert not different, (moment, different)
 
 
+def check_models(name, output, expected):
+    """Load what a fault left: a model is refused, or it is whole."""
+    if not name.startswith("distill"):
+        return
+    for folder in [output / "run", *(output / "run").glob("checkpoint-*")]:
+        if (folder / "config.json").exists():
+            # Loading compares the weights with their checksum.
+            with suppress(OSError, ValueError):
+                SemCoTForCausalLM.from_pretrained(folder)
+                if folder.name == "run":
+                    assert (folder / "model.safetensors").read_bytes() == expected["run/model.safetensors"]
+
+
+def note(text):
+    if log := os.environ.get("SEMCOT_FAULTS_LOG"):
+        with open(log, "a") as file:
+            file.write(f"{text}\n")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_told_and_nothing_is_lost(models, server, whole, tmp_path, name):
-    """On a file system that is too small by a random amount, which then grows."""
-    expected, _, _ = whole(name)
+    """On a file system that is too small by a random amount, or is full from a write on; then it grows."""
+    expected, writes, _ = whole(name)
     disk = tmp_path / "disk"
     try:
         with small_disk(disk, 2**30):
@@ -110,20 +133,26 @@ def test_a_full_disk_is_told_and_nothing_is_lost(models, server, whole, tmp_path
     except PermissionError as error:
         pytest.skip(f"a small file system cannot be mounted here: {error}")
     rng, full = random.Random(name), 0
-    for _ in range(DISKS):
+    sizes = [max(2**14, int(used * rng.uniform(0.05, 1.0)) // 4096 * 4096) for _ in range(min(SIZES, DISKS // 2))]
+    moments = [{}] * len(sizes)
+    moments += [{"full_at": at} for at in rng.sample(range(1, writes + 1), min(writes, DISKS - len(sizes)))]
+    sizes += [2**30] * (len(moments) - len(sizes))
+    for size, moment in zip(sizes, moments, strict=True):
         # A file of the first run is there before.
         with small_disk(disk, used + 2**16):
             (disk / "before.txt").write_text("kept " * 1000)
-            grow(disk, max(2**14, int(used * rng.uniform(0.05, 1.0)) // 4096 * 4096))
-            done = server.run(argv)
+            grow(disk, size)
+            done = server.run(argv, folder=str(disk), **moment)
             if done["code"]:
                 full += 1
-                assert "the disk is full" in done["printed"], done["printed"]
+                assert "the disk is full" in done["printed"], (size, moment, done["printed"])
             assert (disk / "before.txt").read_text() == "kept " * 1000
+            check_models(name, disk, expected)
             grow(disk, 2**30)
             again = server.run(resumed(name, argv))
             if done["code"]:
-                assert again["code"] == 0, again["printed"]
+                assert again["code"] == 0, (size, moment, again["printed"])
             (disk / "before.txt").unlink()
-            compare(result(name, disk), expected, used)
+            compare(result(name, disk), expected, (size, moment))
+            note(f"disk {name} {moment or size} code {done['code']}, again: same result")
     assert full

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from conftest import VOCAB_SIZE
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -286,3 +287,16 @@ def test_no_id_is_a_placeholder(model):
 def test_config_refuses(tiny_semcot, fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_semcot(**fields)
+
+
+@pytest.mark.parametrize("ids", [[10, VOCAB_SIZE, 11], [10, -1, 11]])
+def test_ids_outside_the_vocabulary_are_told_in_every_call(model, ids):
+    """As those of a padding token that was added to the tokenizer."""
+    ids = torch.tensor([ids])
+    message = rf"input_ids holds ids from .* within 0 and {VOCAB_SIZE - 1}, since the host knows {VOCAB_SIZE} tokens"
+    for call in (model, model.generate):
+        for options in ({"num_implicit_tokens": 0}, {"num_implicit_tokens": 2}):
+            with pytest.raises(ValueError, match=message):
+                call(ids, **options)
+    with pytest.raises(ValueError, match=message):
+        model(ids, labels=torch.tensor([[-100, 11, 11]]))

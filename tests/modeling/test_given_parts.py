@@ -184,4 +184,6 @@ def test_clients_read_how_long_a_prompt_may_be():
     # In tokens of its own the generator's limit says nothing about the host's.
     config.separate_generator_tokenizer = True
     assert config.max_position_embeddings == 95
+    config.separate_generator_tokenizer, config.thought_prompt_ids = False, [[5] * 10, [6] * 4]
+    assert config.max_position_embeddings == 40 - 14 - 5
     assert not hasattr(SemCoTConfig(), "max_position_embeddings")

@@ -1,11 +1,15 @@
 """The host of an attached checkpoint is the one it was saved with, by name and by weights."""
 
+import json
+import logging
 import shutil
 from importlib.util import find_spec
 
 import pytest
 import torch
+from conftest import VOCAB_SIZE
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from semcot_hf import SemCoTForCausalLM
@@ -178,3 +182,112 @@ def test_one_object_as_host_and_generator_is_two(tiny_lm, part):
     assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
     model.add_step_decoder(host)
     assert model.step_decoder is not host
+
+
+EDITS = {
+    "one row of the embedding": lambda host: host.get_input_embeddings().weight.data[77].add_(1),
+    "one value": lambda host: host.get_input_embeddings().weight.data[77, 3].add_(1),
+    "one column": lambda host: host.model.layers[0].mlp.up_proj.weight.data[:, 9].mul_(2),
+    "rows moved": lambda host: host.lm_head.weight.data.copy_(host.lm_head.weight.data.roll(1, dims=0)),
+    "layers swapped": lambda host: setattr(host.model, "layers", nn.ModuleList(reversed(list(host.model.layers)))),
+    "another module": lambda host: setattr(host, "lm_head", nn.Linear(256, VOCAB_SIZE, bias=False)),
+    "a merged adapter": lambda host: merged_adapter(host),
+    "its window": lambda host: setattr(host.config, "sliding_window", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_lm, tmp_path_factory):
+    """Folders of a host that is much larger than what is sampled of its weights, and of a generator."""
+    root = tmp_path_factory.mktemp("wide")
+    sizes = {"intermediate_size": 256, "sliding_window": None, "dtype": torch.float32}
+    tiny_lm("mistral", hidden_size=256, **sizes).save_pretrained(root / "host")
+    tiny_lm(hidden_size=16, seed=1, dtype=torch.float32).save_pretrained(root / "generator")
+    return root
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_small_changes_of_the_host_are_noticed(wide, edit, tmp_path):
+    model = pair(wide / "host", wide / "generator")
+    edit(model.host)
+    model.save_pretrained(tmp_path)
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.includes_host and same(loaded, model)
+    ids = torch.arange(70, 80)[None]
+    assert torch.equal(loaded(ids, num_implicit_tokens=0).logits, model(ids, num_implicit_tokens=0).logits)
+
+
+def test_what_is_no_change_of_the_host(wide, tmp_path):
+    model = pair(wide / "host", wide / "generator")
+    size = model.config.vocab_size
+    model.host.resize_token_embeddings(size + 1, mean_resizing=False)
+    model.host.resize_token_embeddings(size)
+    model.host.config.use_cache, model.host.config.pad_token_id = False, 5
+    model.host.get_output_embeddings().weight.data += 0
+    model.to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    assert not SemCoTForCausalLM.from_pretrained(tmp_path).config.includes_host
+
+
+@pytest.mark.parametrize("how", ["pair", "object", "loading"])
+def test_settings_of_a_host_are_not_lost(wide, how, tmp_path):
+    """The window changes what the host computes, and no weight."""
+    window = {"sliding_window": 3}
+    if how == "pair":
+        model = pair(wide / "host", wide / "generator", host_kwargs=window)
+    elif how == "object":
+        model = pair(AutoModelForCausalLM.from_pretrained(wide / "host", **window), wide / "generator")
+    else:
+        pair(wide / "host", wide / "generator").save_pretrained(tmp_path / "attached")
+        model = SemCoTForCausalLM.from_pretrained(tmp_path / "attached", host_kwargs=window)
+    with pytest.raises(
+        ValueError, match="has other settings than the one found there .sliding_window=3 instead of None"
+    ):
+        model.save_pretrained(tmp_path / "out", include_host=False)
+    model.save_pretrained(tmp_path / "out")
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(70, 90)[None]
+    assert torch.equal(loaded(ids, num_implicit_tokens=0).logits, model(ids, num_implicit_tokens=0).logits)
+
+
+def test_settings_that_changed_in_the_hosts_folder_are_told(wide, tmp_path, caplog):
+    shutil.copytree(wide / "host", tmp_path / "host")
+    pair(tmp_path / "host", wide / "generator").save_pretrained(tmp_path / "attached")
+    config = json.loads((tmp_path / "host" / "config.json").read_text())
+    (tmp_path / "host" / "config.json").write_text(json.dumps({**config, "sliding_window": 3}))
+    propagating = logging.getLogger("transformers")
+    propagating.propagate = True
+    try:
+        SemCoTForCausalLM.from_pretrained(tmp_path / "attached")
+    finally:
+        propagating.propagate = False
+    assert "other settings than when this model was saved: sliding_window=3 instead of None" in caplog.text
+
+
+def test_a_state_dict_with_another_host_is_not_dropped(root, tmp_path):
+    model = SemCoTForCausalLM.from_pretrained(root / "attached")
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "same", state_dict=state)
+    assert same(SemCoTForCausalLM.from_pretrained(tmp_path / "same"), model)
+    state["host.model.norm.weight"] += 1
+    with pytest.raises(ValueError, match="other values of 'host.model.norm.weight'.*include_host=True"):
+        model.save_pretrained(tmp_path / "out", state_dict=state)
+    assert not (tmp_path / "out").exists()
+    model.save_pretrained(tmp_path / "out", state_dict=state, include_host=True)
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.host.model.norm.weight, state["host.model.norm.weight"])
+
+
+def test_fingerprints_of_earlier_versions_are_compared(root, tmp_path):
+    model = SemCoTForCausalLM.from_pretrained(root / "attached")
+    model.config.host_fingerprint = model.config.host_fingerprint.rpartition("-")[0]
+    model.save_pretrained(tmp_path)
+    assert len(SemCoTForCausalLM.from_pretrained(tmp_path).config.host_fingerprint.split("-")) == 4
+    with pytest.raises(ValueError, match="other weights"):
+        model.attach_host(AutoModelForCausalLM.from_pretrained(root / "host", variant="other"))
+
+
+def test_a_variant_through_every_loader(root, tmp_path):
+    model = pair(root / "host", root / "generator", host_kwargs={"variant": "other"})
+    model.save_pretrained(tmp_path / "inner", variant="half")
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path, subfolder="inner", variant="half"), model)

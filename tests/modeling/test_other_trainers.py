@@ -5,7 +5,18 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 # TRL 1.16 and peft 0.21 still use the names that transformers 5.23 replaced.
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")
@@ -13,17 +24,58 @@ ROWS = [{"prompt": "Ann has three apples.", "completion": " Answer: 2"}] * 2
 OPTIONS = {"max_steps": 1, "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no"}
 
 
-@pytest.mark.parametrize("adapters", [None, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")])
-def test_losses_from_a_backbones_states_are_refused(tiny_semcot, tiny_tokenizer, adapters, tmp_path):
-    trainer = SFTTrainer(
-        tiny_semcot().float(),
-        SFTConfig(output_dir=str(tmp_path), **OPTIONS),
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=tiny_tokenizer,
-        peft_config=adapters,
-    )
-    with pytest.raises(ValueError, match="SFTTrainer.* leave the implicit tokens out. .*SemCoTDistillationTrainer"):
-        trainer.train()
+ADAPTERS = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+PREFERENCES = [{"prompt": "Ann has three apples.", "chosen": " Answer: 2", "rejected": " Answer: 3"}] * 2
+LABELLED = [{**row, "label": number == 0} for number, row in enumerate(ROWS)]
+TRAINERS = {
+    "SFT": (SFTTrainer, SFTConfig, ROWS, {}),
+    "SFT of adapters": (SFTTrainer, SFTConfig, ROWS, {"peft_config": ADAPTERS}),
+    "DPO": (DPOTrainer, DPOConfig, PREFERENCES, {"ref_model": None}),
+    "DPO of adapters": (DPOTrainer, DPOConfig, PREFERENCES, {"peft_config": ADAPTERS}),
+    "KTO": (KTOTrainer, KTOConfig, LABELLED, {"ref_model": None}),
+    "GRPO": (
+        GRPOTrainer,
+        GRPOConfig,
+        PREFERENCES,
+        {"reward_funcs": lambda completions, **kwargs: [1.0] * len(completions)},
+    ),
+    "RLOO": (
+        RLOOTrainer,
+        RLOOConfig,
+        PREFERENCES,
+        {"reward_funcs": lambda completions, **kwargs: [1.0] * len(completions)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_losses_from_a_backbones_states_are_refused(tiny_semcot, tiny_tokenizer, name, tmp_path):
+    """When the trainer is made, before anything is computed."""
+    trainer, config, rows, more = TRAINERS[name]
+    options = {**OPTIONS, **({"num_generations": 2, "beta": 0.0} if "reward_funcs" in more else {})}
+    if "ref_model" in more:
+        more = {"ref_model": tiny_semcot(seed=5).float()}
+    with pytest.raises(
+        ValueError, match="trainer of TRL .*leave the implicit tokens out. .*SemCoTDistillationTrainer"
+    ):
+        trainer(
+            model=tiny_semcot().float(),
+            args=config(output_dir=str(tmp_path), per_device_train_batch_size=2, **options),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tiny_tokenizer,
+            **more,
+        )
+
+
+def test_what_stands_for_a_backbone_is_no_model(tiny_semcot):
+    with pytest.raises(ValueError, match="has no such backbone. TRL's trainers .*model.host.base_model"):
+        tiny_semcot().base_model(torch.tensor([[10, 11]]))
+
+
+def test_tags_of_others_are_added(tiny_semcot):
+    model = tiny_semcot()
+    model.add_model_tags("mine")
+    assert model.model_tags == ["mine"]
 
 
 def test_the_trainer_of_transformers_trains_through_forward(tiny_semcot, tmp_path):

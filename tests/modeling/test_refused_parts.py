@@ -1,6 +1,8 @@
 """Folders that are never overwritten, parts that could not be loaded again, and paths that are never published."""
 
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -271,3 +273,57 @@ def test_folders_and_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert all(map(is_folder, ["/models/host", "./host", "../host", "~/host", "runs/best/host", "lab/here", tmp_path]))
     assert not any(map(is_folder, ["lab/host", "gpt2", "", None]))
+
+
+def test_folders_are_known_by_another_name(folders, tiny_lm, monkeypatch):
+    """Relative paths after a change of directory, subfolders, snapshots of the Hub's cache, folders of adapters."""
+    cache = folders / "cache" / "models--lab--host"
+    snapshot = cache / "snapshots" / ("a" * 40)
+    for path in (snapshot, cache / "refs", cache / "blobs"):
+        path.mkdir(parents=True)
+    (cache / "refs" / "main").write_text("a" * 40)
+    for file in (folders / "host").iterdir():
+        shutil.copy(file, cache / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(cache / "blobs" / file.name)
+    tiny_lm(hidden_size=16, seed=1, dtype=torch.float32).save_pretrained(folders / "generators" / "small")
+    monkeypatch.chdir(folders)
+    cached = {"cache_dir": str(folders / "cache"), "local_files_only": True}
+    models = [
+        (pair("host", "generator"), ("host", "generator")),
+        (pair("host", "generators", generator_kwargs={"subfolder": "small"}), ("generators/small",)),
+        (pair("lab/host", "generator", host_kwargs=cached), (snapshot,)),
+        (pair(AutoModelForCausalLM.from_pretrained("host"), "generator"), ("host",)),
+    ]
+    models[0][0].save_pretrained(folders / "attached")
+    models.append(
+        (
+            SemCoTForCausalLM.from_pretrained(folders / "attached", host="hosts/host_tokenizer"),
+            ("hosts/host_tokenizer",),
+        )
+    )
+    (folders / "elsewhere").mkdir()
+    monkeypatch.chdir(folders / "elsewhere")
+    before = contents(folders)
+    for model, places in models:
+        for place in places:
+            with pytest.raises(
+                ValueError, match="is where the (host|generator) comes from, which would be overwritten"
+            ):
+                model.save_pretrained(folders / place)
+            with pytest.raises(ValueError, match="output_dir=.* is where the"):
+                check_run_folder(folders / place, model.part_sources())
+    assert contents(folders) == before
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_links_point_to_is_not_written(folders, link):
+    (folders / "linked").mkdir()
+    for file in (folders / "host").iterdir():
+        link(file, folders / "linked" / file.name)
+    before = contents(folders / "host")
+    model = pair(folders / "host", folders / "generator")
+    model.save_pretrained(folders / "linked")
+    assert contents(folders / "host") == before
+    assert torch.equal(
+        SemCoTForCausalLM.from_pretrained(folders / "linked").projection.weight, model.projection.weight
+    )

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text, with_answer_prompt
 from semcot_hf.modeling.vocabularies_semcot import generator_text, retokenize
 
+# peft 0.21 still reads the property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 QUESTIONS = ["How many apples has Ann now?", "Ann has two.", "Bob gives one to Ann and one to Al"]
 NEW = {"max_new_tokens": 5, "do_sample": False}
 
@@ -159,3 +162,26 @@ def test_tokenizers_of_the_folders_are_compared(tiny_lm, tiny_tokenizer, char_to
         one = pair(host, generator)
         assert not one.config.separate_generator_tokenizer and one.host_tokenizer is None
     assert (pair(host, other, projection="vocabulary").host_word_ids >= 0).any()
+
+
+def test_tokenizers_of_the_base_of_adapters_are_compared(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path):
+    small = {"hidden_size": 16, "dtype": torch.float32}
+    host = with_tokenizer(tiny_lm("llama", dtype=torch.float32), tiny_tokenizer, tmp_path / "host")
+    other = with_tokenizer(tiny_lm("llama", **small), char_tokenizer, tmp_path / "other")
+    for folder in (host, other):
+        base = AutoModelForCausalLM.from_pretrained(folder)
+        get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(f"{folder}-adapters")
+    pair = SemCoTForCausalLM.from_host_generator_pretrained
+    for one in (pair(f"{host}-adapters", other), pair(host, f"{other}-adapters")):
+        assert one.config.separate_generator_tokenizer
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:500], lambda text: text.replace("{", "[", 3)])
+def test_a_damaged_tokenizer_is_not_taken_for_none(tiny_lm, tiny_tokenizer, char_tokenizer, damage, tmp_path):
+    host = with_tokenizer(tiny_lm("llama", dtype=torch.float32), tiny_tokenizer, tmp_path / "host")
+    other = with_tokenizer(tiny_lm("llama", hidden_size=16, dtype=torch.float32), char_tokenizer, tmp_path / "other")
+    (other / "tokenizer.json").write_text(damage((other / "tokenizer.json").read_text()))
+    with pytest.raises(
+        OSError, match="other': its tokenizer .tokenizer.json. is cut off or damaged .*copy or download"
+    ):
+        SemCoTForCausalLM.from_host_generator_pretrained(host, other)

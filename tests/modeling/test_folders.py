@@ -2,7 +2,7 @@
 
 import pytest
 
-from semcot_hf.training.checkpoints import replaced_when_whole
+from semcot_hf.modeling.folders_semcot import ReplacedFolder
 
 
 def contents(folder):
@@ -18,8 +18,8 @@ def old(tmp_path):
 
 def test_a_save_that_fails_changes_nothing(old):
     before = contents(old)
-    with pytest.raises(OSError, match="full"), replaced_when_whole(old) as folder:
-        with open(f"{folder}/model.safetensors", "w") as file:
+    with pytest.raises(OSError, match="full"), ReplacedFolder(old) as folder:
+        with open(f"{folder.path}/model.safetensors", "w") as file:
             file.write("ne")
         raise OSError("full")
     assert contents(old) == before
@@ -28,8 +28,8 @@ def test_a_save_that_fails_changes_nothing(old):
 def test_a_whole_save_replaces_its_files_and_the_weights_of_the_old_model(old):
     (old / ".unfinished").mkdir()
     (old / ".unfinished" / "model.safetensors").write_text("left by a kill")
-    with replaced_when_whole(old) as folder:
+    with ReplacedFolder(old) as folder:
         for name in ("config.json", "model.safetensors"):
-            with open(f"{folder}/{name}", "w") as file:
+            with open(f"{folder.path}/{name}", "w") as file:
                 file.write("new")
     assert contents(old) == {"config.json": "new", "model.safetensors": "new", "notes.txt": "old"}
