@@ -1,14 +1,14 @@
 """Stage 2 with a generator that does not share the host's tokenizer: questions are re-tokenized for it.
 
-    python examples/cross_tokenizer.py --alpha 0 --max_steps 100 --output_dir runs/cross_tokenizer
+    python examples/cross_tokenizer.py --generator EleutherAI/pythia-14m \
+        --alpha 0 --max_steps 100 --output_dir runs/cross_tokenizer
 
-By default the host is the demo's and the generator that of the benchmark's arithmetic task. `--host`, `--generator`
-and `--dataset` take other ids or paths; `--alpha` above 0 needs `--alignment_encoder`, the folder that stage 1 wrote.
+By default the host is the demo's. `--host`, `--generator` and `--dataset` take any ids or paths; `--alpha` above 0
+needs `--alignment_encoder`, the folder that stage 1 wrote.
 The checkpoint holds both tokenizers and is used like any other; its prompts are the host's.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import AutoTokenizer
 from trl import TrlParser
@@ -16,17 +16,13 @@ from trl import TrlParser
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, load_reasoning_dataset
 from semcot_hf.demo import HOST_PATH
 
-GENERATOR_PATH = Path(__file__).parent / "bench" / "models" / "arithmetic" / "generator"
-
 
 @dataclass
 class Arguments:
     """The models and the questions."""
 
+    generator: str = field(metadata={"help": "Id or path of the generator, with its own tokenizer."})
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
-    generator: str = field(
-        default=str(GENERATOR_PATH), metadata={"help": "Id or path of the generator, with its own tokenizer."}
-    )
     dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
     alignment_encoder: str | None = field(
         default=None, metadata={"help": "Folder of stage 1's output, for alpha > 0."}

@@ -3,17 +3,22 @@
     python examples/pretrain_task_models.py --task coin_flip --output_dir runs/models/coin_flip
     python examples/pretrain_task_models.py --task arithmetic --output_dir runs/models/arithmetic
 
-Missing models are made in `generator` and `host`; `semcot_hf/bench/tasks/pretraining.py` describes how.
+Missing models are made in `generator` and `host`; `semcot_hf/bench/tasks/pretraining.py` describes how. The generator
+of the graph's rules gets a training aid (`earlier_tokens.py`), without which it is learned in some runs only.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from earlier_tokens import EarlierTokens
 from transformers import HfArgumentParser
 
 from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.bench.tasks.pretraining import make_models
+
+# Shares of the lessons' steps between which the aid is withdrawn.
+AID_FADES = (0.2, 0.6)
 
 
 @dataclass
@@ -33,7 +38,9 @@ def main(argv=None):
     """Make what is missing and print each model's figures."""
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
     options = vars(arguments)
-    for path in make_models(BENCH_TASKS[options.pop("task")], options.pop("output_dir"), **options):
+    task = BENCH_TASKS[options.pop("task")]
+    aids = [EarlierTokens(AID_FADES, arguments.seed)] if task.by_script else []
+    for path in make_models(task, options.pop("output_dir"), aids=aids, **options):
         print(path, json.dumps(json.loads(Path(path, "figures.json").read_text())))
 
 

@@ -19,6 +19,8 @@ from served import running
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.bench.tasks.definitions import BENCH_TASKS
+from semcot_hf.bench.tasks.pretraining import fresh_model, train_tokenizer
 from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
@@ -145,7 +147,10 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
 
 
 def test_generator_with_another_tokenizer(tmp_path):
-    run_documented("cross_tokenizer.py", tmp_path)
+    generator, tokenizer = tmp_path / "generator", train_tokenizer(BENCH_TASKS["multiplication"])
+    fresh_model(tokenizer, 1, 32).save_pretrained(generator)
+    tokenizer.save_pretrained(generator)
+    run_documented("cross_tokenizer.py", tmp_path, "--generator", str(generator))
     assert SemCoTForCausalLM.from_pretrained(tmp_path).config.separate_generator_tokenizer
     assert answers(tmp_path)
 

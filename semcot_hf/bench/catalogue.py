@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .methods import semcot
-from .methods.coconut import train_coconut
+from .methods.coconut import train_coconut, train_staged_pause
 from .methods.codi import train_codi
-from .methods.finetuning import train_cot, train_no_cot
+from .methods.finetuning import train_condensed, train_cot, train_no_cot
 from .methods.icot import train_icot
 from .methods.pause import train_pause
 from .methods.simcot import train_simcot_coconut, train_simcot_codi
@@ -31,11 +31,13 @@ class Method:
     peer: bool = False
 
 
-SOFT_WORDS = "semcot_soft_words"
+SOFT_WORDS, UNTRAINED = "semcot_soft_words", "semcot_untrained"
 BENCH_METHODS = {
     "no_cot": Method("no CoT (fine-tuned)", train_no_cot),
     "cot": Method("explicit CoT (fine-tuned)", train_cot),
+    "condensed": Method("condensed CoT (fine-tuned)", train_condensed),
     "pause": Method("Pause", train_pause, peer=True),
+    "pause_staged": Method("Pause on Coconut's curriculum", train_staged_pause, peer=True),
     "icot": Method("ICoT-SI", train_icot, peer=True),
     "coconut": Method("Coconut", train_coconut, peer=True),
     "codi": Method("CODI", train_codi, peer=True),
@@ -49,7 +51,16 @@ BENCH_METHODS = {
     "semcot_host_generator": Method(
         "SemCoT, host + LoRA as generator", semcot.train_host_as_generator, frozen_host=True
     ),
+    UNTRAINED: Method("SemCoT (soft words), untrained pair", semcot.leave_untrained, frozen_host=True),
     SOFT_WORDS: Method("SemCoT (soft words)", semcot.train_soft_words, frozen_host=True),
+}
+# Further rows of the runs of SemCoT (soft words), by the method of `AnswerSettings` that gives them.
+PARTS = {
+    "no_cot": "no CoT (untouched host)",
+    "semcot_hard": "SemCoT (hard words)",
+    "words": "the same words as text, read by the host",
+    "generator": "generator alone (its words, then its own answer)",
+    "generator_no_cot": "generator alone, at once",
 }
 
 

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..answers import check_answer
 from ..evaluation import Answer, answer_questions, evaluate, measure_latency
+from ..inference.settings import WORD_METHODS, thinks_in_words
 from ..modeling import SemCoTForCausalLM
 from ..storage import as_json, check_same_run, text_digest, write_json
-from .catalogue import BENCH_METHODS
+from .catalogue import BENCH_METHODS, PARTS, UNTRAINED
 from .methods.training import Trained, TrainingSetup
-from .recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class RunSettings:
     generator: str
     num_implicit_tokens: int
     steps_per_token: int
-    soft_words: Recipe
+    coconut: tuple[int, int]
+    words_column: str | None
+    words_limit: int
+    joint_share: float
     steps: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -107,7 +110,8 @@ def run_method(
         return known
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True)
-    rate, search = _search(settings, questions, folder.parent / "search.json", work)
+    trains = settings.method != UNTRAINED
+    rate, search = _search(settings, questions, folder.parent / "search.json", work) if trains else (0.0, None)
     trained, seconds = _train(settings, questions, rate, settings.steps, work)
     report = _evaluate(settings, trained, questions, folder)
     run = {
@@ -115,7 +119,7 @@ def run_method(
         "questions": digests,
         "training": {
             "seconds": round(seconds, 1),
-            "seen_questions": trained.seen_questions or settings.steps * settings.batch_size,
+            "seen_questions": trained.seen_questions or trained.trained * settings.steps * settings.batch_size,
             "operations": trained.operations,
             "trainable_parameters": trained.trainable_parameters,
             "generator_share": _generator_share(trained.model),
@@ -135,7 +139,8 @@ def _train(
     settings: RunSettings, questions: QuestionSet, rate: float, steps: int, work: Path
 ) -> tuple[Trained, float]:
     """Train a fresh copy of the host; return the result and the seconds that it took."""
-    shared = ("generator", "num_implicit_tokens", "steps_per_token", "soft_words", "batch_size", "seed", "device")
+    shared = ["generator", "num_implicit_tokens", "steps_per_token", "batch_size", "seed", "device"]
+    shared += ["coconut", "words_column", "words_limit", "joint_share"]
     setup = TrainingSetup(
         host=_host(settings),
         tokenizer=_tokenizer(settings),
@@ -228,7 +233,7 @@ def _evaluate(settings: RunSettings, trained: Trained, questions: QuestionSet, f
         _tokenizer(settings),
         questions.test,
         answer_type=questions.answer_type,
-        methods=("no_cot", "semcot") if trained.answered_by == "semcot" else (trained.answered_by,),
+        methods=_evaluated(trained),
         output_dir=folder / "evaluation",
         overwrite=True,
         max_new_tokens=questions.max_new_tokens,
@@ -241,10 +246,17 @@ def _evaluate(settings: RunSettings, trained: Trained, questions: QuestionSet, f
     )
 
 
+def _evaluated(trained: Trained) -> tuple[str, ...]:
+    """Return the methods of `AnswerSettings` that a run is evaluated with: its own, and those of its parts."""
+    if trained.answered_by != "semcot":
+        return (trained.answered_by,)
+    return ("no_cot", "semcot", *(WORD_METHODS if thinks_in_words(cast(PreTrainedModel, trained.model)) else ()))
+
+
 @torch.no_grad()
 def _latency(
     settings: RunSettings, trained: Trained, questions: QuestionSet, compiled_latency: bool
-) -> dict[str, float] | None:
+) -> dict[str, Any] | None:
     """Measure median seconds per question of the method and of the untouched host answering at once, in turn."""
     if settings.latency_samples == 0:
         return None
@@ -258,6 +270,8 @@ def _latency(
 
     reference = timed(Trained(host, "no_cot", 0))
     calls = {"method": method(trained.model), "host": reference}
+    parts = [name for name in PARTS if name in _evaluated(trained) and name != "no_cot"]
+    calls |= {name: timed(replace(trained, answered_by=name)) for name in parts}
     if compiled_latency and isinstance(trained.model, SemCoTForCausalLM):
         # torch's limit on compiled graphs is shared by all models.
         torch.compiler.reset()
@@ -274,7 +288,7 @@ def _latency(
         [row["query"] for row in questions.test[: settings.latency_samples]],
         device=torch.device(settings.device),
         # Compiling happens at the first few lengths.
-        warmup=2 if len(calls) == 2 else 4,
+        warmup=2 if len(calls) == 2 + len(parts) else 4,
     )
     seconds = {name: rows[0]["median"] for name, rows in measured.items()}
     latency = {
@@ -282,8 +296,9 @@ def _latency(
         "no_cot_seconds": seconds["host"],
         "ratio": seconds["method"] / seconds["host"],
         "samples": settings.latency_samples,
+        "parts": {name: seconds[name] / seconds["host"] for name in parts},
     }
-    if len(calls) > 2:
+    if "method, compiled" in calls:
         latency["compiled_generator_ratio"] = seconds["method, generator compiled"] / seconds["host"]
         latency["compiled_ratio"] = seconds["method, compiled"] / seconds["host, compiled"]
     return latency

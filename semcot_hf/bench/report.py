@@ -28,7 +28,9 @@ _NOTES = (
     "several seeds, widened to the percentiles of resampled seeds and questions, which is a rough bound with two or "
     "three seeds. Latencies are relative to the untouched host answering at once, parameters of the generator to the "
     "host's. Controls replace the implicit tokens with another question's, their mean, noise, or none; their p-values "
-    "compare the first three with none. All p-values are of two-sided paired sign-flip tests."
+    "compare the first three with none. Further p-values compare a row with SemCoT (soft words), with the generator "
+    "alone, and with no CoT (fine-tuned, or where that did not run the untouched host) on the same questions: "
+    "McNemar's exact test for one seed, a two-sided paired sign-flip test for several and for controls."
 )
 
 
@@ -100,11 +102,17 @@ def overview(report: dict) -> list[str]:
     Of the peers (`Method.peer`) it shows the most accurate one.
     """
     header = ["task", "no CoT", "explicit CoT (time)", "best of the implicit peers (time)", "SemCoT (paper)"]
-    header += ["SemCoT (soft words)", "with another question's tokens", "its time (compiled)"]
+    header += [
+        "SemCoT (soft words)",
+        "with another question's tokens",
+        "its time (compiled)",
+        "generator alone (time)",
+    ]
+    header += ["p over generator alone", "p over no CoT"]
     lines = []
     for task in report["tasks"]:
         rows = {row["method"]: row for row in task["rows"]}
-        peers = [row for name, row in rows.items() if BENCH_METHODS[name].peer]
+        peers = [row for name, row in rows.items() if name in BENCH_METHODS and BENCH_METHODS[name].peer]
         peer = max(peers, key=lambda row: row["accuracy"], default=None)
         cells = [
             task["task"],
@@ -115,6 +123,8 @@ def overview(report: dict) -> list[str]:
             _accuracy(rows.get(SOFT_WORDS)),
             _percent(rows.get(SOFT_WORDS, {}).get("controls", {}).get("other_question")),
             _times(rows.get(SOFT_WORDS)),
+            _accuracy(rows.get(f"{SOFT_WORDS}/generator"), timed=True),
+            *(_p_value(rows.get(SOFT_WORDS, {}).get(name)) for name in ("p_over_generator", "p_over_no_cot")),
         ]
         lines.append(cells)
     return markdown_table(header, lines).splitlines()
@@ -129,6 +139,10 @@ def _accuracy(row: dict | None, timed: bool = False) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _times(row: dict | None) -> str:
@@ -194,7 +208,7 @@ def _table(rows: Sequence[dict]) -> str:
     header = ["method", "accuracy [95 %]", "of explicit CoT", "sd over seeds", "controls: other, mean, noise, none"]
     header += ["p of controls", "latency / no CoT", "compiled: generator, all", "new tokens", "implicit tokens"]
     header += ["generator / host", "trained parameters", "training s", "training TFLOP", "seen questions"]
-    header += ["learning rate", "p against soft words"]
+    header += ["learning rate", "p against soft words", "p over generator alone", "p over no CoT"]
     lines = []
     explicit = next((row["accuracy"] for row in rows if row["method"] == "cot"), None)
     for row in rows:
@@ -212,14 +226,14 @@ def _table(rows: Sequence[dict]) -> str:
                 _ratios(row, "latency_ratio"),
                 _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
                 f"{row['new_tokens_per_query']:.1f}",
-                str(row["implicit_tokens"]),
+                f"{row['implicit_tokens']:g}" if row["implicit_tokens"] % 1 == 0 else f"{row['implicit_tokens']:.1f}",
                 _ratios(row, "generator_share"),
                 f"{row['trainable_parameters']:,}",
                 f"{row['training_seconds']:.0f}",
                 "" if operations is None else f"{operations / 1e12:.1f}",
                 f"{row['seen_questions']:,}",
                 f"{row['learning_rate']:g}",
-                "" if row["p_against_soft_words"] is None else f"{row['p_against_soft_words']:.4f}",
+                *(_p_value(row[name]) for name in ("p_against_soft_words", "p_over_generator", "p_over_no_cot")),
             ]
         )
     return markdown_table(header, lines)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from ..options import option
 from ..progress import progress_bar
 from .catalogue import BENCH_METHODS, chosen
 from .method_run import QuestionSet, RunSettings, run_method
-from .recipe import Recipe
+from .methods.coconut import LATENTS_PER_STEP, NUM_STAGES
 from .report import folder_name, write_report
 from .summary import own_row
-from .tasks.definitions import BENCH_TASKS, BenchTask
+from .tasks.definitions import BENCH_TASKS
 from .tasks.pretraining import make_models
 
 # Seed of the questions; the seeds of runs do not change it, so that every run of a task sees the same questions.
 DATA_SEED = 0
+COCONUT = (LATENTS_PER_STEP, NUM_STAGES)
 
 
 @dataclass
@@ -33,7 +34,7 @@ class BenchSettings:
 
     output_dir: str = field(metadata={"help": "Folder of all runs and of the report; finished runs there are kept."})
     task: list[str] = option(
-        ["coin_flip"], f"{', '.join(BENCH_TASKS)}, or all; with --host, a dataset's Hub id, file or folder."
+        ["facts"], f"{', '.join(BENCH_TASKS)}, or all; with --host, a dataset's Hub id, file or folder."
     )
     methods: list[str] = option(["all"], f"{', '.join(BENCH_METHODS)}, or all.")
     seeds: list[int] = option([0, 1, 2], "Training seeds.")
@@ -54,26 +55,14 @@ class BenchSettings:
     generator: str | None = option(None, "Id or path of the generator; by default a model made for the task.")
     num_implicit_tokens: int | None = option(None, "Number k of implicit tokens; by default the task's.")
     steps_per_token: int | None = option(None, "Reasoning steps per implicit token; by default the task's.")
-    soft_words_tokens: int | None = option(
-        None, "k of SemCoT (soft words); by default num_implicit_tokens if given, else the task's."
+    words_column: str | None = option(
+        None,
+        "Column of the words of SemCoT (soft words), as in `semcot distill`; by default the task's, or for a dataset "
+        "the one that `semcot distill` chooses.",
     )
-    soft_words_layers: list[int] | None = option(
-        None, "Layers that the generator of SemCoT (soft words) keeps, from 0; by default the task's."
-    )
-    soft_words_mode: str | None = option(
-        None, "Generator of SemCoT (soft words): parallel or sequential; by default the task's."
-    )
-    soft_words_projection: str | None = option(
-        None, "Projection of SemCoT (soft words): linear, identity or vocabulary; by default the task's."
-    )
-    soft_words_step_weight: float | None = option(
-        None, "Weight of the step decoder's loss in SemCoT (soft words); by default the task's."
-    )
-    soft_words_thought: str | None = option(
-        None, "Word that initializes <thought> of SemCoT (soft words); by default the task's."
-    )
-    soft_words_words: float | None = option(
-        None, "Training steps of SemCoT (soft words) on one-word-a-step reasoning, per step; by default the task's."
+    words_limit: int = option(96, "Largest number of words in a thought of SemCoT (soft words), its end included.")
+    joint_share: float = option(
+        0.0, "Further steps of SemCoT (soft words) that train the words through the host, as a share of steps."
     )
     max_new_tokens: int = option(256, "Maximum answer length for a dataset given with --host.")
     models_dir: str | None = option(None, "Folder of the models made for the tasks; by default output_dir/models.")
@@ -147,8 +136,18 @@ def _models(settings: BenchSettings, task: str) -> tuple[str, str]:
     if task == "coin_flip":
         return str(HOST_PATH), str(GENERATOR_PATH)
     folder = Path(settings.models_dir or Path(settings.output_dir) / "models") / task
+    if BENCH_TASKS[task].by_script and not (folder / "host").exists():
+        raise ValueError(
+            f"task={task!r}: {folder} has no models, and a generator for this task needs a training aid: make them "
+            f"with `python examples/pretrain_task_models.py --task {task} --output_dir {folder}`, or "
+            "pass --models_dir."
+        )
     host, generator = make_models(
-        BENCH_TASKS[task], folder, steps_factor=settings.models_steps_factor, device=settings.device
+        BENCH_TASKS[task],
+        folder,
+        steps_factor=settings.models_steps_factor,
+        eval_samples=settings.eval_questions,
+        device=settings.device,
     )
     return str(host), str(generator)
 
@@ -175,19 +174,9 @@ def _run_settings(
     own = BENCH_TASKS.get(task)
     values: dict[str, Any] = {part.name: getattr(settings, part.name, None) for part in fields(RunSettings)}
     values |= {"task": task, "method": method, "seed": seed, "host": host, "generator": generator}
-    values |= {"learning_rates": tuple(settings.learning_rates), "soft_words": _recipe(settings, own)}
-    for name, default in (("num_implicit_tokens", 5), ("steps_per_token", 1)):
+    values |= {"learning_rates": tuple(settings.learning_rates)}
+    defaults = {"num_implicit_tokens": 5, "steps_per_token": 1, "words_column": None, "coconut": COCONUT}
+    for name, default in defaults.items():
         if values[name] is None:
             values[name] = getattr(own, name, default)
     return RunSettings(**values)
-
-
-def _recipe(settings: BenchSettings, task: BenchTask | None) -> Recipe:
-    """Return the task's recipe, or the default for a dataset, with the values given on the command line."""
-    recipe = task.soft_words if task is not None else Recipe()
-    if settings.num_implicit_tokens is not None:
-        recipe = replace(recipe, tokens=None)
-    given = {part.name: getattr(settings, f"soft_words_{part.name}") for part in fields(Recipe)}
-    if given["layers"] is not None:
-        given["layers"] = tuple(given["layers"])
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})

@@ -5,18 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from semcot_hf.bench.catalogue import BENCH_METHODS, chosen
+from semcot_hf.bench.catalogue import BENCH_METHODS, SOFT_WORDS, UNTRAINED, chosen
 from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot
 from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
 from semcot_hf.bench.methods.token_rows import BenchRow, tokenize_rows
 from semcot_hf.bench.methods.training import TrainingSetup, fit
-from semcot_hf.bench.methods.words import FADING, FadingStart, teach_words
-from semcot_hf.bench.recipe import Recipe, keep_layers
-from semcot_hf.bench.tasks.earlier_tokens import DISTANCES, EarlierTokens
 from semcot_hf.bench.tasks.pretraining import fresh_model
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
@@ -84,12 +81,15 @@ def test_latents_are_fed_back_as_without_a_cache_and_padding_changes_nothing(tok
     torch.testing.assert_close(alone, slow, atol=1e-5, rtol=1e-4)
 
 
-def test_coconuts_first_latent_is_the_last_hidden_state_of_the_question(tokenizer):
+def test_coconuts_first_latent_is_the_last_hidden_state_of_the_question_at_the_size_of_words(tokenizer):
     host = tiny(tokenizer)
     model = coconut.CoconutModel(host, answer_prompt_ids(tokenizer))
     ids, _ = prompts_of(tokenizer, coin_rows(1))
     states = host(ids[:, : -len(model.config.answer_prompt_ids)], output_hidden_states=True).hidden_states[-1]
-    torch.testing.assert_close(model.implicit_embeddings(ids)[:, 0], states[:, -1], atol=1e-5, rtol=1e-4)
+    first = model.implicit_embeddings(ids)[:, 0]
+    torch.testing.assert_close(first, model.scale * states[:, -1], atol=1e-5, rtol=1e-4)
+    # At the size of word embeddings.
+    assert first.norm() < 2 * host.get_input_embeddings().weight.norm(dim=1).mean() < 0.8 * states[:, -1].norm()
 
 
 def test_generation_reads_the_latents_before_the_answer_prompt(tokenizer):
@@ -169,12 +169,13 @@ def test_codi_distils_the_state_before_the_answer_and_teaches_only_the_student(t
     plain, _ = model.losses(rows, 0.0)
     model.hidden_weight = 1.0
     assert model.losses(rows, 0.0)[0] > plain
-    reasoning = [row.reasoning + row.answer for row in rows]
+    taught = [codi.taught_reasoning(row) for row in rows]
+    reasoning = [words + row.answer for words, row in zip(taught, rows, strict=True)]
     _, _, output = model.latent_loss([row.prompt for row in rows], reasoning, 0)
     before = len(model.config.answer_prompt_ids) - 1
-    states = codi._states(output, reasoning, [len(row.reasoning) + before for row in rows])
+    states = codi._states(output, reasoning, [len(words) + before for words in taught])
     for index, row in enumerate(rows):
-        ids = torch.tensor([row.prompt + row.reasoning + row.answer[: before + 1]])
+        ids = torch.tensor([row.prompt + taught[index] + row.answer[: before + 1]])
         alone = torch.stack(model.host(ids, output_hidden_states=True).hidden_states[1:])[:, 0, -1]
         torch.testing.assert_close(states[:, index], alone, atol=1e-5, rtol=1e-4)
 
@@ -197,71 +198,6 @@ def test_pause_is_one_learned_embedding_k_times(tokenizer):
     assert torch.equal(model.implicit_embeddings(ids, mask), model.pause.detach().expand(2, 3, -1))
     model(tokenize_rows(tokenizer, coin_rows(2)), 0.0).backward()
     assert model.pause.grad.abs().sum() > 0
-
-
-def test_a_start_fades_out_of_the_first_words_place(tokenizer):
-    generator = tiny(tokenizer)
-    rows = tokenize_rows(tokenizer, coin_rows(3))
-    starts = [tokenizer(f" {name}")["input_ids"][0] for name in ("Ann", "Bob", "flips")]
-    model = FadingStart(generator)
-
-    def slow(weights):
-        torch.manual_seed(1)
-        noise = torch.randn(3, 1, 32) * generator.get_input_embeddings().weight.std()
-        words, terms = generator.get_input_embeddings(), []
-        for row, start, [moved] in zip(rows, starts, noise * weights[2], strict=True):
-            text = row.reasoning + row.answer
-            place = weights[0] * words.weight[start] + weights[1] * words.weight[text[0]] + moved
-            inputs = torch.cat([words(torch.tensor(row.prompt)), place[None], words(torch.tensor(text[1:]))])
-            logits = generator(inputs_embeds=inputs[None]).logits[0, len(row.prompt) : -1]
-            terms += torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none").tolist()
-        return sum(terms) / len(terms)
-
-    pairs, halfway = list(zip(rows, starts, strict=True)), sum(FADING) / 2
-    for progress, weights in ((0.0, (1, 0, 0)), (halfway, (0.5, 0.5, 0.5)), (FADING[1], (0, 1, 0)), (1.0, (0, 1, 0))):
-        torch.manual_seed(1)
-        assert model(pairs, progress).item() == pytest.approx(slow(weights), rel=1e-4), progress
-    assert slow((1, 0, 0)) != pytest.approx(slow((0, 1, 0)), rel=1e-3)
-
-
-def test_earlier_tokens_stand_in_for_the_first_layers_attention_token_by_token_and_leave_nothing(tokenizer):
-    model, state = tiny(tokenizer), TrainerState(max_steps=100)
-    first, ids = model.model.layers[0], torch.randint(10, 60, (2, 30))
-    plain, given, seen = model.get_input_embeddings()(ids), EarlierTokens((0.2, 0.6)), {}
-    logits = model(ids).logits
-    given.on_train_begin(None, state, None, model=model)
-    # What the layer reads, and what its attention has added to that.
-    first.register_forward_pre_hook(lambda _, args, kwargs: seen.update(read=args[0]), with_kwargs=True)
-    first.self_attn.register_forward_hook(lambda *call: seen.update(attention=call[-1][0]))
-
-    def share_at(step):
-        state.global_step = step
-        given.on_step_begin(None, state, None)
-        model(ids)
-        told = (seen["read"] != plain).any(-1)
-        for row in range(2):
-            for place in range(1, 30):
-                earlier = [
-                    plain[row, place - distance] * signs
-                    for distance, signs in zip(DISTANCES, given.signs, strict=True)
-                    if place >= distance
-                ]
-                whole = plain[row, place] + told[row, place] * torch.stack(earlier).sum(0)
-                torch.testing.assert_close(seen["read"][row, place], whole)
-        assert torch.equal((seen["attention"] == 0).all(-1)[:, 1:], told[:, 1:])
-        return told[:, 1:].float().mean().item()
-
-    assert given.signs.abs().eq(1).all() and len(given.signs.unique(dim=0)) == len(DISTANCES)
-    model.train()
-    assert [share_at(step) for step in (0, 20, 60, 99)] == [1, 1, 0, 0]
-    assert 0.3 < share_at(40) < 0.7
-    model.eval()
-    assert share_at(0) == 0
-    torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=0)
-    model.train()
-    share_at(0)
-    given.on_train_end(None, state, None)
-    assert share_at(0) == 0
 
 
 def test_wide_hosts_are_trained_by_adapters_in_codi(tokenizer):
@@ -290,7 +226,7 @@ def toy_rows():
                 {
                     "query": f"Is {other} heads up? {name} is?",
                     "reasoning": " ".join(steps),
-                    "condensed_reasoning": f"{name} {word} {other}",
+                    "condensed_reasoning": f"{name} {word}.",
                     "answer": word,
                     "steps": steps,
                 }
@@ -306,7 +242,10 @@ def toy_setup(tokenizer, host, folder, work, steps, rate):
         train_rows=toy_rows(),
         num_implicit_tokens=2,
         steps_per_token=1,
-        soft_words=Recipe(),
+        coconut=(2, 3),
+        words_column="reasoning",
+        words_limit=16,
+        joint_share=0.0,
         steps=steps,
         batch_size=16,
         learning_rate=rate,
@@ -345,26 +284,28 @@ def test_operations_are_those_of_all_steps(tokenizer, toy_host, tmp_path, steps)
     assert fit(Product(), list(range(64)), setup)["operations"] == steps * 2 * (2 * 16 * 8 * 4)
 
 
+def share_right(model, tokenizer, **options):
+    rows = toy_rows()
+    answers = answer_questions(model, tokenizer, [row["query"] for row in rows], max_new_tokens=24, **options)
+    said = [answer.output.rpartition("Answer:")[2].strip() for answer in answers]
+    return sum(text == row["answer"] for text, row in zip(said, rows, strict=True)) / len(rows)
+
+
 @pytest.mark.parametrize("name", BENCH_METHODS)
 def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     host = AutoModelForCausalLM.from_pretrained(toy_host)
     before = copy.deepcopy(host.state_dict())
-    rows = toy_rows()
-    questions = [row["query"] for row in rows]
-
-    def share_right(model, **options):
-        answers = answer_questions(model, tokenizer, questions, max_new_tokens=24, **options)
-        said = [answer.output.rpartition("Answer:")[2].strip() for answer in answers]
-        return sum(text == row["answer"] for text, row in zip(said, rows, strict=True)) / len(rows)
-
-    at_once = share_right(host, method="no_cot")
+    at_once = share_right(host, tokenizer, method="no_cot")
     # Adapters have less to turn than whole weights.
     steps = 150 if name == "semcot_host_generator" else 60
     trained = BENCH_METHODS[name].train(toy_setup(tokenizer, host, toy_host, tmp_path, steps, 5e-3))
     options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
-    right = share_right(trained.model, method=trained.answered_by, **options)
+    right = share_right(trained.model, tokenizer, method=trained.answered_by, **options)
     assert right >= 0.9 > at_once, f"{name}: {at_once} before, {right} after"
-    assert trained.trainable_parameters > 0 and len(trained.losses) > 1 and trained.operations > 1e6
+    if name == UNTRAINED:
+        assert not trained.trained and trained.trainable_parameters == trained.operations == 0 == len(trained.losses)
+    else:
+        assert trained.trainable_parameters > 0 and len(trained.losses) > 1 and trained.operations > 1e6
     if BENCH_METHODS[name].frozen_host:
         after = trained.model.host.state_dict()
         assert all(torch.equal(after[key], value) for key, value in before.items())
@@ -383,51 +324,51 @@ def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path)
     assert trained.trainable_parameters > 1e5
 
 
-def test_the_best_learns_its_words_within_its_own_budget(tokenizer, toy_host, tmp_path):
-    rows = [{**row, "words": f"{row['steps'][0].split()[0]} {row['answer']} {row['answer']}."} for row in toy_rows()]
+def test_soft_words_are_words_of_any_length_that_the_librarys_words_phase_teaches(tokenizer, toy_host, tmp_path):
+    # Rows of two to four words, some of several tokens.
+    longer = {"heads": "heads indeed", "tails": "tails", "keeps": "keeps on and on", "flips": "flips"}
+    rows = [{**row, "short": f"{row['steps'][0].split()[0]} {longer[row['answer']]}"} for row in toy_rows()]
+    sizes = {len(tokenizer(row["short"])["input_ids"]) for row in rows}
+    assert len(sizes) > 1 and max(sizes) > 4
     setup = replace(
-        toy_setup(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 20, 5e-3),
+        toy_setup(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 160, 5e-3),
         train_rows=rows,
-        soft_words=Recipe(projection="vocabulary", step_weight=0.0, words=3.0),
+        words_column="short",
+        words_limit=24,
     )
     before = copy.deepcopy(setup.host.state_dict())
-    trained = BENCH_METHODS["semcot_soft_words"].train(setup)
-    # Steps of words, of the alignment, of the distillation; 16 questions each.
-    assert trained.seen_questions == (60 + 1 + 4) * 16
-    assert [step for step, _ in trained.losses][-1] == 64 and trained.losses[-5][1] < trained.losses[0][1] / 4
-    assert trained.model.generator.config.use_cache
+    trained = BENCH_METHODS[SOFT_WORDS].train(setup)
+    assert trained.seen_questions == 160 * 16 and trained.model.config.thought_length == "adaptive"
+    prompts, mask = prompts_of(tokenizer, rows)
+    said = trained.model.implicit_text(prompts, mask)
+    assert sum(text.strip() == row["short"] for text, row in zip(said, rows, strict=True)) >= 0.9 * len(rows)
     after = trained.model.host.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    reader = AutoModelForCausalLM.from_pretrained(toy_host)
-    reader.model.load_state_dict(trained.model.generator.state_dict())
-    written = answer_questions(reader, tokenizer, [row["query"] for row in rows], method="cot", max_new_tokens=12)
-    told = [answer.output.partition("\n")[0] == row["words"] for answer, row in zip(written, rows, strict=True)]
-    assert sum(told) >= 0.9 * len(rows)
-    # With another k than the other methods, and a start that the first word's place has at first.
-    started = [{**row, "start": f" {row['steps'][0].split()[0]}"} for row in rows]
-    reader = AutoModelForCausalLM.from_pretrained(toy_host)
-    taught = teach_words(replace(setup, train_rows=started), reader).model
-    made = tokenize_rows(tokenizer, [{**row, "reasoning": row["words"], "steps": [row["words"]]} for row in rows])
-    next_words = [taught(torch.tensor([row.prompt + row.reasoning[:1]])).logits[0, -1].argmax() for row in made]
-    assert sum(word == row.reasoning[1] for word, row in zip(next_words, made, strict=True)) >= 0.9 * len(made)
-    trained = BENCH_METHODS["semcot_soft_words"].train(
-        replace(setup, train_rows=started, soft_words=replace(setup.soft_words, tokens=1, layers=(1,)))
-    )
-    assert trained.model.config.num_implicit_tokens == 1
-    assert trained.model.generator.config.num_hidden_layers == 1
-    with pytest.raises(ValueError, match=r"start=' Is Ann' is \d tokens: pass a word of one token"):
-        teach_words(replace(setup, train_rows=[{**row, "start": " Is Ann"} for row in rows]), reader)
-    # Tokens that are no words have a projection to learn.
-    trained = BENCH_METHODS["semcot_soft_words"].train(
-        replace(setup, soft_words=replace(setup.soft_words, projection="linear", words=0.1))
-    )
-    assert trained.seen_questions == (2 + 2 + 20) * 16
-    recipe = Recipe(layers=(0,), projection="linear")
-    trained = BENCH_METHODS["semcot_soft_words"].train(replace(setup, steps=1, soft_words=recipe))
-    assert trained.model.generator.config.num_hidden_layers == 1
-    rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:5]] + rows[5:]
-    with pytest.raises(ValueError, match="soft_words_words=3.0: 5 of 16 training rows have neither 'words' nor"):
-        BENCH_METHODS["semcot_soft_words"].train(replace(setup, train_rows=rows))
+    # The generator alone has learned its own answer too.
+    assert share_right(trained.model, tokenizer, method="generator") >= 0.9
+
+
+def test_soft_words_are_trained_through_the_host_where_asked(tokenizer, toy_host, tmp_path):
+    host = AutoModelForCausalLM.from_pretrained(toy_host)
+    setup = toy_setup(tokenizer, host, toy_host, tmp_path, 10, 5e-3)
+    plain = BENCH_METHODS[SOFT_WORDS].train(setup).model.generator.state_dict()
+    before = copy.deepcopy(host.state_dict())
+    joint = BENCH_METHODS[SOFT_WORDS].train(replace(setup, joint_share=0.5))
+    assert joint.seen_questions == 15 * 16 and joint.losses[-1][0] == 15
+    after = joint.model.generator.state_dict()
+    assert any(not torch.equal(after[name], plain[name]) for name in plain)
+    assert all(torch.equal(joint.model.host.state_dict()[name], before[name]) for name in before)
+
+
+def test_words_that_cannot_be_learned_are_refused_with_the_reason(tokenizer, toy_host, tmp_path):
+    setup = toy_setup(tokenizer, AutoModelForCausalLM.from_pretrained(toy_host), toy_host, tmp_path, 2, 1e-3)
+    with pytest.raises(ValueError, match="16 of 16 rows .* cannot be learned as words .*have more words than"):
+        BENCH_METHODS[SOFT_WORDS].train(replace(setup, words_limit=2))
+    rows = [{**row, "condensed_reasoning": ""} for row in toy_rows()[:9]] + toy_rows()[9:]
+    with pytest.raises(ValueError, match="9 of 16 rows .*have no words"):
+        BENCH_METHODS[SOFT_WORDS].train(replace(setup, train_rows=rows, words_column="condensed_reasoning"))
+    with pytest.raises(ValueError, match="9 of 16 training rows have no condensed reasoning"):
+        BENCH_METHODS["condensed"].train(replace(setup, train_rows=rows))
 
 
 def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp_path, monkeypatch):
@@ -443,54 +384,3 @@ def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp
     BENCH_METHODS["semcot"].train(toy_setup(tokenizer, host, toy_host, tmp_path, 1, 1e-3))
     # Left out, the trainers would take bfloat16 on a GPU, where those of the other methods do not.
     assert told == {"SemCoTAlignmentConfig": False, "SemCoTDistillationConfig": False}
-
-
-def random_model(family, layers, window=None):
-    options = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
-    options |= {"intermediate_size": 24, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
-    if window:
-        options |= {
-            "use_sliding_window": True,
-            "sliding_window": window,
-            "layer_types": ["full_attention", "sliding_attention"] * (layers // 2),
-        }
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
-
-
-@pytest.mark.parametrize(
-    "family, window", [("llama", None), ("gpt2", None), ("gpt_neox", None), ("qwen2", 3), ("gemma3_text", 3)]
-)
-def test_kept_layers_compute_as_if_the_others_were_passed_by(family, window, tmp_path):
-    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
-    whole, layers = random_model(family, 4, window), (1, 2)
-    cut = keep_layers(copy.deepcopy(whole), layers)
-    stack = next(part for part in whole.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == 4)
-    for index in (0, 3):
-        # The slow path: all layers in their places, those that were not kept hand on what they get.
-        stack[index].register_forward_hook(
-            lambda module, args, kwargs, output: replaced(output, (*args, *kwargs.values())[0]), with_kwargs=True
-        )
-    with torch.no_grad():
-        torch.testing.assert_close(cut(ids).logits, whole(ids, use_cache=False).logits)
-        cached = cut(ids[:, :4])
-        cached = cut(ids[:, 4:], past_key_values=cached.past_key_values).logits
-        torch.testing.assert_close(cached, cut(ids).logits[:, 4:])
-        cut.save_pretrained(tmp_path)
-        again = AutoModelForCausalLM.from_pretrained(tmp_path)
-        assert again.config.num_hidden_layers == 2 and torch.equal(again(ids).logits, cut(ids).logits)
-
-
-def replaced(output, states):
-    return (states, *output[1:]) if isinstance(output, tuple) else states
-
-
-def test_layers_that_cannot_be_kept_are_refused():
-    model = random_model("llama", 4)
-    for layers in ((), (0, 4), (-1, 2), (2, 1), (1, 1)):
-        with pytest.raises(ValueError, match=r"layers=.*: pass ascending indices from 0 to 3"):
-            keep_layers(model, layers)
-    assert model.config.num_hidden_layers == len(model.model.layers) == 4
-    model.others = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(4)])
-    with pytest.raises(ValueError, match="LlamaForCausalLM has 2 lists of 4 layers"):
-        keep_layers(model, (0,))

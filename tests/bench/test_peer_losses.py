@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.bench.catalogue import BENCH_METHODS
 from semcot_hf.bench.methods import coconut, codi, icot, simcot, training
 from semcot_hf.bench.methods.finetuning import TextModel, train_cot, train_no_cot
 from semcot_hf.bench.methods.latents import LatentModel
@@ -17,7 +18,6 @@ from semcot_hf.bench.methods.pause import PauseModel
 from semcot_hf.bench.methods.softcot import SoftCoTModel
 from semcot_hf.bench.methods.token_rows import tokenize_rows
 from semcot_hf.bench.methods.training import OperationCounter, TrainingSetup
-from semcot_hf.bench.recipe import Recipe
 from semcot_hf.bench.tasks.pretraining import fresh_model
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import HOST_PATH
@@ -78,12 +78,14 @@ def codi_slowly(host, projection, rows, count):
     teacher_terms, student_terms, distances, latents = [], [], [], []
     pairs = []
     for row in rows:
-        terms, states = written(host, row, [], row.reasoning + row.answer)
+        # Without the last step, which states the answer.
+        reasoning = [token for step in row.steps[:-1] for token in step]
+        terms, states = written(host, row, [], reasoning + row.answer)
         teacher_terms.append(terms)
         latents.append(latents_of(host, row, count, projection))
         # The answer prompt is the first part of the answer's tokens; its last one comes before the answer itself.
         prompt = len(row.answer) - len(row.answer[row.answer.index(COLON) + 1 :])
-        teacher = states[:, len(row.reasoning) + prompt].detach()
+        teacher = states[:, len(reasoning) + prompt].detach()
         terms, states = written(host, row, latents[-1], row.answer)
         student_terms.append(terms)
         pairs.append((states[:, prompt], teacher))
@@ -145,6 +147,16 @@ def test_codi_is_teacher_student_and_hidden_states(tokenizer, rows, gamma):
     assert_same_loss_and_gradients(model, teacher + student + gamma * hidden, model(rows, 0.5))
 
 
+def scaled(host):
+    """Return a function that scales a state to the size of word embeddings, measured on the first 64 of them."""
+    with torch.no_grad():
+        words = host.get_input_embeddings()(torch.arange(64))
+        states = host.base_model(inputs_embeds=words[None], use_cache=False).last_hidden_state
+    factor = (words.square().mean() / states.square().mean()).sqrt()
+    assert factor < 0.8
+    return lambda state: state * factor
+
+
 # progress: latents, steps in words that are gone (None: all).
 STAGES = {0.0: (0, 0), 0.2: (2, 1), 0.3: (4, 2), 0.45: (6, 3), 0.6: (6, None), 0.99: (6, None)}
 
@@ -153,10 +165,10 @@ STAGES = {0.0: (0, 0), 0.2: (2, 1), 0.3: (4, 2), 0.45: (6, 3), 0.6: (6, None), 0
 def test_coconut_learns_what_remains_after_its_latents(tokenizer, rows, progress):
     model = coconut.CoconutModel(tiny(tokenizer), answer_prompt_ids(tokenizer))
     count, gone = STAGES[progress]
-    terms = []
+    terms, feed = [], scaled(model.host)
     for row in rows:
         left = [] if gone is None else [token for step in row.steps[gone:] for token in step]
-        terms.append(written(model.host, row, latents_of(model.host, row, count), left + row.answer)[0])
+        terms.append(written(model.host, row, latents_of(model.host, row, count, feed), left + row.answer)[0])
     assert_same_loss_and_gradients(model, torch.cat(terms).mean(), model(rows, progress))
 
 
@@ -173,10 +185,10 @@ def test_simcot_adds_the_decoders_loss_to_codis(tokenizer, rows):
 def test_simcot_adds_the_decoders_loss_to_coconuts(tokenizer, rows, progress, count, gone):
     base = coconut.CoconutModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 1, simcot.NUM_LATENTS)
     model = simcot.StepSupervised(base, tiny(tokenizer, 1), tokenizer.eos_token_id)
-    terms, latents = [], []
+    terms, latents, feed = [], [], scaled(base.host)
     for row in rows:
         left = [] if gone is None else [token for step in row.steps[gone:] for token in step]
-        latents.append(latents_of(base.host, row, count))
+        latents.append(latents_of(base.host, row, count, feed))
         terms.append(written(base.host, row, latents[-1], left + row.answer)[0])
     slow = torch.cat(terms).mean()
     if count:
@@ -188,6 +200,17 @@ def test_pause_reads_the_same_learned_embedding_k_times(tokenizer, rows):
     model = PauseModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 3)
     slow = torch.cat([written(model.host, row, [model.pause] * 3, row.answer)[0] for row in rows]).mean()
     assert_same_loss_and_gradients(model, slow, model(rows, 0.0))
+
+
+@pytest.mark.parametrize("progress", STAGES)
+def test_staged_pause_is_coconut_with_a_learned_embedding_as_every_latent(tokenizer, rows, progress):
+    model = coconut.StagedPauseModel(tiny(tokenizer), answer_prompt_ids(tokenizer))
+    count, gone = STAGES[progress]
+    terms = []
+    for row in rows:
+        left = [] if gone is None else [token for step in row.steps[gone:] for token in step]
+        terms.append(written(model.host, row, [model.pause] * count, left + row.answer)[0])
+    assert_same_loss_and_gradients(model, torch.cat(terms).mean(), model(rows, progress))
 
 
 def test_softcot_learns_a_projection_for_reasoning_and_answer(tokenizer, rows):
@@ -227,7 +250,10 @@ def a_setup(tokenizer, work, steps):
         train_rows=coin_flip.generate(8, seed=3, min_people=3, max_people=3),
         num_implicit_tokens=2,
         steps_per_token=1,
-        soft_words=Recipe(),
+        coconut=(2, 3),
+        words_column=None,
+        words_limit=24,
+        joint_share=0.0,
         steps=steps,
         batch_size=2,
         learning_rate=1e-5,
@@ -317,6 +343,7 @@ CURRICULA = {
     # Stages 1 to 3 (6 for SIM-CoT) are evenly spaced before 0.55, where the last begins.
     "coconut": (coconut.train_coconut, lambda progress: min(4, int(progress / 0.55 * 4))),
     "simcot_coconut": (simcot.train_simcot_coconut, lambda progress: min(7, int(progress / 0.55 * 7))),
+    "pause_staged": (coconut.train_staged_pause, lambda progress: min(4, int(progress / 0.55 * 4))),
     "codi": (codi.train_codi, lambda progress: 0),
     "no_cot": (train_no_cot, lambda progress: 0),
     "cot": (train_cot, lambda progress: 0),
@@ -336,7 +363,27 @@ def test_optimizers_are_reset_where_a_stage_begins_and_nowhere_else(name, tokeni
     # A parameter without a gradient has no age, such as the projection while there are no latents.
     oldest = [max(found) for found in ages]
     assert oldest == expected
-    assert (1 in expected[1:]) == (name in ("coconut", "simcot_coconut", "icot"))
+    assert (1 in expected[1:]) == (name in ("coconut", "simcot_coconut", "pause_staged", "icot"))
+
+
+@pytest.mark.parametrize("name", ["codi", "simcot_codi", "coconut"])
+def test_learning_rates_follow_the_methods_schedule(name, tokenizer, tmp_path, monkeypatch):
+    rates, step = [], torch.optim.lr_scheduler.LambdaLR.step
+
+    def noted(self, *args):
+        step(self, *args)
+        rates.append(self.get_last_lr()[0])
+
+    monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", noted)
+    setup = a_setup(tokenizer, tmp_path, 10)
+    BENCH_METHODS[name].train(setup)
+    made = rates[-10:]
+    # One step of warm-up, then nine to the end.
+    shares = [step / 9 for step in range(10)]
+    falling = (
+        [1 - share for share in shares] if name == "coconut" else [(1 + math.cos(math.pi * s)) / 2 for s in shares]
+    )
+    assert made == pytest.approx([1e-5 * share for share in falling], abs=1e-12)
 
 
 def test_simcots_decoder_starts_as_the_host_and_is_trained(tokenizer, tmp_path, monkeypatch):

@@ -6,27 +6,24 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from semcot_hf.bench import method_run as runs
-from semcot_hf.bench.catalogue import SOFT_WORDS
+from semcot_hf.bench.catalogue import PARTS, SOFT_WORDS, UNTRAINED
 from semcot_hf.bench.method_run import QuestionSet, RunSettings, run_method
-from semcot_hf.bench.recipe import Recipe
 from semcot_hf.bench.report import markdown, overview, write_report
 from semcot_hf.bench.run import BenchSettings, _run_settings, run_bench
-from semcot_hf.bench.summary import paired_p_value, seeds_interval, summarize_task
+from semcot_hf.bench.summary import paired_p, paired_p_value, seeds_interval, summarize_task
 from semcot_hf.bench.tasks import pretraining as hosts
 from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.data.splits import normalise_question
-from semcot_hf.data.tasks import coin_flip
+from semcot_hf.data.tasks import coin_flip, facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 from semcot_hf.evaluation.statistics import accuracy_interval
 
-OTHER_GENERATOR = Path(__file__).parents[2] / "examples" / "bench" / "models" / "graph" / "generator"
 SMALL = {
     "steps": 2,
     "batch_size": 4,
@@ -49,7 +46,10 @@ def settings(**changes):
         "generator": str(GENERATOR_PATH),
         "num_implicit_tokens": 2,
         "steps_per_token": 3,
-        "soft_words": Recipe(),
+        "coconut": (2, 3),
+        "words_column": "reasoning",
+        "words_limit": 32,
+        "joint_share": 0.0,
         "learning_rates": (1e-3,),
         "search_share": 0.5,
         "device": "cpu",
@@ -73,6 +73,26 @@ def test_semcot_is_timed_compiled_too_where_asked(tmp_path, captured, capturing)
     assert all(made["latency"][name] > 0 for name in ("ratio", "compiled_generator_ratio", "compiled_ratio"))
     plain = run_method(settings(), questions(), tmp_path / "no_cot", compiled_latency=True)
     assert len(captured) == 3 and "compiled_ratio" not in plain["latency"]
+
+
+def test_runs_of_soft_words_have_rows_of_the_generator_alone(tmp_path):
+    small = {"words_limit": 96, "latency_samples": 1, "eval_questions": 4}
+    made = run_method(settings(method=SOFT_WORDS, **small), questions(), tmp_path / "soft")
+    parts = {"semcot_hard", "words", "generator", "generator_no_cot"}
+    assert {row["method"] for row in made["report"]["rows"]} == {"no_cot", "semcot", *parts}
+    assert made["latency"]["parts"].keys() == parts and min(made["latency"]["parts"].values()) > 0
+    assert made["training"]["seen_questions"] == 8 and len(made["training"]["losses"]) == 2
+    rows = {row["method"]: row for row in summarize_task([(made, tmp_path / "soft")])["rows"]}
+    assert len(rows) == 6 and all(len(row["verdicts"][0]) == 8 for row in rows.values())
+    assert rows[f"{SOFT_WORDS}/generator"]["implicit_tokens"] == 0 < rows[SOFT_WORDS]["implicit_tokens"]
+    assert rows[SOFT_WORDS]["p_over_generator"] is not None
+    # A pair that is left as it is has nothing to search a learning rate for.
+    untrained = settings(method=UNTRAINED, learning_rates=(1e-3, 2e-3), **small)
+    left = run_method(untrained, questions(), tmp_path / "untrained/seed0")
+    assert left["training"]["seen_questions"] == left["training"]["trainable_parameters"] == 0
+    assert left["training"]["search"] is None and not (tmp_path / "untrained/search.json").exists()
+    # The demo's generator reasons in the host's own words.
+    assert next(row for row in left["report"]["rows"] if row["method"] == "generator")["accuracy"] >= 0.75
 
 
 def test_a_compiled_forward_lasts_for_its_own_calls(tiny_lm, captured):
@@ -156,15 +176,18 @@ def test_the_interval_of_several_seeds_covers_their_spread():
         assert seeds_interval(np.full((3, 400), share)) == accuracy_interval(400 * share, 400)
 
 
-def fake_run(folder, method, accuracy, ratio, seed=0, n=200, generator_share=None, **compiled):
+def fake_run(folder, method, accuracy, ratio, seed=0, n=200, generator_share=None, parts=None, **compiled):
     verdicts = [index < accuracy * n for index in range(n)]
     name = {"no_cot": "no_cot", "cot": "cot"}.get(method, "semcot")
     others = ["no_cot", "other_question", "mean", "noise"] if name == "semcot" else []
     (folder / "evaluation").mkdir(parents=True)
-    for file, share in [(name, accuracy), *((other, 0.5) for other in others)]:
+    parts = parts or {}
+    shares = {name: accuracy, **dict.fromkeys(others, 0.5), **parts}
+    for file, share in shares.items():
         lines = [json.dumps({"index": index, "correct": index < share * n}) for index in range(n)]
         (folder / "evaluation" / f"predictions-{file}.jsonl").write_text("\n".join(lines) + "\n")
     row = {"accuracy": sum(verdicts) / n, "n": n, "new_tokens_per_query": 2.0, "implicit_tokens": 4, "by_steps": []}
+    made_parts = [{**row, "method": part, "accuracy": share} for part, share in parts.items()]
     run = {
         "settings": {**SMALL, "task": "coin_flip", "method": method, "seed": seed, **BUDGET},
         "training": {
@@ -174,9 +197,9 @@ def fake_run(folder, method, accuracy, ratio, seed=0, n=200, generator_share=Non
             "learning_rate": 1e-3,
             "generator_share": generator_share,
         },
-        "latency": {"ratio": ratio, "seconds": 0.1, **compiled},
+        "latency": {"ratio": ratio, "seconds": 0.1, "parts": dict.fromkeys(parts, 0.5), **compiled},
         "report": {
-            "rows": [{"method": name, **row}],
+            "rows": [{"method": name, **row}, *made_parts],
             "controls": [{"control": other, "accuracy": 0.5} for other in ("none", *others[1:])],
             "environment": dict.fromkeys(("cpu", "threads", "device", "torch", "transformers", "trl"), "x"),
         },
@@ -221,6 +244,43 @@ def test_the_report_compares_every_method_with_explicit_cot_no_cot_and_soft_word
     assert p_values["mean"] > 0.9 and p_values["noise"] < 0.001 and p_values["other_question"] == 1.0
 
 
+def test_rows_of_the_generator_alone_stand_before_soft_words_and_are_compared_with_it(tmp_path):
+    parts = {"no_cot": 0.25, "semcot_hard": 0.98, "words": 0.97, "generator": 0.5, "generator_no_cot": 0.1}
+    made = [fake_run(tmp_path / "soft", SOFT_WORDS, 0.98, 1.2, parts=parts)]
+    rows = summarize_task(made)["rows"]
+    assert [row["method"] for row in rows] == [*(f"{SOFT_WORDS}/{part}" for part in PARTS), SOFT_WORDS]
+    by_name = {row["method"].rpartition("/")[2]: row for row in rows}
+    assert {name: by_name[name]["accuracy"] for name in parts} == parts
+    assert by_name["generator"]["title"] == "generator alone (its words, then its own answer)"
+    assert [by_name[name]["latency_ratio"] for name in ("no_cot", "generator", SOFT_WORDS)] == [1.0, 0.5, 1.2]
+    # 196 right against 100 and 50, nested in one another: McNemar's test of 96 and 146 against none.
+    own = by_name[SOFT_WORDS]
+    assert own["p_over_generator"] == pytest.approx(2 * 0.5**96) and own["p_over_no_cot"] == pytest.approx(
+        2 * 0.5**146
+    )
+    assert by_name["generator"]["p_over_generator"] is None and by_name["no_cot"]["p_over_no_cot"] is None
+    assert by_name["words"]["p_against_soft_words"] == pytest.approx(2 * 0.5**2)
+    assert by_name["no_cot"]["trainable_parameters"] == by_name["no_cot"]["seen_questions"] == 0
+    # A host that is tuned to answer at once is the harder baseline, where there is one.
+    tuned = fake_run(tmp_path / "no_cot", "no_cot", 0.95, 1.0)
+    assert summarize_task([tuned, *made])["rows"][-1]["p_over_no_cot"] == pytest.approx(2 * 0.5**6)
+    report = write_report([tuned, *made], tmp_path / "out", command="x")
+    written = (tmp_path / "out/report.md").read_text()
+    assert (
+        "| generator alone (its words, then its own answer) | 50.0 %" in written
+        and "| no CoT (untouched host) |" in written
+    )
+    [line] = overview(report)[2:]
+    assert line.endswith("| 50.0 | 1.20 | 50.0 (0.50) | 0.0000 | 0.0312 |")
+
+
+def test_one_training_of_each_is_compared_by_mcnemars_test():
+    a, b = np.zeros((1, 40)), np.zeros((1, 40))
+    a[0, :9], b[0, 9:10] = 1, 1
+    assert paired_p(a, b) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert paired_p(np.repeat(a, 2, axis=0), b) == paired_p_value(np.repeat(a, 2, axis=0), b)
+
+
 def test_seeds_that_lie_apart_have_a_wide_interval(tmp_path):
     made = [fake_run(tmp_path / str(seed), "pause", share, 2.0, seed) for seed, share in enumerate((0.4, 0.9))]
     row = summarize_task(made)["rows"][0]
@@ -241,8 +301,8 @@ def test_the_overview_tells_what_there_is():
     *_, first, second = overview(
         {"tasks": [{"task": "one", "rows": rows}, {"task": "two", "rows": [*rows, peer, best]}]}
     )
-    assert first == "| one | 50.0 | – | Pause 50.0 (1.25) | – | – | – | – |"
-    assert second == "| two | 50.0 | – | CODI 75.0 | – | 50.0 | 12.5 | 1.25 (1.12) |"
+    assert first == "| one | 50.0 | – | Pause 50.0 (1.25) | – | – | – | – | – | – | – |"
+    assert second == "| two | 50.0 | – | CODI 75.0 | – | 50.0 | 12.5 | 1.25 (1.12) | – | – | – |"
 
 
 def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
@@ -277,92 +337,68 @@ def test_tasks_have_separate_splits_and_lessons_up_to_their_difficulty(task):
     assert steps[0] == min(steps) and steps[-1] == max(len(row["steps"]) for row in own.generate(60, 0, "train"))
 
 
-def test_equations_alternate_with_words_where_a_lesson_asks_for_both():
-    reasoning = [row["reasoning"] for row in BENCH_TASKS["arithmetic"].lessons[0][0](6, 0)]
-    assert [text.startswith("Now ") for text in reasoning] == [True, False] * 3
-    assert not any(row["reasoning"].startswith("Now") for row in BENCH_TASKS["arithmetic"].generate(6, 0))
-
-
-def test_multiplication_is_learned_with_bare_words_in_every_lesson():
-    for lesson, _ in BENCH_TASKS["multiplication"].lessons:
-        assert [index for index, row in enumerate(lesson(20, 0)) if row.get("given")] == [0, 8, 16]
-
-
-@pytest.mark.parametrize(("task", "every"), [("multiplication", 2), ("graph", 3), ("arithmetic", 3)])
-def test_a_host_reads_bare_words_and_does_not_learn_to_write_them(task, every):
+@pytest.mark.parametrize("task", BENCH_TASKS)
+def test_hosts_are_never_shown_the_short_words_when_they_are_made(task):
     own = BENCH_TASKS[task]
-    rows = own.host_rows(every, 0)
-    assert [bool(row.get("given")) for row in rows] == [True] + [False] * (every - 1)
-    assert rows[0]["reasoning"] == rows[0]["words"].removeprefix(own.soft_words.thought).rstrip(".")
+    rows, direct = (own.host_rows or own.generate)(64, 0, "train"), own.direct_share
+    made = hosts.training_rows(hosts.train_tokenizer(own), ((own.host_rows or own.generate, 1),), direct, seed=0)
     tokenizer = hosts.train_tokenizer(own)
-    made = hosts.training_rows(tokenizer, ((own.host_rows, 1),), 0.0, seed=0)
-    learned = [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in made]
-    texts = [tokenizer.decode(row["input_ids"]) for row in made]
-    assert {text.startswith("\nAnswer:") for text in learned} == {True, False}
-    for text, part in zip(texts, learned, strict=True):
-        reasoning = text.partition("<|assistant|>")[2].partition("\nAnswer:")[0]
-        if part.startswith("\nAnswer:"):
-            assert text.endswith(part) and len(reasoning.split()) == (own.soft_words.tokens or own.num_implicit_tokens)
-            assert reasoning.startswith(" ") and not reasoning.endswith(".")
-        else:
-            assert text.endswith(reasoning + "\nAnswer:" + part.partition("\nAnswer:")[2])
-            assert part.startswith(reasoning) and not reasoning.startswith(" ")
+    texts = [tokenizer.decode(row["input_ids"]).partition("<|assistant|>")[2] for row in made]
+    whole = {f"{row['reasoning']}\nAnswer: {row['answer']}<|end|>" for row in rows}
+    whole |= {f"\nAnswer: {row['answer']}<|end|>" for row in rows}
+    assert texts and set(texts) <= whole
+    # All of a completion is learned, and nothing before it.
+    for row, text in zip(made, texts, strict=True):
+        assert tokenizer.decode([label for label in row["labels"] if label != -100]) == text
+    if task not in ("arithmetic", "multiplication"):
+        short = {row["condensed_reasoning"] for row in rows if row["condensed_reasoning"]}
+        assert not any(text.startswith(words) for text in texts for words in short)
 
 
-@pytest.mark.parametrize(
-    "task", [name for name, own in BENCH_TASKS.items() if own.soft_words.projection == "vocabulary"]
-)
-def test_words_are_one_token_each_and_tell_the_answer(task):
-    own = BENCH_TASKS[task]
-    tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
-    for row in rows:
-        thought, *words = row["words"].rstrip(".").split()
-        assert thought == own.soft_words.thought
-        digits = [word[-1] for word in words] + [words[-1][:-1] or "0"]
-        assert (" ".join(digits) if task == "multiplication" else words[-1]) == row["answer"]
-        tokens = tokenizer(row["words"], add_special_tokens=False)["input_ids"]
-        assert len(tokens) == 1 + (own.soft_words.tokens or own.num_implicit_tokens) + 1, (
-            tokenizer.convert_ids_to_tokens(tokens)
-        )
+def test_the_generator_of_facts_meets_none_and_its_host_all():
+    own = BENCH_TASKS["facts"]
+    values = {value for known in facts.FACTS.values() for value in known.values()}
+    for lesson, _ in own.lessons:
+        for row in lesson(100, 0, "train"):
+            assert row["answer"] in facts.NAMES and not values & set(f"{row['query']} {row['reasoning']}".split())
+    told = [row for row in own.host_rows(900, 0, "train") if not row["steps"]]
+    assert len(told) == 300 and len({row["query"] for row in told}) > 100
+    tokenizer = hosts.train_tokenizer(own)
+    vocabulary = tokenizer.get_vocab()
+    assert {f"Ġ{word}" for word in [*values, *facts.NAMES, *facts.SEATS]} <= vocabulary.keys()
 
 
-def test_words_of_coin_flips_tell_the_state_that_is_left():
-    own = BENCH_TASKS["coin_flip"]
-    tokenizer, rows = hosts.train_tokenizer(own), own.generate(300, 0, "train")
-    words = {"yes": " now heads.", "no": " now tails."}
-    assert all(row["words"] == words[row["answer"]] for row in rows)
-    for text in words.values():
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(tokens[:1]) == own.soft_words.thought and len(tokens) == 3
+def test_a_task_whose_generator_needs_an_aid_names_the_script(tmp_path):
+    with pytest.raises(ValueError, match="task='graph'.*pretrain_task_models.py --task graph --output_dir"):
+        run_bench(BenchSettings(str(tmp_path), task=["graph"]))
 
 
 @pytest.mark.slow
 def test_models_of_a_task_are_made_once_and_the_host_starts_as_its_generator(tmp_path, monkeypatch):
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, TrainerCallback
 
-    by_length, rows, spans, earlier_tokens = [], hosts.training_rows, [], hosts.EarlierTokens
+    by_length, rows, steps = [], hosts.training_rows, []
 
     def noted(*args):
         by_length.append(args[-1])
         return rows(*args)
 
-    def given(span, seed):
-        spans.append(span)
-        return earlier_tokens(span, seed)
+    class Aid(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
 
     monkeypatch.setattr(hosts, "training_rows", noted)
-    monkeypatch.setattr(hosts, "EarlierTokens", given)
     own = replace(BENCH_TASKS["graph"], by_length=True)
-    host, generator = hosts.make_models(own, tmp_path, steps_factor=0.001, eval_samples=2)
+    host, generator = hosts.make_models(own, tmp_path, steps_factor=0.001, eval_samples=2, aids=[Aid()])
     made = os.stat(host / "figures.json").st_mtime_ns
     assert json.loads((host / "figures.json").read_text())["cot"]["n"] == 2
     assert hosts.make_models(BENCH_TASKS["graph"], tmp_path)[0] == host
     assert os.stat(host / "figures.json").st_mtime_ns == made
     # The generator's batches where its task asks for it, and never the host's, whose kinds of rows share each batch.
     assert by_length == [True, False] and not BENCH_TASKS["graph"].by_length
-    # Earlier tokens are for the generator alone, where its task asks for them.
-    assert spans == [own.earlier_tokens] and BENCH_TASKS["coin_flip"].earlier_tokens is None
+    # Aids are for the generator alone, which takes a step of each lesson.
+    assert steps == [1, 2]
     small = AutoModelForCausalLM.from_pretrained(generator)
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(hosts.expand(small, 5)(ids).logits, small(ids).logits)
@@ -440,7 +476,17 @@ def test_batches_hold_rows_of_one_length_and_every_row_once():
 def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     command = [sys.executable, "-m", "semcot_hf.cli.main", "bench", "methods", "--methods", "pause", "no_cot"]
-    command += ["--seeds", "0", "--learning_rates", "1e-3", "--output_dir", str(tmp_path / "out"), *flags]
+    command += [
+        "--task",
+        "coin_flip",
+        "--seeds",
+        "0",
+        "--learning_rates",
+        "1e-3",
+        "--output_dir",
+        str(tmp_path / "out"),
+        *flags,
+    ]
     first = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert first.returncode == 0, first.stderr[-2000:]
     assert "[2/2] coin_flip/pause/seed0" in first.stderr
@@ -453,7 +499,14 @@ def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
     assert f"{SMALL['steps']} steps of {SMALL['batch_size']} of" in told and "0.001 (not searched)" in told
     kept = os.stat(tmp_path / "out/coin_flip/pause/seed0/run.json").st_mtime_ns
     again = run_bench(
-        BenchSettings(str(tmp_path / "out"), methods=["pause", "no_cot"], seeds=[0], learning_rates=[1e-3], **SMALL)
+        BenchSettings(
+            str(tmp_path / "out"),
+            task=["coin_flip"],
+            methods=["pause", "no_cot"],
+            seeds=[0],
+            learning_rates=[1e-3],
+            **SMALL,
+        )
     )
     assert os.stat(tmp_path / "out/coin_flip/pause/seed0/run.json").st_mtime_ns == kept
     assert again["tasks"] == report["tasks"]
@@ -480,38 +533,26 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
     assert 2 <= n == budget["eval_questions"] < 8 and 40 < budget["train_questions"] < 60
 
 
-def test_the_recipe_of_the_best_is_the_tasks_own_unless_flags_say_otherwise():
-    def recipe(task, **given):
-        return _run_settings(BenchSettings("x", **given), task, "semcot_soft_words", 0, "host", "generator").soft_words
+def test_settings_of_a_run_are_the_tasks_own_unless_flags_say_otherwise():
+    def made(task, **given):
+        run = _run_settings(BenchSettings("x", **given), task, SOFT_WORDS, 0, "host", "generator")
+        return run.num_implicit_tokens, run.steps_per_token, run.words_column, run.coconut, run.joint_share
 
-    own = BENCH_TASKS["arithmetic"].soft_words
-    assert recipe("arithmetic") == own != Recipe() and recipe("org/data") == Recipe()
-    assert recipe("arithmetic", soft_words_layers=[1], soft_words_words=0.0) == replace(own, layers=(1,), words=0.0)
-    given = {
-        "soft_words_mode": "parallel",
-        "soft_words_projection": "identity",
-        "soft_words_step_weight": 2.0,
-        "soft_words_thought": " x",
-    }
-    assert recipe("org/data", **given) == Recipe(None, None, "parallel", "identity", 2.0, " x", 0.0)
-
-
-def test_k_of_the_best_is_the_tasks_own_unless_one_is_given():
-    def tokens(task="graph", **given):
-        made = _run_settings(BenchSettings("x", **given), task, "semcot_soft_words", 0, "host", "generator")
-        return made.num_implicit_tokens, made.soft_words.tokens
-
-    assert tokens() == (7, 6) and tokens("coin_flip") == (4, None)
-    assert tokens(num_implicit_tokens=3) == (3, None) and tokens(soft_words_tokens=2) == (7, 2)
-    assert tokens(num_implicit_tokens=3, soft_words_tokens=2) == (3, 2)
+    assert made("graph") == (7, 1, "condensed_reasoning", (1, 6), 0.0)
+    assert made("coin_flip") == (4, 3, "reasoning", (2, 3), 0.0)
+    assert made("org/data") == (5, 1, None, (2, 3), 0.0)
+    given = {"num_implicit_tokens": 3, "steps_per_token": 2, "words_column": "plan", "joint_share": 0.2}
+    assert made("graph", **given) == (3, 2, "plan", (1, 6), 0.2)
 
 
 def test_what_cannot_be_benched_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="task=\\['gsm8k'\\]: choose among coin_flip"):
+    with pytest.raises(ValueError, match="task=\\['gsm8k'\\]: choose among facts"):
         run_bench(BenchSettings(str(tmp_path), task=["gsm8k"]))
     with pytest.raises(ValueError, match="host and generator go together"):
         run_bench(BenchSettings(str(tmp_path), host="somewhere"))
+    other = tmp_path / "other"
+    hosts.train_tokenizer(BENCH_TASKS["multiplication"]).save_pretrained(other)
     with pytest.raises(ValueError, match="has other tokens than host="):
-        run_bench(BenchSettings(str(tmp_path), host=str(HOST_PATH), generator=str(OTHER_GENERATOR)))
+        run_bench(BenchSettings(str(tmp_path), host=str(HOST_PATH), generator=str(other)))
     with pytest.raises(ValueError, match="holds no finished run"):
         run_bench(BenchSettings(str(tmp_path), report_only=True))

@@ -52,15 +52,27 @@ class CodiModel(LatentModel):
     def losses(self, rows: Sequence[BenchRow], progress: float) -> tuple[Tensor, Tensor | None]:
         """Return CE(reasoning, answer) + CE(answer | latents) + gamma * hidden-state loss, and the latents."""
         prompts, answers = [row.prompt for row in rows], [row.answer for row in rows]
-        reasoning = [row.reasoning + row.answer for row in rows]
+        taught = [taught_reasoning(row) for row in rows]
+        reasoning = [words + row.answer for words, row in zip(taught, rows, strict=True)]
         teacher_loss, _, teacher = self.latent_loss(prompts, reasoning, 0)
         student_loss, latents, student = self.latent_loss(prompts, answers, self.config.num_implicit_tokens)
         # Index of the last token of the answer prompt.
         before = len(self.config.answer_prompt_ids) - 1
-        teacher_states = _states(teacher, reasoning, [len(row.reasoning) + before for row in rows])
+        teacher_states = _states(teacher, reasoning, [len(words) + before for words in taught])
         student_states = _states(student, answers, [before] * len(rows))
         hidden = hidden_state_loss(student_states, teacher_states)
         return teacher_loss + student_loss + self.hidden_weight * hidden, latents
+
+
+def taught_reasoning(row: BenchRow) -> list[int]:
+    """Return the teacher's reasoning: without its last step, which states the answer, if it has several.
+
+    >>> taught_reasoning(BenchRow(prompt=[1], steps=[[11], [12, 13], [14]], answer=[7]))
+    [11, 12, 13]
+    >>> taught_reasoning(BenchRow(prompt=[1], steps=[[11]], answer=[7]))
+    [11]
+    """
+    return [token for step in row.steps[: max(1, len(row.steps) - 1)] for token in step]
 
 
 def _states(output: CausalLMOutputWithPast, texts: Sequence[list[int]], indices: Sequence[int]) -> Tensor:
@@ -81,5 +93,6 @@ def add_lora(host: PreTrainedModel) -> PreTrainedModel:
 
 
 def train_codi(setup: TrainingSetup) -> Trained:
-    """Train the host (or its adapters) and the projection."""
-    return train_latents(CodiModel(add_lora(setup.host), answer_prompt_ids(setup.tokenizer)), setup)
+    """Train the host (or its adapters) and the projection, with CODI's cosine schedule."""
+    model = CodiModel(add_lora(setup.host), answer_prompt_ids(setup.tokenizer))
+    return train_latents(model, setup, lr_scheduler_type="cosine")

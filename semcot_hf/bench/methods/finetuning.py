@@ -1,6 +1,7 @@
-"""No CoT and explicit CoT, fine-tuned: the two baselines."""
+"""No CoT, explicit CoT and condensed CoT, fine-tuned: the baselines."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -49,3 +50,19 @@ def train_no_cot(setup: TrainingSetup) -> Trained:
 def train_cot(setup: TrainingSetup) -> Trained:
     """Train the host to reason in words: CE(reasoning, answer | question)."""
     return train_on_text(setup, lambda row, _: row.reasoning + row.answer, "cot")
+
+
+def train_condensed(setup: TrainingSetup) -> Trained:
+    """Train the host to reason in the rows' condensed reasoning: CE(condensed reasoning, answer | question).
+
+    Raises:
+        ValueError: for rows without condensed reasoning.
+    """
+    missing = sum(not row.get("condensed_reasoning") for row in setup.train_rows)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(setup.train_rows)} training rows have no condensed reasoning, which the method "
+            "'condensed' learns: write it with `semcot condense`, or leave the method out."
+        )
+    rows = [{**row, "reasoning": (short := row["condensed_reasoning"]), "steps": [short]} for row in setup.train_rows]
+    return train_cot(replace(setup, train_rows=rows))

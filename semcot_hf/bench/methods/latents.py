@@ -22,6 +22,19 @@ def word_embeddings(model: PreTrainedModel) -> Tensor:
     return cast(Tensor, model.get_input_embeddings().weight)
 
 
+def scale_of_states(host: PreTrainedModel) -> float:
+    """Return the size of word embeddings relative to the host's last hidden states.
+
+    Hidden states are several times larger than word embeddings, and a transformer hardly changes an input of that size
+    in its residual stream (`SemCoTPreTrainedModel.match_scales`).
+    """
+    table = word_embeddings(host).detach()
+    words = table[None, : min(64, len(table))]
+    with torch.no_grad():
+        states = host.base_model(inputs_embeds=words, use_cache=False).last_hidden_state
+    return (words.float().pow(2).mean().sqrt() / states.float().pow(2).mean().sqrt()).item()
+
+
 def continuation_loss(
     host: PreTrainedModel, embeds: Tensor, mask: Tensor, ids: Tensor, labels_mask: Tensor, cache: Cache | None = None
 ) -> tuple[Tensor, CausalLMOutputWithPast]:
@@ -204,7 +217,11 @@ class LatentModel(nn.Module):
 
 
 def train_latents(
-    model: LatentModel, setup: TrainingSetup, module: nn.Module | None = None, stage: Stage | None = None
+    model: LatentModel,
+    setup: TrainingSetup,
+    module: nn.Module | None = None,
+    stage: Stage | None = None,
+    **arguments: Any,
 ) -> Trained:
     """Train a model with latents, or a module around it, on the setup's questions, and merge its adapters.
 
@@ -212,10 +229,10 @@ def train_latents(
         model: answers after the training.
         setup: see `fit`.
         module: the trained module with the method's loss; `model` itself when `None`.
-        stage: see `fit`.
+        stage, arguments: see `fit`.
     """
     module = module or model
-    history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
+    history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage, **arguments)
     trainable = count_trainable(module)
     merge_adapters(model)
     return Trained(model, "semcot", trainable, **history)

@@ -1,31 +1,30 @@
-"""SemCoT as in the paper, without alignment, encoder, warm-up or small generator, and SemCoT (soft words)."""
+"""SemCoT as in the paper, without alignment, encoder, warm-up or small generator; SemCoT (soft words); untrained."""
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from ...alignment.config import SemCoTAlignmentConfig
 from ...alignment.trainer import SemCoTAlignmentTrainer
 from ...distillation.config import SemCoTDistillationConfig
 from ...distillation.trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
-from ..recipe import keep_layers
 from .training import OperationCounter, Trained, TrainingSetup, count_trainable, logged_losses, training_arguments
-from .words import teach_words
 
 # The paper's weight of the semantic alignment (GSM8K).
 ALPHA = 0.25
 # Length of stage 1, relative to stage 2.
 ALIGNMENT_SHARE = 0.1
 ALIGNMENT_ROWS = 4_000
-# Tokens that are words already are distilled for a share of the steps, at a fraction of the rate at which the words
-# were learned: gradients through a chain of discrete choices degrade them (NOTES.md).
-WORDS_DISTILLATION_SHARE, WORDS_DISTILLATION_RATE = 0.2, 0.01
+# Words are trained through the host at a fraction of the rate at which they were learned: gradients through a chain of
+# discrete choices degrade them (NOTES.md).
+JOINT_RATE = 0.01
+# Generators that are wider learn their words through adapters, as with `semcot distill --recipe words`.
+WHOLE_WIDTH = 512
 
 
 def train_semcot(setup: TrainingSetup) -> Trained:
@@ -56,41 +55,59 @@ def train_host_as_generator(setup: TrainingSetup) -> Trained:
 
 
 def train_soft_words(setup: TrainingSetup) -> Trained:
-    """Train SemCoT (soft words) by the setup's `Recipe`: the generator learns words, then both are distilled."""
-    recipe = setup.soft_words
-    if recipe.tokens is not None:
-        setup = replace(setup, num_implicit_tokens=recipe.tokens)
-    options: dict[str, Any] = {"generator_mode": recipe.mode, "projection": recipe.projection}
-    if recipe.thought is not None:
-        options["thought_token_id"] = setup.tokenizer(recipe.thought, add_special_tokens=False)["input_ids"][-1]
-    generator: PreTrainedModel | None = None
-    if recipe.words or recipe.layers is not None:
-        generator = AutoModelForCausalLM.from_pretrained(setup.generator)
-    if generator is not None and recipe.layers is not None:
-        keep_layers(generator, recipe.layers)
-    taught = teach_words(setup, generator) if generator is not None and recipe.words else None
-    if taught is not None and recipe.projection == "vocabulary":
-        setup = replace(
-            setup,
-            steps=max(1, round(WORDS_DISTILLATION_SHARE * setup.steps)),
-            learning_rate=WORDS_DISTILLATION_RATE * setup.learning_rate,
-        )
-    trained = _train(
-        setup,
-        generator=generator,
-        model_options=options,
-        alpha=0.1,
-        step_weight=recipe.step_weight,
-        steps_per_token=setup.steps_per_token,
-        projection_warmup=0.0,
+    """Train SemCoT (soft words) by the library's words phase, then for `joint_share` of the steps through the host.
+
+    Raises:
+        ValueError: for rows that cannot be learned as words, with the reason (`check_words`).
+    """
+    model, counter = _words_model(setup), OperationCounter()
+    width = model.generator.config.get_text_config().hidden_size
+    lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear") if width > WHOLE_WIDTH else None
+    joint = round(setup.joint_share * setup.steps)
+    common = {**training_arguments(setup), "learning_rate": JOINT_RATE * setup.learning_rate}
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        args=SemCoTDistillationConfig(
+            str(setup.work_dir / "distillation"),
+            words_max_steps=setup.steps,
+            words_column=setup.words_column,
+            words_learning_rate=setup.learning_rate,
+            num_train_epochs=0,
+            max_steps=joint if joint else -1,
+            alpha=0.0,
+            projection_warmup=0.0,
+            **common,
+        ),
+        train_dataset=Dataset.from_list(list(setup.train_rows)),
+        processing_class=setup.tokenizer,
+        peft_config=lora,
+        callbacks=[counter],
     )
-    if taught is None:
-        return trained
-    return replace(
-        trained,
-        losses=[*taught.losses, *((step + taught.losses[-1][0], loss) for step, loss in trained.losses)],
-        operations=taught.operations + trained.operations,
-        seen_questions=taught.seen_questions + trained.seen_questions,
+    trainer.remove_callback(PrinterCallback)
+    trainable = count_trainable(model)
+    trainer.train()
+    return Trained(
+        model,
+        "semcot",
+        trainable,
+        losses=logged_losses(trainer),
+        operations=counter.total,
+        seen_questions=(setup.steps + joint) * setup.batch_size,
+    )
+
+
+def leave_untrained(setup: TrainingSetup) -> Trained:
+    """Return the pair of SemCoT (soft words) as it is: the generator's own reasoning as soft words for the host."""
+    return Trained(_words_model(setup), "semcot", 0, trained=False)
+
+
+def _words_model(setup: TrainingSetup) -> SemCoTForCausalLM:
+    return SemCoTForCausalLM.from_host_generator_pretrained(
+        setup.host,
+        setup.generator,
+        recipe="words",
+        tokenizer=setup.tokenizer,
+        num_implicit_tokens=setup.words_limit,
     )
 
 

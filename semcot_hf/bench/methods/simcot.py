@@ -81,4 +81,5 @@ def train_simcot_codi(setup: TrainingSetup) -> Trained:
     """Train SIM-CoT on CODI."""
     decoder = copy.deepcopy(setup.host)
     base = CodiModel(add_lora(setup.host), answer_prompt_ids(setup.tokenizer), NUM_LATENTS)
-    return train_latents(base, setup, StepSupervised(base, decoder, setup.tokenizer.eos_token_id))
+    module = StepSupervised(base, decoder, setup.tokenizer.eos_token_id)
+    return train_latents(base, setup, module, lr_scheduler_type="cosine")

@@ -20,8 +20,6 @@ from transformers import (
     set_seed,
 )
 
-from ..recipe import Recipe
-
 # The stage of a curriculum at a progress in [0, 1).
 Stage = Callable[[float], int]
 
@@ -36,7 +34,10 @@ class TrainingSetup:
         tokenizer: of both.
         train_rows: training questions in the dataset schema.
         num_implicit_tokens, steps_per_token: k, and the reasoning steps that one token represents.
-        soft_words: the recipe of SemCoT (soft words).
+        coconut: latents per step and number of stages of Coconut's curriculum.
+        words_column, words_limit: column of the words of SemCoT (soft words), see `SemCoTDistillationConfig`, and the
+            largest number of words in a thought, its end included.
+        joint_share: steps of SemCoT (soft words) that train the words through the host, as a share of `steps`.
         steps, batch_size, learning_rate, seed: of the training.
         device: "cpu" or "cuda".
         work_dir: folder for files that the training writes.
@@ -48,7 +49,10 @@ class TrainingSetup:
     train_rows: list[dict]
     num_implicit_tokens: int
     steps_per_token: int
-    soft_words: Recipe
+    coconut: tuple[int, int]
+    words_column: str | None
+    words_limit: int
+    joint_share: float
     steps: int
     batch_size: int
     learning_rate: float
@@ -69,6 +73,7 @@ class Trained:
         losses: (step, loss) pairs.
         operations: floating point operations of the training.
         seen_questions: number of questions seen, where it is not steps * batch size.
+        trained: whether there was a training at all.
     """
 
     model: nn.Module
@@ -78,6 +83,7 @@ class Trained:
     losses: list[tuple[int, float]] = field(default_factory=list)
     operations: float = 0.0
     seen_questions: int = 0
+    trained: bool = True
 
 
 class _ModuleTrainer(Trainer):
@@ -157,7 +163,9 @@ class OperationCounter(TrainerCallback):
         return sum(self.counted) / len(self.counted) * self.steps
 
 
-def fit(module: nn.Module, rows: Sequence, setup: TrainingSetup, stage: Stage | None = None) -> dict[str, Any]:
+def fit(
+    module: nn.Module, rows: Sequence, setup: TrainingSetup, stage: Stage | None = None, **arguments: Any
+) -> dict[str, Any]:
     """Train a module whose forward(rows, progress) returns the loss of a list of rows.
 
     Args:
@@ -165,6 +173,7 @@ def fit(module: nn.Module, rows: Sequence, setup: TrainingSetup, stage: Stage | 
         rows: training rows, such as `BenchRow`s.
         setup: steps, batch size, learning rate, seed, device.
         stage: stage of the module's curriculum; the optimizer is reset where it changes.
+        arguments: training arguments in which the method differs from `training_arguments`.
 
     Returns:
         `losses` and `operations` of `Trained`.
@@ -174,7 +183,10 @@ def fit(module: nn.Module, rows: Sequence, setup: TrainingSetup, stage: Stage | 
     trainer = _ModuleTrainer(
         model=module.to(setup.device),
         args=TrainingArguments(
-            str(setup.work_dir), max_steps=setup.steps, remove_unused_columns=False, **training_arguments(setup)
+            str(setup.work_dir),
+            max_steps=setup.steps,
+            remove_unused_columns=False,
+            **{**training_arguments(setup), **arguments},
         ),
         train_dataset=rows,
         data_collator=lambda batch: {"rows": batch},

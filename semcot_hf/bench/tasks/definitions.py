@@ -2,21 +2,23 @@
 
 from dataclasses import dataclass
 
-from ..recipe import Recipe
 from .rows import (
-    ARITHMETIC_WORDS,
-    GRAPH_WORDS,
     Generate,
     arithmetic_rows,
     coin_flip_rows,
+    facts_rows,
     graph_rows,
     multiplication_rows,
+    person_rows,
+    told_rows,
 )
 
 
 @dataclass(frozen=True)
 class BenchTask:
     """A generated task.
+
+    Hosts are pretrained on explicit reasoning and answers at once, never on the short words of SemCoT (soft words).
 
     Args:
         answer_type: see `check_answer`.
@@ -25,18 +27,19 @@ class BenchTask:
             the number of steps of 64 questions.
         generator_shape: (layers, hidden size) of the generator.
         host_layers: layers of the host, which has the generator's width.
-        num_implicit_tokens, steps_per_token: k of SemCoT, and the reasoning steps that one token represents.
-        soft_words: the recipe of SemCoT (soft words).
+        num_implicit_tokens, steps_per_token: k of methods with a fixed number of tokens, and the reasoning steps that
+            one token represents.
+        words_column: column of the words of SemCoT (soft words); see `SemCoTDistillationConfig`.
+        coconut: latents per step and number of stages of Coconut's curriculum.
         generator_rate: initial learning rate of the lessons.
         by_length: whether a batch of the lessons holds rows of similar length, for less padding; CoinFlip is not
             learned that way (NOTES.md).
-        earlier_tokens: shares of the lessons' steps between which `EarlierTokens` are withdrawn from the generator;
-            `None` for no such aid. Models that have to look things up need it (NOTES.md).
         host_steps, direct_share: training steps of the host, and the share of questions that it answers at once.
         max_new_tokens: maximum length of explicit reasoning with its answer.
         whole_numbers: numbers below it are one token each; with 0, each digit is a token.
         vocabulary: maximum size of the tokenizer.
         host_rows: what the host learns, a function like `generate`, which is the default.
+        by_script: whether its generator is learned only with the training aid of `examples/pretrain_task_models.py`.
     """
 
     answer_type: str
@@ -46,19 +49,34 @@ class BenchTask:
     host_layers: int
     num_implicit_tokens: int
     steps_per_token: int
-    soft_words: Recipe
+    words_column: str = "condensed_reasoning"
+    coconut: tuple[int, int] = (2, 3)
     generator_rate: float = 3e-3
     by_length: bool = False
-    earlier_tokens: tuple[float, float] | None = None
     host_steps: int = 240
     direct_share: float = 0.25
     max_new_tokens: int = 160
     whole_numbers: int = 0
     vocabulary: int = 512
     host_rows: Generate | None = None
+    by_script: bool = False
 
 
 BENCH_TASKS = {
+    "facts": BenchTask(
+        answer_type="sequence",
+        generate=facts_rows(2, 5),
+        lessons=((person_rows(1, 2), 300), (person_rows(1, 3), 300), (person_rows(2, 5), 700)),
+        host_rows=told_rows(2, 5),
+        host_steps=360,
+        direct_share=0.1,
+        generator_shape=(2, 96),
+        host_layers=10,
+        num_implicit_tokens=6,
+        steps_per_token=1,
+        max_new_tokens=80,
+        vocabulary=640,
+    ),
     "coin_flip": BenchTask(
         answer_type="yes_no",
         generate=coin_flip_rows(3, 10),
@@ -67,24 +85,19 @@ BENCH_TASKS = {
         host_layers=10,
         num_implicit_tokens=4,
         steps_per_token=3,
-        soft_words=Recipe(mode="parallel", step_weight=0.0, thought=" now", words=3.0),
+        # The host finds the answer in whole steps only (NOTES.md).
+        words_column="reasoning",
         max_new_tokens=128,
     ),
     "arithmetic": BenchTask(
         answer_type="numeric",
         generate=arithmetic_rows(2, 6),
-        lessons=(
-            (arithmetic_rows(1, 2, words_every=2), 400),
-            (arithmetic_rows(1, 4, words_every=2), 600),
-            (arithmetic_rows(2, 6, words_every=2), 2400),
-        ),
+        lessons=((arithmetic_rows(1, 2), 400), (arithmetic_rows(1, 4), 600), (arithmetic_rows(2, 6), 2400)),
         by_length=True,
-        host_rows=arithmetic_rows(2, 6, bare_every=3),
         generator_shape=(3, 128),
         host_layers=12,
-        num_implicit_tokens=ARITHMETIC_WORDS,
+        num_implicit_tokens=6,
         steps_per_token=1,
-        soft_words=Recipe(layers=(0, 2), projection="vocabulary", step_weight=0.0, thought="Now", words=3.0),
         whole_numbers=21,
         vocabulary=640,
     ),
@@ -92,12 +105,11 @@ BENCH_TASKS = {
         answer_type="sequence",
         generate=multiplication_rows(),
         lessons=(
-            (multiplication_rows(1, bare_every=8), 700),
-            (multiplication_rows(2, bare_every=8), 700),
-            (multiplication_rows(3, bare_every=8), 1200),
-            (multiplication_rows(4, bare_every=8), 10_000),
+            (multiplication_rows(1), 700),
+            (multiplication_rows(2), 700),
+            (multiplication_rows(3), 1200),
+            (multiplication_rows(4), 10_000),
         ),
-        host_rows=multiplication_rows(4, bare_every=2),
         host_steps=480,
         direct_share=0.1,
         generator_shape=(3, 192),
@@ -105,7 +117,6 @@ BENCH_TASKS = {
         host_layers=12,
         num_implicit_tokens=7,
         steps_per_token=1,
-        soft_words=Recipe(projection="vocabulary", step_weight=0.0, thought="Sums", words=3.0),
         whole_numbers=400,
         vocabulary=1024,
     ),
@@ -113,12 +124,12 @@ BENCH_TASKS = {
         answer_type="sequence",
         generate=graph_rows(2, 6),
         lessons=((graph_rows(1, 4), 1100), (graph_rows(2, 6), 600)),
-        earlier_tokens=(0.2, 0.6),
-        host_rows=graph_rows(2, 6, bare_every=3),
         generator_shape=(2, 96),
         host_layers=10,
-        num_implicit_tokens=GRAPH_WORDS + 1,
+        num_implicit_tokens=7,
         steps_per_token=1,
-        soft_words=Recipe(tokens=GRAPH_WORDS, projection="vocabulary", step_weight=0.0, thought="Every", words=4.0),
+        # As published for such graphs (ProsQA).
+        coconut=(1, 6),
+        by_script=True,
     ),
 }

@@ -42,7 +42,6 @@ from ...progress import Update, progress_bar
 from ...storage import write_json
 from ...training.checkpoints import last_complete_checkpoint
 from .definitions import BenchTask
-from .earlier_tokens import EarlierTokens
 from .rows import Generate
 
 CHAT_TEMPLATE = (
@@ -70,6 +69,7 @@ def make_models(
     steps_factor: float = 1.0,
     eval_samples: int = 1000,
     device: str = "cpu",
+    aids: Sequence[TrainerCallback] = (),
 ) -> tuple[Path, Path]:
     """Make `folder/generator` and `folder/host`, whichever is missing, and return the paths of host and generator.
 
@@ -85,6 +85,7 @@ def make_models(
         steps_factor: factor on all numbers of steps (for a quick try).
         eval_samples: number of held-out questions on which accuracy is measured.
         device: "cpu" or "cuda".
+        aids: callbacks of the generator's training.
 
     Raises:
         ValueError: for a host with fewer layers than its generator.
@@ -105,7 +106,8 @@ def make_models(
                     shutil.rmtree(started)
             unfinished = path.with_name(path.name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            make_model(task, path.name, unfinished, generator, seed, steps_factor, eval_samples, device)
+            made = (seed, steps_factor, eval_samples, device, aids if path is generator else ())
+            make_model(task, path.name, unfinished, generator, *made)
             os.replace(unfinished, path)
     return host, generator
 
@@ -119,11 +121,11 @@ def make_model(
     steps_factor: float,
     eval_samples: int,
     device: str,
+    aids: Sequence[TrainerCallback],
 ) -> None:
     """Train, evaluate and save the "generator", or the "host", which is expanded from the finished `generator`."""
     start = time.monotonic()
     set_seed(seed)
-    callbacks: list[TrainerCallback] = []
     training = f"{name}.training-seed{seed}-x{steps_factor:g}"
     tokenizer: PreTrainedTokenizerBase
     if name == "host":
@@ -131,15 +133,13 @@ def make_model(
         model = expand(LlamaForCausalLM.from_pretrained(generator), task.host_layers)
         lessons: Sequence = ((task.host_rows or task.generate, task.host_steps),)
         training += f"-{task.host_layers}layers"
-        # Never by length: a batch of one length holds one kind of rows, so that answers at once and bare words weigh
-        # as much as whole reasoning, which the host of the equations then unlearns.
+        # Never by length: a batch of one length holds one kind of rows, so that answers at once weigh as much as whole
+        # reasoning, which the host of the equations then unlearns.
         direct, by_length, rate = task.direct_share, False, HOST_RATE
     else:
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
         direct, by_length, rate = 0.0, task.by_length, task.generator_rate
-        if task.earlier_tokens:
-            callbacks.append(EarlierTokens(task.earlier_tokens, seed))
     checkpoints = folder.with_name(training)
     checkpoint = last_complete_checkpoint(str(checkpoints)) if any(checkpoints.glob("checkpoint-*")) else None
     rows = training_rows(tokenizer, lessons, direct, seed, steps_factor, by_length)
@@ -165,7 +165,7 @@ def make_model(
         ),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-        callbacks=callbacks,
+        callbacks=list(aids),
     )
     trainer.remove_callback(PrinterCallback)
     resumed_at = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
@@ -182,7 +182,7 @@ def make_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     figures = {
-        **measure_accuracy(model, tokenizer, task, eval_samples),
+        **measure_accuracy(model, tokenizer, task, eval_samples, None if name == "host" else lessons[-1][0]),
         "model": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_seconds": seconds,
@@ -221,10 +221,12 @@ def train_tokenizer(task: BenchTask) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    sources = dict.fromkeys((task.generate, task.host_rows or task.generate, task.lessons[-1][0]))
+    rows = chain.from_iterable(source(TOKENIZER_QUESTIONS // len(sources), 7, "train") for source in sources)
     texts = (
         text
-        for row in task.generate(TOKENIZER_QUESTIONS, 7, "train")
-        for text in (row["query"], row.get("words", ""), f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}")
+        for row in rows
+        for text in (row["query"], row["condensed_reasoning"], f"{row['reasoning']}{ANSWER_PROMPT} {row['answer']}")
     )
     numbers = (f" {number}" for number in range(task.whole_numbers))
     tokenizer.train_from_iterator(chain(texts, numbers), trainer)
@@ -273,7 +275,7 @@ def training_rows(
     factor: float = 1.0,
     by_length: bool = False,
 ) -> Dataset:
-    """Tokenize rows in the lessons' order, batch after batch; reasoning that is `given` has no labels.
+    """Tokenize rows in the lessons' order, batch after batch.
 
     Args:
         tokenizer: of the model.
@@ -293,9 +295,8 @@ def training_rows(
         pairs = []
         for row, is_direct in zip((pool[index] for index in picks), direct, strict=True):
             reasoning = "" if is_direct else row["reasoning"]
-            completion = f"{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
-            parts = (reasoning, completion) if row.get("given") else ("", reasoning + completion)
-            pairs.append((prompt_text(tokenizer, row["query"]) + parts[0], parts[1]))
+            completion = f"{reasoning}{ANSWER_PROMPT} {row['answer']}{tokenizer.eos_token}"
+            pairs.append((prompt_text(tokenizer, row["query"]), completion))
         prompts, completions = (
             tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*pairs, strict=True)
         )
@@ -336,10 +337,18 @@ def _as_many(generate: Generate, count: int, seed: int) -> list[dict]:
 
 
 def measure_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, task: BenchTask, count: int
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    task: BenchTask,
+    count: int,
+    generate: Generate | None = None,
 ) -> dict[str, dict]:
-    """Measure accuracy on `count` held-out questions: with explicit reasoning, and at once."""
-    rows, figures = task.generate(count, 1, "test"), {}
+    """Measure accuracy on `count` held-out questions: with explicit reasoning, and at once.
+
+    Args:
+        generate: makes the questions; the task's own when `None`.
+    """
+    rows, figures = (generate or task.generate)(count, 1, "test"), {}
     for method in ("cot", "no_cot"):
         answers = answer_questions(
             model,

@@ -1,79 +1,47 @@
 """Rows of the bench's tasks at a given difficulty: functions of (number, seed, split)."""
 
+import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
-from ...data.tasks import arithmetic, coin_flip, graph, multiplication
+from ...data.tasks import arithmetic, coin_flip, facts, graph, multiplication
 
-# Maximum number of rules in a chain, and of sentences in a question of 6 steps.
-GRAPH_WORDS, ARITHMETIC_WORDS = 6, 6
 Generate = Callable[[int, int, str], list[dict]]
 
 
 def coin_flip_rows(fewest: int, most: int) -> Generate:
-    """Return a generator of coin flips by `fewest` to `most` people; `words` is the final state."""
+    """Return a generator of coin flips by `fewest` to `most` people."""
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
-        rows = coin_flip.generate(count, seed=seed, split=split, min_people=fewest, max_people=most)
-        return [{**row, "words": f" now {row['condensed_reasoning'].split()[-1]}"} for row in rows]
+        return coin_flip.generate(count, seed=seed, split=split, min_people=fewest, max_people=most)
 
     return generate
 
 
-def arithmetic_rows(fewest: int, most: int, words_every: int = 0, bare_every: int = 0) -> Generate:
-    """Return a generator of arithmetic with numbers up to 20; `words` is the number held after each sentence.
+def arithmetic_rows(fewest: int, most: int) -> Generate:
+    """Return a generator of arithmetic with numbers up to 20, whose reasoning is equations only, as in GSM8K-Aug.
 
-    The reasoning is equations only, as in GSM8K-Aug. With numbers up to 99, all methods tried stay at chance for
-    budgets of this size (NOTES.md).
+    With numbers up to 99, all methods tried stay at chance for budgets of this size (NOTES.md).
 
     Args:
         fewest, most: number of steps.
-        words_every: interval of the rows that reason in their words; 0 for none.
-        bare_every: interval of the rows that are `_bare`; 0 for none.
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
         rows = arithmetic.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, max_value=20)
-        made = []
-        for index, row in enumerate(rows):
-            equations = row["condensed_reasoning"]
-            words = f"Now {_padded(arithmetic.held_values(row['query']), ARITHMETIC_WORDS)}."
-            reasoning = words if words_every and index % words_every == 0 else equations
-            made.append({**row, "reasoning": reasoning, "steps": equations.split(), "words": words})
-        return _with_bare(made, bare_every)
+        return [{**row, "reasoning": (short := row["condensed_reasoning"]), "steps": short.split()} for row in rows]
 
     return generate
 
 
-def _with_bare(rows: Iterable[dict], every: int) -> list[dict]:
-    """Return the rows, with the first of every `every` rows `_bare`; none with 0."""
-    return [_bare(row) if every and index % every == 0 else row for index, row in enumerate(rows)]
+def multiplication_rows(second_digits: int = 4) -> Generate:
+    """Return a generator of products by columns, whose steps are the sums of each column with its carry.
 
-
-def _bare(row: dict) -> dict:
-    """Return the row with its words as reasoning, without the first word and the full stop; they are `given`.
-
-    From these rows a host learns to read the words that become implicit tokens, without learning to write them. Where
-    all questions have one length, its generator must have read them too (NOTES.md).
-    """
-    words = row["words"]
-    return {**row, "reasoning": words[words.index(" ") :].rstrip("."), "given": True}
-
-
-def _padded(words: Sequence[object], count: int) -> str:
-    """Join `count` words with spaces, the last one repeated."""
-    return " ".join(map(str, [*words, *[words[-1]] * (count - len(words))]))
-
-
-def multiplication_rows(second_digits: int = 4, bare_every: int = 0) -> Generate:
-    """Return a generator of products by columns; a step, and a word, is the sum of a column with its carry.
-
-    Column sums are one word each, unlike the partial products of the ICoT-SI data.
+    Column sums are one token each, unlike the partial products of the ICoT-SI data.
 
     Args:
         second_digits: digits of the second factor; the first has 4.
-        bare_every: interval of the rows that are `_bare`; 0 for none.
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
@@ -82,27 +50,25 @@ def multiplication_rows(second_digits: int = 4, bare_every: int = 0) -> Generate
         for row in rows:
             first, *others = (str(sums[-1]) for sums in multiplication.column_sums(row["query"]))
             steps = [f"Sums {first}", *others[:-1], f"{others[-1]}."]
-            words = " ".join(steps)
-            made.append({**row, "reasoning": words, "condensed_reasoning": words, "steps": steps, "words": words})
-        return _with_bare(made, bare_every)
+            reasoning = " ".join(steps)
+            made.append({**row, "reasoning": reasoning, "condensed_reasoning": reasoning, "steps": steps})
+        return made
 
     return generate
 
 
-def graph_rows(fewest: int, most: int, bare_every: int = 0) -> Generate:
+def graph_rows(fewest: int, most: int) -> Generate:
     """Return a generator of rule chains without people ("Is every P a Q or an R?") and without branches.
 
-    `words` is the conclusion of each rule, and `start` the first rule's premise. With people or branches, a model of
-    this size did not learn to reason in words; that was without `EarlierTokens` (NOTES.md).
+    With people or branches, a model of this size did not learn to reason in words (NOTES.md).
 
     Args:
         fewest, most: number of rules in the chain.
-        bare_every: interval of the rows that are `_bare`; 0 for none.
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
         rows = graph.generate(count, seed=seed, split=split, min_depth=fewest, max_depth=most, num_distractors=0)
-        return _with_bare(map(_without_people, rows), bare_every)
+        return [_without_people(row) for row in rows]
 
     return generate
 
@@ -114,9 +80,11 @@ def _without_people(row: dict) -> dict:
     >>> row["query"]  # doctest: +NORMALIZE_WHITESPACE
     'Every kernmix is a julgus. Val is a rasttar. Every rasttar is a quonpod. Every quonpod is a fimmix. Every quonmix
     is a kernmix. Nia is a quonmix. Is Val a fimmix or a julgus?'
-    >>> bare = _without_people(row)
-    >>> bare["query"].partition(" Is ")[2], bare["steps"]
+    >>> short = _without_people(row)
+    >>> short["query"].partition(" Is ")[2], short["steps"]
     ('every rasttar a fimmix or a julgus?', ['Every rasttar is a quonpod.', 'Every quonpod is a fimmix.'])
+    >>> short["condensed_reasoning"]
+    'Every rasttar quonpod fimmix.'
     """
     chain = row["condensed_reasoning"].rstrip(".").split(", ")
     rules = re.findall(r"Every \w+ is a \w+\.", row["query"])
@@ -127,6 +95,47 @@ def _without_people(row: dict) -> dict:
         "query": f"{' '.join(rules)} Is every {chain[0]} {choices}",
         "steps": steps,
         "reasoning": " ".join(steps),
-        "words": f"Every {_padded(chain[1:], GRAPH_WORDS)}.",
-        "start": f" {chain[0]}",
+        "condensed_reasoning": f"Every {' '.join(chain)}.",
     }
+
+
+def facts_rows(fewest: int, most: int) -> Generate:
+    """Return a generator of questions that need a chain of `fewest` to `most` steps and a fact."""
+
+    def generate(count: int, seed: int, split: str = "train") -> list[dict]:
+        return facts.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most)
+
+    return generate
+
+
+def person_rows(fewest: int, most: int) -> Generate:
+    """Return a generator of the same chains that ask for the person instead of a fact: what a generator learns from.
+
+    >>> row = person_rows(2, 2)(1, 0)[0]
+    >>> row["query"].rpartition(". ")[2], row["reasoning"].rpartition(" ")[2] == row["answer"] + "."
+    ('At whom does it point?', True)
+    """
+
+    def generate(count: int, seed: int, split: str = "train") -> list[dict]:
+        rows = facts.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, all_facts=True)
+        return [
+            {
+                **row,
+                "query": f"{row['query'].rpartition('. ')[0]}. At whom does it point?",
+                "answer": facts.person_of(row["query"]),
+            }
+            for row in rows
+        ]
+
+    return generate
+
+
+def told_rows(fewest: int, most: int) -> Generate:
+    """Return a generator of what the host of `facts` learns: a third single facts, else chains with any fact."""
+
+    def generate(count: int, seed: int, split: str = "train") -> list[dict]:
+        rows = facts.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, all_facts=True)
+        told, rng = facts.fact_rows(), random.Random(f"told/{seed}")
+        return [rng.choice(told) if index % 3 == 0 else row for index, row in enumerate(rows)]
+
+    return generate

@@ -6,10 +6,22 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..recipe import faded
-
 # Distances of the added tokens: in "Every P is a Q." the rule's end is three tokens behind its start.
 DISTANCES = (1, 2, 3)
+
+
+def faded(progress: float, span: tuple[float, float]) -> float:
+    """Return the share of a training aid that is withdrawn at `progress`: 0 before `span`, 1 after it, linear within.
+
+    Args:
+        progress: share of the training that is done, in [0, 1).
+        span: the progress at which fading begins and ends.
+
+    >>> [round(faded(progress, (0.3, 0.8)), 2) for progress in (0.0, 0.3, 0.55, 0.8, 0.99)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    begin, end = span
+    return min(1.0, max(0.0, (progress - begin) / (end - begin)))
 
 
 class EarlierTokens(TrainerCallback):
@@ -20,7 +32,7 @@ class EarlierTokens(TrainerCallback):
     from scratch they form late or never. This callback provides the first until the second is learned. A token with
     the aid gets no output of the first layer's attention, so that only the second is learned. The aid is then
     withdrawn entirely for one token after the other, since a model can amplify a signal that only becomes weaker
-    (`examples/bench/NOTES.md`).
+    (`bench/NOTES.md`).
 
     The embedding at each distance is multiplied by random signs, which tell the distances apart. All tokens have the
     aid until the first share in `span` of the steps, none from the second share on, and a random subset in between.
