@@ -121,7 +121,7 @@ def test_similarity(host, model, tokenizer):
         question = tokenizer.decode(ids[: -len(model.config.answer_prompt_ids)])
         thought = encoder({"inputs_embeds": tokens, "attention_mask": torch.ones(1, 4)})["sentence_embedding"]
         expected = torch.cosine_similarity(thought.cpu(), encoder.encode([question], convert_to_tensor=True).cpu())
-        assert answer.signals["similarity"] == pytest.approx(float(expected), abs=1e-5)
+        assert answer.signals["similarity"] == pytest.approx(float(expected.detach()), abs=1e-5)
     with pytest.raises(ValueError, match="similarity.*alignment encoder"):
         answer_questions(model, tokenizer, QUERIES[:1], signals=["similarity"], max_new_tokens=2)
     other = build_alignment_encoder(tiny_llama(tokenizer, 16, seed=0), tokenizer, embedding_dim=8)
