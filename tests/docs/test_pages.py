@@ -64,10 +64,9 @@ def test_flags_in_the_text_exist(page, flags):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for code in re.findall(r"`([^`]*--[^`]*)`", text):
         if not code.startswith(("pip ", "lm_eval ", "transformers ", "vllm ", "docker ")):
-            # The examples' and the harness's own flags are theirs.
-            assert set(re.findall(r"--[a-z]\w+", code)) <= flags | {"--train", "--validation", "--metadata"} | {
-                "--include_path"
-            }, code
+            # The examples' and the harness's own flags are theirs, and so are those in quotation marks.
+            named = set(re.findall(r"--[a-z]\w+", re.sub(r'"[^"]*"', "", code)))
+            assert named <= flags | {"--train", "--validation", "--metadata"} | {"--include_path"}, code
 
 
 def test_options_have_the_defaults_that_the_training_page_gives():
