@@ -118,7 +118,9 @@ class Server:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"argv": argv, "log": str(log), **request}) + "\n")
         self.process.stdin.flush()
-        return {**json.loads(self.process.stdout.readline()), "printed": log.read_text()}
+        answer = json.loads(self.process.stdout.readline())
+        # A fork that is killed at once has not opened it.
+        return {**answer, "printed": log.read_text() if log.exists() else ""}
 
     def close(self) -> None:
         """End the process."""

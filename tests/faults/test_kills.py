@@ -85,7 +85,8 @@ def test_a_killed_command_ends_as_if_it_had_not_been(models, server, whole, tmp_
             json.loads((output / "run" / "report.json").read_text())
         again = server.run(resumed(name, argv) if done["code"] else [*argv], folder=str(output)) if killed else done
         if done["code"] == -9:
-            assert again["code"] == 0, (moment, again["printed"])
+            # Killed behind its last step, a command is finished, and refuses to replace what it made.
+            assert again["code"] == 0 or "already exists" in again["printed"], (moment, again["printed"])
         compare(result(name, output), expected, moment)
         note(f"kill {name} {moment} code {done['code']}, again: same result")
         shutil.rmtree(output)
