@@ -8,6 +8,7 @@ from .methods.coconut import train_coconut, train_staged_pause
 from .methods.codi import train_codi
 from .methods.finetuning import train_condensed, train_cot, train_no_cot
 from .methods.icot import train_icot
+from .methods.lrt import train_lrt
 from .methods.pause import train_pause
 from .methods.simcot import train_simcot_coconut, train_simcot_codi
 from .methods.softcot import train_softcot
@@ -42,6 +43,7 @@ BENCH_METHODS = {
     "coconut": Method("Coconut", train_coconut, peer=True),
     "codi": Method("CODI", train_codi, peer=True),
     "softcot": Method("SoftCoT", train_softcot, frozen_host=True),
+    "lrt": Method("Latent Recurrent Thoughts", train_lrt, frozen_host=True, peer=True),
     "simcot_coconut": Method("SIM-CoT on Coconut", train_simcot_coconut, peer=True),
     "simcot_codi": Method("SIM-CoT on CODI", train_simcot_codi, peer=True),
     "semcot": Method("SemCoT (paper)", semcot.train_semcot, frozen_host=True),

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.bench.catalogue import BENCH_METHODS
-from semcot_hf.bench.methods import coconut, codi, icot, simcot, training
+from semcot_hf.bench.methods import coconut, codi, icot, lrt, simcot, training
 from semcot_hf.bench.methods.finetuning import TextModel, train_cot, train_no_cot
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
@@ -213,6 +213,69 @@ def test_staged_pause_is_coconut_with_a_learned_embedding_as_every_latent(tokeni
     assert_same_loss_and_gradients(model, torch.cat(terms).mean(), model(rows, progress))
 
 
+def lrt_slowly(model, row, refines):
+    """Return all latents of one row and the change of their proposals, from what the paper's parts are."""
+    width = model.queries.shape[1]
+    words = model.reader(model.host.get_input_embeddings()(torch.tensor(row.prompt)))
+    for place in range(len(words)):
+        angles = [place / 10_000 ** (2 * (index // 2) / width) for index in range(width)]
+        wave = [math.cos(angle) if index % 2 else math.sin(angle) for index, angle in enumerate(angles)]
+        words = torch.cat([words[:place], words[place : place + 1] + torch.tensor(wave), words[place + 1 :]])
+    states = torch.cat([words, model.queries])[None]
+    for layer in model.proposer.layers:
+        states = layer(states)
+    states = model.proposer.norm(states)[0]
+    context, proposals = states[: len(row.prompt)], states[len(row.prompt) :]
+    change = torch.zeros_like(proposals)
+    if refines:
+        # The refiner is trained behind the finished proposer.
+        context, proposals = context.detach(), proposals.detach()
+        for _ in range(4):
+            state = model.refiner((proposals + change)[None], context[None])[0]
+            change = torch.tanh(model.change(state)) * 0.5
+    return list(model.writer(proposals + change)), change
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.49, 0.5, 0.99])
+def test_lrt_learns_proposals_then_bounded_changes_of_them_for_a_frozen_host(tokenizer, rows, progress):
+    torch.manual_seed(0)
+    host = tiny(tokenizer)
+    model = lrt.LrtModel(host, answer_prompt_ids(tokenizer)).train()
+    torch.nn.init.normal_(model.change.weight)
+    assert not any(weight.requires_grad for weight in host.parameters()) and not host.training
+    terms, kept, changes, refines = [], [], [], progress >= 0.5
+    for row in rows:
+        latents, change = lrt_slowly(model, row, refines)
+        # The answer alone is learned, behind 32 latents and behind the first four.
+        assert len(latents) == 32
+        terms.append(written(host, row, latents, row.answer)[0])
+        kept.append(written(host, row, latents[:4], row.answer)[0])
+        changes.append(change)
+    assert all(change.abs().max() <= 0.5 for change in changes) and changes[0].any() == refines
+    penalty = 0.01 * torch.stack(changes).square().mean()
+    assert not refines or penalty > 1e-4
+    loss = model(rows, progress)
+    slow = torch.cat(terms).mean() / 2 + torch.cat(kept).mean() / 2 + penalty
+    assert_same_loss_and_gradients(model, slow, loss)
+    model(rows, progress).backward()
+    moved = {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None}
+    assert moved == ({"refiner", "change", "writer"} if refines else {"queries", "reader", "proposer", "writer"})
+
+
+def test_lrt_keeps_the_first_four_of_its_queries(tokenizer, rows):
+    torch.manual_seed(0)
+    model = lrt.LrtModel(tiny(tokenizer), answer_prompt_ids(tokenizer)).eval()
+    torch.nn.init.normal_(model.change.weight)
+    for row in rows:
+        ids = torch.tensor([row.prompt + answer_prompt_ids(tokenizer)])
+        latents, _ = lrt_slowly(model, row, True)
+        made = model.implicit_embeddings(ids)
+        assert made.shape[1] == 4 == model.config.num_implicit_tokens
+        torch.testing.assert_close(made[0], torch.stack(latents[:4]), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="num_implicit_tokens=33: the model has 32 queries"):
+        model.implicit_embeddings(ids, num_implicit_tokens=33)
+
+
 def test_softcot_learns_a_projection_for_reasoning_and_answer(tokenizer, rows):
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         tiny(tokenizer), tiny(tokenizer, 1), num_implicit_tokens=3, answer_prompt_ids=[]
@@ -344,6 +407,7 @@ CURRICULA = {
     "coconut": (coconut.train_coconut, lambda progress: min(4, int(progress / 0.55 * 4))),
     "simcot_coconut": (simcot.train_simcot_coconut, lambda progress: min(7, int(progress / 0.55 * 7))),
     "pause_staged": (coconut.train_staged_pause, lambda progress: min(4, int(progress / 0.55 * 4))),
+    "lrt": (lrt.train_lrt, lambda progress: int(progress >= 0.5)),
     "codi": (codi.train_codi, lambda progress: 0),
     "no_cot": (train_no_cot, lambda progress: 0),
     "cot": (train_cot, lambda progress: 0),
@@ -363,7 +427,7 @@ def test_optimizers_are_reset_where_a_stage_begins_and_nowhere_else(name, tokeni
     # A parameter without a gradient has no age, such as the projection while there are no latents.
     oldest = [max(found) for found in ages]
     assert oldest == expected
-    assert (1 in expected[1:]) == (name in ("coconut", "simcot_coconut", "pause_staged", "icot"))
+    assert (1 in expected[1:]) == (name in ("coconut", "simcot_coconut", "pause_staged", "lrt", "icot"))
 
 
 @pytest.mark.parametrize("name", ["codi", "simcot_codi", "coconut"])
