@@ -200,7 +200,8 @@ def _escalation_tables(escalation: Report | None) -> list[TextTable]:
 
 def escalation_sentences(report: Report) -> list[str]:
     """Return what the report says of the checkpoint's calibration: its lead over the simplest one, and its promise."""
-    escalation, found = report.get("escalation"), []
+    escalation = report.get("escalation")
+    found: list[str] = []
     if not escalation:
         return found
     if missing := escalation["missing_signals"]:
