@@ -334,7 +334,8 @@ def check_first_ids(input_ids: Tensor | None, past_key_values: Any, vocab_size: 
     """Raise ValueError for ids outside a host's vocabulary, unless they continue cached ones."""
     if past_key_values is None and input_ids is not None and not torch.compiler.is_compiling():
         if input_ids.numel() and not input_ids.is_meta:
-            check_ids(*torch.stack(input_ids.aminmax()).tolist(), vocab_size)
+            lowest, highest = torch.stack(input_ids.aminmax()).tolist()
+            check_ids(lowest, highest, vocab_size)
 
 
 def check_layout(layout: PromptLayout, vocab_size: int) -> None:
