@@ -14,8 +14,8 @@ help: ## List the targets
 demo: $(VENV)/.installed ## Train and evaluate the embedded models, in under 5 minutes
 	$(BIN)/semcot demo
 
-test: $(VENV)/.installed-test ## Run the tests, slow ones excepted (at most 7 minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.installed-test ## Run the tests, slow ones excepted (about 8 minutes on two cores)
+	$(BIN)/python -m pytest --durations 15 -m "not slow"
 
 test-slow: $(VENV)/.installed-test ## Run the slow tests
 	$(BIN)/python -m pytest -m slow
