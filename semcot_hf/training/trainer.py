@@ -54,7 +54,8 @@ class SemCoTTrainer(Trainer):
             return
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             config.tokenizer_checksum = tokenizer_checksum(self.processing_class)
-        if self._in_checkpoint:
+        # Every process is called, and one of them saves.
+        if self._in_checkpoint or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
         with ReplacedFolder(output_dir) as folder:

@@ -42,6 +42,16 @@ def test_adapters_train_alone_and_are_merged_into_what_is_saved(tiny_folder, tmp
     torch.testing.assert_close(saved.implicit_embeddings(ids), trainer.model.implicit_embeddings(ids))
 
 
+def test_processes_that_do_not_save_leave_the_folder_alone(tiny_folder, tmp_path, monkeypatch):
+    trainer = train(tiny_folder, tmp_path, step_weight=0.0)
+    monkeypatch.setattr(type(trainer.args), "should_save", False, raising=True)
+    work = tmp_path / "saved" / ".unfinished"
+    work.mkdir(parents=True)
+    (work / "model.safetensors").write_text("what the first process writes")
+    trainer.save_model(str(tmp_path / "saved"))
+    assert [path.name for path in (tmp_path / "saved").rglob("*") if path.is_file()] == ["model.safetensors"]
+
+
 def test_adapters_of_a_16_bit_generator_train_in_float32(parts, tiny_tokenizer, rows, tmp_path):
     model = parts()
     model.generator.to(torch.bfloat16)
