@@ -225,13 +225,17 @@ class EscalatedCall:
 
     def _generate(self, prompts: _Prompts, recorder: AnswerRecorder, **changes: Any) -> tuple[Any, list[list[int]]]:
         """Run `generate` without escalation; return its output and each row's new ids, without padding."""
-        options: dict[str, Any] = {**self.options, **changes}
+        options: dict[str, Any] = {"return_dict_in_generate": False, **self.options, **changes}
         config = self.config
         if "max_new_tokens" in changes:
             options.pop("max_length", None)
-            if config is not None and config.max_length is not None:
-                config = copy.deepcopy(config)
+        if config is not None:
+            # transformers deprecates single settings beside a configuration.
+            config = copy.deepcopy(config)
+            if "max_new_tokens" in changes:
                 config.max_length = None
+            for name in {"return_dict_in_generate", *changes} & {*vars(config)}:
+                setattr(config, name, options.pop(name))
         processors = LogitsProcessorList([*(self.hooks["logits_processor"] or ()), recorder])
         cache = prompts.cache
         if cache is not None:
@@ -246,7 +250,7 @@ class EscalatedCall:
             processors,
             self.hooks["stopping_criteria"],
             attention_mask=prompts.mask,
-            **{"return_dict_in_generate": False, **options, **({} if cache is None else {"past_key_values": cache})},
+            **{**options, **({} if cache is None else {"past_key_values": cache})},
         )
         self.pad = self.pad if recorder.pad is None else recorder.pad
         sequences = made if isinstance(made, Tensor) else made.sequences

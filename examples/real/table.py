@@ -46,7 +46,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(TRAIN), choices=list(TRAIN), help="Sets.")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), help="Pairs, each as host+generator.")
     parser.add_argument("--distill_flags", default="", help="Further flags of semcot distill, in one text.")
-    parser.add_argument("--evaluate_flags", default="", help="Further flags of semcot evaluate, in one text.")
+    parser.add_argument(
+        "--evaluate_flags",
+        default="--batch_size 32 --latency_samples 5",
+        help="Flags of semcot evaluate, in one text; by default few times are measured, since chains take minutes.",
+    )
     arguments = parser.parse_args()
     output, models, data = Path(arguments.output), Path(arguments.models), Path(arguments.data)
     results = output / "results"

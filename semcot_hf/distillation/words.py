@@ -132,7 +132,9 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
     equations = equations_of(row["reasoning"])
     if not equations or not rationale_agrees("; ".join(equations), row["answer"], "numeric"):
         expression = expression_of(row["reasoning"], float(answer))
-        equations = [f"{expression}={row['answer']}"] if expression else []
+        # Without units, as in other equations.
+        result = answer.numerator if answer.denominator == 1 else float(answer)
+        equations = [f"{expression}={result}"] if expression else []
     return plan_of(equations) if column == "plan" else "; ".join(equations)
 
 

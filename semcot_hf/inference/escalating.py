@@ -1,5 +1,6 @@
 """Escalation in `Answerer`: its rule, the signals of implicit answers, and what each answer says of its route."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -149,9 +150,11 @@ def answers_by_rule(
 
     Args:
         limit: k.
-        options: further arguments of `generate`, with the batch of prompts.
+        options: further arguments of `generate`, with the batch of prompts and a `generation_config`.
     """
-    output = model.generate(**{**options, "escalation": rule, "return_dict_in_generate": True})
+    config = copy.deepcopy(options["generation_config"])
+    config.return_dict_in_generate = True
+    output = model.generate(**{**options, "generation_config": config, "escalation": rule})
     fields = route_fields(output, limit)
     thoughts = None if output.thoughts is None else Thoughts(**output.thoughts)
     made = options.get("implicit_attention_mask") if thoughts is None else thoughts.mask

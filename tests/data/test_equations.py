@@ -27,5 +27,9 @@ def test_rows_that_state_no_result_have_words():
     row = {"reasoning": "We solve it by calculating ( 30.0 - 11.0 )", "answer": "19"}
     assert words_of(row, row, "equations") == "30-11=19"
     assert words_of(row, row, "plan") == "30-11"
+    for answer in ("19.0", "$19", "19 pounds"):
+        assert words_of(row, {**row, "answer": answer}, "equations") == "30-11=19"
+    half = {"reasoning": "We calculate ( 3.0 / 2.0 )", "answer": "1.50 dollars"}
+    assert words_of(half, half, "equations") == "3/2=1.5"
     wrong = {**row, "answer": "20"}
     assert words_of(wrong, wrong, "equations") == words_of(wrong, wrong, "plan") == ""

@@ -235,4 +235,4 @@ def test_facts_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="min_steps=3, max_steps=2: need 1 <= min_steps <= max_steps <= 36"):
         facts.generate(1, min_steps=3, max_steps=2)
     with pytest.raises(ValueError, match="does not seat four people around an arrow"):
-        facts.solve("The arrow points north. Where lives the one it points at?")
+        facts.solve("The arrow points north. Where does the one it points at live?")

@@ -67,6 +67,16 @@ def threshold(model, tokenizer):
     return (ordered[4] + ordered[5]) / 2
 
 
+def test_settings_are_passed_in_one_way(model, tokenizer, monkeypatch):
+    """transformers deprecates a configuration beside single settings."""
+    told = []
+    for name in ("warning", "warning_once"):
+        monkeypatch.setattr(f"transformers.generation.utils.logger.{name}", lambda text, *_, **__: told.append(text))
+    for options in ({"method": "escalated", "escalation": 1.0}, {"signals": ["answer_probability"]}):
+        answer_questions(model, tokenizer, QUERIES[:2], max_new_tokens=4, **options)
+    assert not [text for text in told if "deprecated" in text]
+
+
 @pytest.mark.parametrize("which", ["model", "words"])
 def test_escalated_answers_are_those_of_the_methods(which, tokenizer, request, threshold):
     semcot = request.getfixturevalue(which)

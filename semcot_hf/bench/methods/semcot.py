@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -60,40 +61,23 @@ def train_soft_words(setup: TrainingSetup) -> Trained:
     Raises:
         ValueError: for rows that cannot be learned as words, with the reason (`check_words`).
     """
-    model, counter = _words_model(setup), OperationCounter()
+    model = _words_model(setup)
     width = model.generator.config.get_text_config().hidden_size
     lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear") if width > WHOLE_WIDTH else None
     joint = round(setup.joint_share * setup.steps)
     common = {**training_arguments(setup), "learning_rate": JOINT_RATE * setup.learning_rate}
-    trainer = SemCoTDistillationTrainer(
-        model=model,
-        args=SemCoTDistillationConfig(
-            str(setup.work_dir / "distillation"),
-            words_max_steps=setup.steps,
-            words_column=setup.words_column,
-            words_learning_rate=setup.learning_rate,
-            num_train_epochs=0,
-            max_steps=joint if joint else -1,
-            alpha=0.0,
-            projection_warmup=0.0,
-            **common,
-        ),
-        train_dataset=Dataset.from_list(list(setup.train_rows)),
-        processing_class=setup.tokenizer,
-        peft_config=lora,
-        callbacks=[counter],
+    args = SemCoTDistillationConfig(
+        str(setup.work_dir / "distillation"),
+        words_max_steps=setup.steps,
+        words_column=setup.words_column,
+        words_learning_rate=setup.learning_rate,
+        num_train_epochs=0,
+        max_steps=joint if joint else -1,
+        alpha=0.0,
+        projection_warmup=0.0,
+        **common,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainable = count_trainable(model)
-    trainer.train()
-    return Trained(
-        model,
-        "semcot",
-        trainable,
-        losses=logged_losses(trainer),
-        operations=counter.total,
-        seen_questions=(setup.steps + joint) * setup.batch_size,
-    )
+    return _trained(setup, model, args, steps=setup.steps + joint, peft_config=lora)
 
 
 def leave_untrained(setup: TrainingSetup) -> Trained:
@@ -120,26 +104,40 @@ def _train(
     peft_config: LoraConfig | None = None,
     **objectives: Any,
 ) -> Trained:
-    rows = Dataset.from_list(list(setup.train_rows))
     needs_encoder = alpha > 0 and objectives.get("alignment_view") != "mean_pooled"
-    encoder, operations, texts = _encoder(setup, rows) if needs_encoder else (None, 0.0, 0)
-    counter = OperationCounter()
+    encoder, operations, texts = _encoder(setup, _rows(setup)) if needs_encoder else (None, 0.0, 0)
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         setup.host,
         generator or setup.generator,
         num_implicit_tokens=setup.num_implicit_tokens,
         **(model_options or {}),
     )
+    args = SemCoTDistillationConfig(
+        str(setup.work_dir / "distillation"),
+        max_steps=setup.steps,
+        alpha=alpha,
+        **{"projection_warmup": 0.1, **objectives},
+        **training_arguments(setup),
+    )
+    made = _trained(setup, model, args, steps=setup.steps, peft_config=peft_config, encoder=encoder)
+    return replace(made, operations=operations + made.operations, seen_questions=texts + made.seen_questions)
+
+
+def _trained(
+    setup: TrainingSetup,
+    model: SemCoTForCausalLM,
+    args: SemCoTDistillationConfig,
+    *,
+    steps: int,
+    peft_config: LoraConfig | None,
+    encoder: str | None = None,
+) -> Trained:
+    """Train a model by stage 2, in `steps` steps of all phases."""
+    counter = OperationCounter()
     trainer = SemCoTDistillationTrainer(
         model=model,
-        args=SemCoTDistillationConfig(
-            str(setup.work_dir / "distillation"),
-            max_steps=setup.steps,
-            alpha=alpha,
-            **{"projection_warmup": 0.1, **objectives},
-            **training_arguments(setup),
-        ),
-        train_dataset=rows,
+        args=args,
+        train_dataset=_rows(setup),
         processing_class=setup.tokenizer,
         alignment_encoder=encoder,
         peft_config=peft_config,
@@ -153,9 +151,13 @@ def _train(
         "semcot",
         trainable,
         losses=logged_losses(trainer),
-        operations=operations + counter.total,
-        seen_questions=texts + setup.steps * setup.batch_size,
+        operations=counter.total,
+        seen_questions=steps * setup.batch_size,
     )
+
+
+def _rows(setup: TrainingSetup) -> Dataset:
+    return Dataset.from_list(list(setup.train_rows))
 
 
 def _encoder(setup: TrainingSetup, rows: Dataset) -> tuple[str, float, int]:

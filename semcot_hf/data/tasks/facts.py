@@ -25,13 +25,13 @@ ATTRIBUTES = {
     ),
     "pet": (
         ("bird", "cat", "dog", "fish", "horse", "mouse", "rabbit", "snake"),
-        "Which pet has the one it points at?",
-        "Which pet has {}?",
+        "Which pet does the one it points at have?",
+        "Which pet does {} have?",
     ),
     "town": (
         ("Berlin", "Cairo", "Delhi", "Lima", "Oslo", "Paris", "Rome", "Tokyo"),
-        "Where lives the one it points at?",
-        "Where lives {}?",
+        "Where does the one it points at live?",
+        "Where does {} live?",
     ),
 }
 
@@ -83,7 +83,7 @@ def generate(
     >>> row = generate(1, seed=1, max_steps=2)[0]
     >>> row["query"]  # doctest: +NORMALIZE_WHITESPACE
     'Seats: north Max, west Kim, south Gil, east Val. The arrow points east. Nia turns it left. Yan turns it around.
-    Which pet has the one it points at?'
+    Which pet does the one it points at have?'
     >>> row["steps"]
     ['Nia turns it left, now north.', 'Yan turns it around, now south.', 'Seat south Gil.']
     >>> row["condensed_reasoning"], row["answer"]
@@ -153,7 +153,7 @@ def person_of(query: str) -> str:
 
     >>> person_of(
     ...     "Seats: west Ann, north Bob, south Cal, east Dan. The arrow points north. Eve turns it left. "
-    ...     "Fay leaves it. Gil turns it around. Where lives the one it points at?"
+    ...     "Fay leaves it. Gil turns it around. Where does the one it points at live?"
     ... )
     'Dan'
     """
@@ -175,7 +175,7 @@ def solve(query: str) -> str:
 
     >>> solve(
     ...     "Seats: west Ann, north Bob, south Cal, east Dan. The arrow points north. Eve turns it left. "
-    ...     "Where lives the one it points at?"
+    ...     "Where does the one it points at live?"
     ... ) == FACTS["Ann"]["town"]
     True
     """
