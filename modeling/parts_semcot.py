@@ -365,11 +365,15 @@ def check_word_size(host: PreTrainedModel) -> None:
 
 
 def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the inputs of an LM head, a slice of all positions' states, as contiguous tensors.
+    """Return the inputs of an LM head, a slice of all positions' states, as new tensors.
 
-    With other strides torch copies the head's whole weight once for each row of the batch, instead of the states.
+    With other strides torch copies the head's whole frozen weight once for each row of the batch, instead of the
+    states. `contiguous()` keeps them where a batch of one row makes them irrelevant.
     """
-    return tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in args)
+    return tuple(
+        value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+        for value in args
+    )
 
 
 def takes_cache(model: PreTrainedModel) -> bool:

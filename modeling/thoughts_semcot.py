@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from .offloading_semcot import execution_device, in_memory
-from .parts_semcot import SemCoTPreTrainedModel
+from .parts_semcot import SemCoTPreTrainedModel, contiguous_input
 from .splicing_semcot import splice
 from .vocabularies_semcot import continued_ids
 
@@ -139,7 +139,8 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
     def word_logits(self, states: Tensor) -> Tensor:
         """Return the generator's next-token logits at its states (projection="vocabulary")."""
         # Frozen, it may be of another dtype than what is trained.
-        return self.projection(states.to(next(self.projection.parameters()).dtype))
+        states = states.to(next(self.projection.parameters()).dtype)
+        return self.projection(*contiguous_input(self.projection, (states,)))
 
     def _weights(self, logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return `mixture_weights` over the words that both the generator and `words` have."""

@@ -123,17 +123,28 @@ def generator_text(
         ids: token ids of the host, without padding.
         host_tokenizer, generator_tokenizer: the two tokenizers.
     """
-    known = set(generator_tokenizer.all_special_tokens) | set(generator_tokenizer.get_added_vocab())
-    special = {i: str(token) for i, token in host_tokenizer.added_tokens_decoder.items() if token.special}
-    special.update(zip(host_tokenizer.all_special_ids, host_tokenizer.all_special_tokens, strict=True))
-    kept = {i: token if token in known else "" for i, token in special.items()}
-    if host_tokenizer.bos_token_id is not None:
+    # Asked for these ids alone: a tokenizer takes long to list thousands of added tokens.
+    special = set(host_tokenizer.all_special_ids)
+    special |= {
+        i for i in set(ids) if host_tokenizer.decode([i]) != host_tokenizer.decode([i], skip_special_tokens=True)
+    }
+    kept = {i: _known_text(i, host_tokenizer, generator_tokenizer) for i in special.intersection(ids)}
+    if host_tokenizer.bos_token_id in kept:
         kept[host_tokenizer.bos_token_id] = generator_tokenizer.bos_token or ""
     parts: list[str] = []
     for is_special, group in groupby(ids, lambda i: i in kept):
         run = list(group)
         parts += [kept[i] for i in run] if is_special else [str(host_tokenizer.decode(run, skip_special_tokens=False))]
     return "".join(parts)
+
+
+def _known_text(
+    token: int, host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Return how a special token of the host is written if it is one token of the generator too, else no text."""
+    text = str(host_tokenizer.convert_ids_to_tokens(token))
+    ids = generator_tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text if generator_tokenizer.convert_ids_to_tokens(ids) == [text] else ""
 
 
 def retokenize(
