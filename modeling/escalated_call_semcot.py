@@ -263,8 +263,7 @@ class EscalatedCall:
         model, count = self.model, self.model._check_count(self.options.get("num_implicit_tokens"))
         if count == 0:
             return {}, None
-        wanted = "thought_entropy" in self.rule.signals and "thought_entropy" not in self.provided
-        thoughts = model._make_thoughts(*model._queries(prompts.ids, prompts.mask), count, entropy=wanted)
+        thoughts = model._make_thoughts(*model._queries(prompts.ids, prompts.mask), count, read=True)
         tokens = {"implicit_embeddings": thoughts.embeddings, "implicit_attention_mask": thoughts.mask}
         self.thoughts = {name: part for name, part in thoughts._asdict().items() if part is not None}
         # Thoughts of adaptive length are shorter than the limit that was asked for.

@@ -94,14 +94,14 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             input_ids, attention_mask, num_implicit_tokens, completion_mask: as in `implicit_embeddings`.
 
         Returns:
-            `Thoughts`: embeddings, their mask, whether each thought was ended, what share of each mixture is on words
-            that the host lacks, and whether the thought was therefore handed over as text.
+            `Thoughts`: embeddings, their mask, whether each thought was ended, its words, what share of each mixture
+            is on words that the host lacks, and whether the thought was therefore handed over as text.
 
         Raises:
             ValueError: for k out of range or a prompt without tokens.
         """
         count = self._check_count(num_implicit_tokens)
-        return self._make_thoughts(*self._queries(input_ids, attention_mask, completion_mask), count)
+        return self._make_thoughts(*self._queries(input_ids, attention_mask, completion_mask), count, read=True)
 
     @torch.no_grad()
     def implicit_words(
@@ -125,28 +125,10 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 f"projection={self.config.projection!r}: these implicit tokens are no mixtures of words; read them "
                 "with a step decoder (step_weight, keep_step_decoder), or train with projection='vocabulary'."
             )
-        count = self._check_count(num_implicit_tokens)
-        ids, mask = self._queries(input_ids, attention_mask)
-        if count == 0:
-            return ids.new_empty(len(ids), 0), torch.empty(len(ids), 0, device=ids.device)
-        # A generator of another tokenizer has words that the host lacks.
-        table: Any = (self if self.host_word_ids is None else self.generator).get_input_embeddings()
-        words: list[Tensor] = []
-        shares: list[Tensor] = []
-
-        def read(logits: Tensor) -> None:
-            weights, ids = self._weights(logits, table.weight)
-            share, place = weights.max(dim=-1)
-            words.append(place if ids is None else ids.gather(-1, place[..., None])[..., 0])
-            shares.append(share)
-
-        states, used = self._states(*self._generator_inputs(ids, mask), count, read=read)
-        if not words:
-            read(self.word_logits(states))
-        word, share = torch.cat(words, dim=1), torch.cat(shares, dim=1)
-        if used is None:
-            return word, share
-        return word.masked_fill(used == 0, -1), share.masked_fill(used == 0, 0)
+        thoughts = self.implicit_thoughts(input_ids, attention_mask, num_implicit_tokens)
+        if thoughts.words is None or thoughts.shares is None:
+            return input_ids.new_empty(len(input_ids), 0), torch.empty(len(input_ids), 0, device=input_ids.device)
+        return thoughts.words, thoughts.shares
 
     def implicit_text(
         self,
@@ -200,8 +182,11 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         thoughts = self._make_thoughts(ids, mask, count)
         return thoughts.embeddings, thoughts.mask
 
-    def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int, entropy: bool = False) -> Thoughts:
-        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded."""
+    def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int, read: bool = False) -> Thoughts:
+        """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded.
+
+        With `read`, words, their shares and the entropy are part of it.
+        """
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return Thoughts(torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype))
@@ -215,27 +200,27 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 f"context of {context}: shorten the query."
             )
         if self._compiled_tokens is None or torch.is_grad_enabled():
-            made: Any = _tokens(self, ids, mask, count, entropy)
+            made: Any = _tokens(self, ids, mask, count, read)
         else:
             # Slices of wider prompts have strides that would need a graph of their own.
             inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
-            made = self._compiled_tokens(self, *inputs, count, entropy)
+            made = self._compiled_tokens(self, *inputs, count, read)
             # With captured CUDA graphs (mode="reduce-overhead") the next call overwrites the returned tensors.
             made = [part.clone() if part is not None and part.is_cuda else part for part in made]
-        tokens, used, lost, words, uncertainty = made
+        tokens, used, *readings = made
         if used is None:
-            return Thoughts(tokens, lost_probability=lost, entropy=uncertainty)
+            return Thoughts(tokens, None, None, None, *readings)
         lengths = used.sum(dim=1)
         longest = int(lengths.max())
-        tokens, used = tokens[:, :longest], used[:, :longest]
-        tokens = tokens.masked_fill(used[..., None] == 0, 0)
-        if uncertainty is not None:
-            uncertainty = uncertainty[:, :longest].masked_fill(used == 0, 0)
-        if lost is None or words is None:
-            return Thoughts(tokens, used, lengths < count, lengths, entropy=uncertainty)
-        lost = lost[:, :longest].masked_fill(used == 0, 0)
-        thoughts = Thoughts(tokens, used, lengths < count, lengths, lost, entropy=uncertainty)
-        return self._handed_over_as_text(thoughts, words, count)
+        used = used[:, :longest]
+        behind = used == 0
+        tokens = tokens[:, :longest].masked_fill(behind[..., None], 0)
+        lost, words, shares, entropy = (
+            part if part is None else part[:, :longest].masked_fill(behind, fill)
+            for part, fill in zip(readings, (0, -1, 0, 0), strict=True)
+        )
+        thoughts = Thoughts(tokens, used, lengths < count, lengths, lost, words, shares, entropy)
+        return thoughts if lost is None else self._handed_over_as_text(thoughts, count)
 
     def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return queries and their mask in the generator's token ids, checked and on its device."""
@@ -422,29 +407,31 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
 
 
 def _tokens(
-    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int, entropy: bool = False
+    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int, read: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """Return tokens and mask, for a generator of another tokenizer `_lost_share` and the most probable words, and the
-    entropy of the words if it is asked for; `None` for what there is not.
+    """Return tokens and mask, the `_lost_share` of a generator of another tokenizer, the most probable words with
+    their shares, and the entropy of the words; `None` for what there is not or, but for the first three, was not to
+    be `read`.
     """
     tokens: list[Tensor] = []
-    lost: list[Tensor] = []
-    words: list[Tensor] = []
-    entropies: list[Tensor] = []
+    readings: tuple[list[Tensor], ...] = ([], [], [], [])
     dtype, host_ids = model.get_input_embeddings().weight.dtype, model.host_word_ids
 
-    def read(logits: Tensor) -> None:
+    def note(logits: Tensor) -> None:
         tokens.append(model._host_mixture(logits).to(dtype))
-        if host_ids is not None:
-            with torch.no_grad():
+        lost, words, shares, entropies = readings
+        with torch.no_grad():
+            if host_ids is not None:
                 lost.append(model._lost_share(logits, host_ids))
-                words.append(logits.argmax(dim=-1))
-        if entropy:
-            with torch.no_grad():
+            if host_ids is not None or read:
+                word, share = model._most_probable(logits)
+                words.append(word)
+                shares.append(share)
+            if read:
                 entropies.append(word_entropy(logits))
 
-    states, used = model._states(ids, mask, count, read=read)
+    states, used = model._states(ids, mask, count, read=note)
     if not tokens and model.config.projection == "vocabulary":
-        read(model.word_logits(states))
+        note(model.word_logits(states))
     made = torch.cat(tokens, dim=1) if tokens else model.tokens_of(states)
-    return made, used, *(torch.cat(parts, dim=1) if parts else None for parts in (lost, words, entropies))
+    return made, used, *(torch.cat(parts, dim=1) if parts else None for parts in readings)

@@ -30,6 +30,10 @@ class Thoughts(NamedTuple):
             they are text; `None` for thoughts of fixed length.
         lost_probability: FloatTensor (batch, steps), for each step of the generator the share of its mixture that is
             on words that the host lacks, 0 behind a thought's end; `None` for other projections, or one tokenizer.
+        words: LongTensor (batch, steps), the id of each step's most probable word in the generator's vocabulary, -1
+            behind a thought's end; `None` for other projections.
+        shares: FloatTensor (batch, steps), the weight of these words in the generator's mixtures, 0 behind the end.
+        entropy: FloatTensor (batch, steps), that of the generator's next-word distributions in nats; `None` likewise.
         as_text: BoolTensor (batch,), whether the thought was handed over as text; `None` likewise, and for thoughts of
             fixed length.
     """
@@ -39,8 +43,10 @@ class Thoughts(NamedTuple):
     ended: Tensor | None = None
     steps: Tensor | None = None
     lost_probability: Tensor | None = None
-    as_text: Tensor | None = None
+    words: Tensor | None = None
+    shares: Tensor | None = None
     entropy: Tensor | None = None
+    as_text: Tensor | None = None
 
 
 def mixture_weights(logits: Tensor, top_k: int | None, temperature: float) -> tuple[Tensor, Tensor | None]:
@@ -183,6 +189,14 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
             mixture = (weights[..., None, :] @ table[known[ids.to(known.device)]])[..., 0, :]
         return mixture * getattr(words, "embed_scale", 1.0)
 
+    def _most_probable(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the generator's most probable words (batch, steps), and their weights in its mixtures."""
+        # A generator of another tokenizer has words that the host lacks.
+        table: Any = (self if self.host_word_ids is None else self.generator).get_input_embeddings()
+        weights, ids = self._weights(logits, table.weight)
+        share, place = weights.max(dim=-1)
+        return place if ids is None else ids.gather(-1, place[..., None])[..., 0], share
+
     def _lost_share(self, logits: Tensor, host_ids: Tensor) -> Tensor:
         """Return the share of each of the generator's own mixtures that is on words without a counterpart.
 
@@ -193,18 +207,17 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         weights, ids = mixture_weights(logits, self.config.mixture_top_k, self.config.mixture_temperature)
         return (weights * (lost if ids is None else lost[ids])).sum(dim=-1)
 
-    def _handed_over_as_text(self, thoughts: Thoughts, words: Tensor, count: int) -> Thoughts:
+    def _handed_over_as_text(self, thoughts: Thoughts, count: int) -> Thoughts:
         """Return thoughts of which those that lose more than the limit are the host's words of the same text.
 
         These have no gradient.
 
         Args:
             thoughts: mixtures.
-            words: LongTensor (batch, steps or more), the generator's most probable words.
             count: the largest number of tokens; text beyond it is cut off, and the thought counts as not ended.
         """
-        lost, ended, steps = thoughts.lost_probability, thoughts.ended, thoughts.steps
-        if lost is None or ended is None or steps is None:
+        lost, ended, steps, words = thoughts.lost_probability, thoughts.ended, thoughts.steps, thoughts.words
+        if lost is None or ended is None or steps is None or words is None:
             return thoughts
         as_text = (lost > self.config.lost_limit).any(dim=1)
         thoughts = thoughts._replace(as_text=as_text)

@@ -38,7 +38,7 @@ from .settings import (
 )
 from .shared_prefix import SharedPrefix, find_shared_prefix
 from .thoughts import thought_fields
-from .word_methods import WordMethod, WrittenThought, words_of
+from .word_methods import WordMethod, WrittenThought, written_thought
 
 Prompts = Sequence[Sequence[int]]
 # Embeddings (questions, k, host hidden size), or a pair of these and their mask (questions, k).
@@ -94,8 +94,7 @@ class Answerer:
     Attributes:
         method, num_implicit_tokens, answer_prompt, chat, stop: what the settings mean for this model and tokenizer;
             `num_implicit_tokens` is 0 for methods without a limit of their thoughts.
-        keeps_thoughts: whether answers with implicit tokens that are mixtures of words carry these words, for which
-            the generator runs once more.
+        keeps_thoughts: whether answers with implicit tokens that are mixtures of words carry these words.
         extra: most tokens that a prompt gets in addition, implicit and new ones.
         halvings: how often memory was too small.
         prefix: the `SharedPrefix` that batches start from, or `None`; see `share_prefix`.
@@ -355,8 +354,9 @@ class Answerer:
                 new, thoughts = self._by_words.answer(prompts, **options)
                 told = [{} for _ in new]
         seconds = (synchronized_time(self.device) - start) / len(prompts)
+        words = [own.pop("words", None) for own in told]
         if self.keeps_thoughts and self.method in IMPLICIT_METHODS and thinks_in_words(self.model):
-            thoughts = list(self._implicit_words(prompts))
+            thoughts = [None if said is None else self._said(said) for said in words]
         answers = []
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         for tokens, text, own, thought in zip(new, texts, told, thoughts, strict=True):
@@ -408,13 +408,10 @@ class Answerer:
         new = sequences[:, ids.shape[1] :].tolist()
         return new, thought_fields(thoughts, implicit.get("implicit_attention_mask"), len(new), limit)
 
-    def _implicit_words(self, prompts: Prompts) -> list[WrittenThought]:
-        """Return the words of the prompts' implicit tokens."""
-        ids, mask = (part.to(self.device) for part in pad_left(prompts, cast(int, self._config.pad_token_id)))
+    def _said(self, words: list[int]) -> WrittenThought:
+        """Return the thought of these words."""
         separate = self.model.config.separate_generator_tokenizer
-        tokenizer = cast(Any, self.model).words_tokenizer() if separate else self.tokenizer
-        with single_words(self.model) if self.method == "semcot_hard" else nullcontext():
-            return words_of(self.model, tokenizer, ids, mask, self.num_implicit_tokens)
+        return written_thought(cast(Any, self.model).words_tokenizer() if separate else self.tokenizer, words)
 
 
 def answer_questions(

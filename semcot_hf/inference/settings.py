@@ -53,10 +53,10 @@ def thinks_in_words(model: PreTrainedModel) -> bool:
 
 
 def reports_thoughts(model: PreTrainedModel) -> bool:
-    """Return whether the model says of each thought whether it ended, or what the host lacks of it."""
+    """Return whether the model says of each thought its words, whether it ended, or what the host lacks of it."""
     config = model.config
     in_words = getattr(config, "projection", None) == "vocabulary" and config.separate_generator_tokenizer
-    return in_words or thinks_adaptively(model)
+    return in_words or thinks_in_words(model) or thinks_adaptively(model)
 
 
 def methods_of(model: PreTrainedModel) -> tuple[str, ...]:

@@ -215,7 +215,7 @@ def breaks_line(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
 def thought_fields(
     thoughts: Thoughts | None, mask: torch.Tensor | None, rows: int, limit: int
 ) -> list[dict[str, Any]]:
-    """Return what each row's `Answer` says of its thought.
+    """Return what each row's `Answer` says of its thought; `words` are the ids of its words, if it has any.
 
     Args:
         thoughts: those of the model; `None` for given tokens, and for models that make as many for each question.
@@ -235,6 +235,9 @@ def thought_fields(
     if thoughts.as_text is not None:
         for row, as_text in zip(found, thoughts.as_text.tolist(), strict=True):
             row["thought_as_text"] = as_text
+    if thoughts.words is not None:
+        for row, words in zip(found, thoughts.words.tolist(), strict=True):
+            row["words"] = [word for word in words if word >= 0]
     if thoughts.lost_probability is not None:
         shares = thoughts.lost_probability.tolist()
         steps = [len(row) for row in shares] if thoughts.steps is None else thoughts.steps.tolist()

@@ -226,6 +226,11 @@ def words_of(
     adaptive, thoughts = thinks_adaptively(model), []
     for row in words.tolist():
         said = [word for word in row if word >= 0]
-        text = str(tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        thoughts.append(WrittenThought(text, len(said), not adaptive or len(said) < limit))
+        thoughts.append(written_thought(tokenizer, said, not adaptive or len(said) < limit))
     return thoughts
+
+
+def written_thought(tokenizer: PreTrainedTokenizerBase, words: list[int], ended: bool = True) -> WrittenThought:
+    """Return the thought of these words of the generator, which `tokenizer` decodes."""
+    text = str(tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return WrittenThought(text, len(words), ended)

@@ -260,13 +260,18 @@ def test_single_words(model, tiny_tokenizer):
     assert "semcot_hard" in methods_of(model)
 
 
-def test_implicit_tokens_with_their_words(model, tiny_tokenizer):
+def test_implicit_tokens_with_their_words(model, tiny_tokenizer, monkeypatch):
+    """The generator thinks no second time for them."""
+    passes, own = [], model._states
+    monkeypatch.setattr(model, "_states", lambda *args, **kwargs: passes.append(1) or own(*args, **kwargs))
     for method in ("semcot", "semcot_hard"):
         answerer = Answerer(model, tiny_tokenizer, AnswerSettings(method=method, max_new_tokens=NEW))
+        passes.clear()
         plain = answerer.answers(QUERIES)
         assert {answer.thought for answer in plain} == {None}
         answerer.keeps_thoughts = True
         kept = answerer.answers(QUERIES)
+        assert len(passes) == 2
         assert [(answer.output, answer.new_tokens) for answer in kept] == [(a.output, a.new_tokens) for a in plain]
         assert [answer.thought_tokens for answer in kept] == [answer.implicit_tokens for answer in kept]
         if method == "semcot":
