@@ -161,3 +161,31 @@ def test_two_processes_read_a_stream_as_one_does(two_processes, tiny_folder, tmp
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(ranks[0]["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert ranks[0]["evaluated"]["eval_loss"] == ranks[1]["evaluated"]["eval_loss"]
+
+
+@pytest.mark.slow
+def test_two_processes_teach_words_as_one_does(two_processes, tiny_folder, tmp_path):
+    """The words phase and a step through the host after it, on thoughts of different lengths."""
+    fields = {
+        "projection": "vocabulary",
+        "thought_length": "adaptive",
+        "num_implicit_tokens": 48,
+        "mixture_top_k": 4,
+        "starts_with_thought_token": False,
+        "end_of_thought_token_ids": [2],
+    }
+    options = {"words_max_steps": 3, "max_steps": 1, "words_column": "reasoning", "eval_generations": 5}
+    options |= {"alpha": 0.0, "step_weight": 0.0, "curriculum": 0.0, "projection_warmup": 0.0, "learning_rate": 1e-3}
+    options |= {"per_device_train_batch_size": 4, "fields": fields}
+    ranks = two_processes(**options)
+    assert_same(ranks[0]["weights"], ranks[1]["weights"])
+    alone = train(tiny_folder, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(ranks[0]["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    for log, expected in zip(ranks[0]["log"][:4], alone.state.log_history[:4], strict=True):
+        assert {"words_loss", "answer_loss"} & log.keys()
+        for part in {"loss", "words_loss", "answer_loss", "grad_norm"} & log.keys():
+            assert log[part] == pytest.approx(expected[part], rel=1e-4)
+    evaluated = alone.evaluate()
+    for name in ("eval_accuracy", "eval_thoughts_right", "eval_thoughts_ended"):
+        assert ranks[0]["evaluated"].get(name) == evaluated.get(name)
