@@ -53,11 +53,12 @@ bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 step
 REAL_MODELS ?= ../shared/models
 REAL_DATA ?= ../shared/data
 REAL_SETS ?= multiarith svamp commonsense_qa gsm8k coin_flip
+REAL_VARIANTS ?= words plan paper
 REAL_PAIRS ?= qwen2.5-coder-1.5b+qwen2.5-coder-0.5b qwen2.5-coder-1.5b+gemma-3-270m qwen2.5-coder-0.5b+gemma-3-270m
 real: $(VENV)/.installed ## Train and evaluate pairs of pretrained models in REAL_MODELS on the paper's sets in REAL_DATA
 	@if [ -d $(REAL_MODELS) ] && [ -d $(REAL_DATA) ]; then \
 		$(BIN)/python examples/real/table.py --models $(REAL_MODELS) --data $(REAL_DATA) --output runs/real \
-			--sets $(REAL_SETS) --pairs $(REAL_PAIRS); \
+			--sets $(REAL_SETS) --pairs $(REAL_PAIRS) --variants $(REAL_VARIANTS); \
 	else echo "Nothing is run: set REAL_MODELS to a folder of the models' folders, and REAL_DATA to one with" \
 		"multiarith/, gsm8k/ and the other sets in the paper's format."; fi
 

@@ -127,18 +127,31 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
         (data / "svamp" / f"{papers}.json").write_text(f"[{','.join(rows)}]")
     training = "--words_max_steps 2 --use_cpu --report_to none --num_implicit_tokens 100"
     evaluation = "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 0"
-    flags = ["--models", models, "--data", data, "--output", output, "--sets", "svamp", "--pairs", "h+g"]
+    flags = [
+        "--models",
+        models,
+        "--data",
+        data,
+        "--output",
+        output,
+        "--sets",
+        "svamp",
+        "--pairs",
+        "h+g",
+        "--variants",
+        "words",
+    ]
     flags += ["--distill_flags", training, "--evaluate_flags", evaluation]
     command = [sys.executable, EXAMPLES / "real" / "table.py", *flags]
     done = subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
-    assert "### svamp, h, g" in done.stdout and "| host, explicit CoT | " in done.stdout
-    kept = output / "results" / "svamp--h--g.jsonl.gz"
+    assert "### svamp, h, g, words" in done.stdout and "| host, explicit CoT | " in done.stdout
+    kept = output / "results" / "svamp--h--g--words.jsonl.gz"
     with gzip.open(kept, "rt") as file:
         rows = [json.loads(line) for line in file]
     assert {row["method"] for row in rows} >= {"semcot", "semcot_hard", "generator", "other_question"}
     assert all(isinstance(row["correct"], bool) and "question" not in row for row in rows)
     assert not {"query", "answer", "output"} & {name for row in rows for name in row}
-    weights = output / "svamp--h--g" / "model" / "model.safetensors"
+    weights = output / "svamp--h--g--words" / "model" / "model.safetensors"
     saved = weights.stat().st_mtime_ns
     subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True)
     assert weights.stat().st_mtime_ns == saved

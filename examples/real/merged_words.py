@@ -1,7 +1,7 @@
 """Can a frozen host read several words in one implicit token? Thoughts whose neighbouring words are merged.
 
     python examples/real/merged_words.py --model runs/real/pair/model --data runs/real/pair/data \
-        --verdicts examples/real/results/multiarith--qwen2.5-coder-1.5b--qwen2.5-coder-0.5b.jsonl.gz \
+        --verdicts examples/real/results/multiarith--qwen2.5-coder-1.5b--qwen2.5-coder-0.5b--words.jsonl.gz \
         --output runs/real/merged.jsonl.gz
 
 The words that a trained generator wrote for each question (method "words" of the verdicts) are tokenized for the

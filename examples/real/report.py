@@ -2,7 +2,7 @@
 
     python examples/real/report.py examples/real/results/*.jsonl.gz
 
-One section for each file <set>--<host>--<generator>[--<variant>].jsonl.gz. Verdicts of the host alone on the same
+One section for each file <set>--<host>--<generator>--<variant>.jsonl.gz. Verdicts of the host alone on the same
 questions (`cot`, `condensed`) stand in <set>--<host>.jsonl.gz and are shown in each section of that host and set.
 p-values are McNemar's, exact, over the questions that both rows answered.
 """

@@ -3,9 +3,9 @@
     python examples/real/table.py --models /models --data /data --output runs/real
 
 Models are folders in --models; data are <set>/train_42.json and <set>/eval_42.json in the paper's format. Each pair
-learns the words recipe on each set (`words.py`); each host alone is evaluated once on each set. Everything goes on
-where it was cut off. `results/` in the output folder gets one file of verdicts for each, from which `report.py` makes
-the table.
+is trained on each set in each of --variants (`pair.py`); each host alone is evaluated once on each set. Everything
+goes on where it was cut off. `results/` in the output folder gets one file of verdicts for each, from which
+`report.py` makes the table.
 """
 
 import argparse
@@ -13,12 +13,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import pair
 import report
-import words
 
 # MultiArith's training rows alone are few.
 TRAIN = {
@@ -35,7 +36,47 @@ PAIRS = (
     "qwen2.5-coder-1.5b+gemma-3-270m",
     "qwen2.5-coder-0.5b+gemma-3-270m",
 )
-PAIR_METHODS = ("no_cot", "semcot", "semcot_hard", "words", "generator", "generator_no_cot")
+WORD_METHODS = ("no_cot", "semcot", "semcot_hard", "words", "generator", "generator_no_cot")
+TUNED = "--alpha 0 --use_peft True --lora_r 32 --lora_alpha 64 --lora_dropout 0 --lora_target_modules all-linear"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a pair is trained.
+
+    Args:
+        recipe, flags: of `semcot distill`.
+        methods: of `semcot evaluate`.
+        sets: those for which it has rows.
+    """
+
+    recipe: str
+    flags: str
+    methods: tuple[str, ...]
+    sets: tuple[str, ...]
+
+
+VARIANTS = {
+    # Words that end in the answer, which the host copies.
+    "words": Variant("words", "", WORD_METHODS, tuple(TRAIN)),
+    # The calculation without its results, which the host computes.
+    "plan": Variant("words", "--words_column plan", WORD_METHODS, ARITHMETIC),
+    # Five tokens from one pass, trained through the host; stage 2 of the paper without alignment.
+    "paper": Variant(
+        "paper",
+        f"{TUNED} --learning_rate 2e-4 --lr_scheduler_type cosine --per_device_train_batch_size 16",
+        ("no_cot", "semcot"),
+        tuple(TRAIN),
+    ),
+}
+
+
+def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: argparse.Namespace) -> None:
+    """Evaluate a host alone in its own words on a set, and keep its verdicts beside those of the pairs."""
+    methods = ["cot", *(["condensed"] if name in ARITHMETIC else [])]
+    flags = ["--methods", *methods, *shlex.split(arguments.evaluate_flags)]
+    pair.semcot("evaluate", "--model", host, "--dataset", data, "--output_dir", folder, *flags)
+    pair.write_verdicts(folder, folder.parent / "results" / f"{folder.name}.jsonl.gz")
 
 
 def main() -> None:
@@ -45,6 +86,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="Folder of all runs.")
     parser.add_argument("--sets", nargs="+", default=list(TRAIN), choices=list(TRAIN), help="Sets.")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), help="Pairs, each as host+generator.")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="Variants.")
     parser.add_argument("--distill_flags", default="", help="Further flags of semcot distill, in one text.")
     parser.add_argument(
         "--evaluate_flags",
@@ -56,23 +98,21 @@ def main() -> None:
     results = output / "results"
     results.mkdir(parents=True, exist_ok=True)
     for name in arguments.sets:
-        for pair in arguments.pairs:
-            host, generator = pair.split("+")
-            folder = output / f"{name}--{host}--{generator}"
-            command = [sys.executable, str(Path(__file__).with_name("words.py"))]
-            command += ["--host", str(models / host), "--generator", str(models / generator), "--output", str(folder)]
-            command += ["--train", *(str(data / part / "train_42.json") for part in TRAIN[name])]
-            command += ["--test", str(data / name / "eval_42.json"), "--distill_flags", arguments.distill_flags]
-            flags = f"--methods {' '.join(PAIR_METHODS)} {arguments.evaluate_flags}"
-            subprocess.run([*command, "--evaluate_flags", flags], check=True)
-            shutil.copy(folder / "verdicts.jsonl.gz", results / f"{folder.name}.jsonl.gz")
-            alone = output / f"{name}--{host}"
-            methods = ["cot", *(["condensed"] if name in ARITHMETIC else [])]
-            flags = ["--methods", *methods, *shlex.split(arguments.evaluate_flags)]
-            words.semcot(
-                *("evaluate", "--model", models / host, "--dataset", folder / "data", "--output_dir", alone), *flags
-            )
-            words.write_verdicts(alone, results / f"{alone.name}.jsonl.gz")
+        for models_of in arguments.pairs:
+            host, generator = models_of.split("+")
+            for label, variant in VARIANTS.items():
+                if label not in arguments.variants or name not in variant.sets:
+                    continue
+                folder = output / f"{name}--{host}--{generator}--{label}"
+                command = [sys.executable, str(Path(__file__).with_name("pair.py")), "--recipe", variant.recipe]
+                command += ["--host", str(models / host), "--generator", str(models / generator)]
+                command += ["--train", *(str(data / part / "train_42.json") for part in TRAIN[name])]
+                command += ["--test", str(data / name / "eval_42.json"), "--output", str(folder)]
+                command += ["--distill_flags", f"{variant.flags} {arguments.distill_flags}"]
+                flags = f"--methods {' '.join(variant.methods)} {arguments.evaluate_flags}"
+                subprocess.run([*command, "--evaluate_flags", flags], check=True)
+                shutil.copy(folder / "verdicts.jsonl.gz", results / f"{folder.name}.jsonl.gz")
+                evaluate_host(models / host, folder / "data", output / f"{name}--{host}", name, arguments)
     report.main([str(path) for path in sorted(results.glob("*.jsonl.gz"))])
 
 

@@ -1,9 +1,10 @@
-"""The words recipe on a pair of pretrained models: training, and every row of the report that can speak against it.
+"""A recipe on a pair of pretrained models: training, and every row of the report that can speak against it.
 
-    python examples/real/words.py --host /models/qwen-1.5b --generator /models/qwen-0.5b \
+    python examples/real/pair.py --host /models/qwen-1.5b --generator /models/qwen-0.5b \
         --train data/a.json data/b.json --test data/c.json --output runs/real/pair
 
-Two commands are run, `semcot distill --recipe words` and `semcot evaluate`; each goes on where it was cut off.
+Two commands are run, `semcot distill` (by default with `--recipe words`) and `semcot evaluate`; each goes on where it
+was cut off.
 Training questions that are among the test questions are left out. `verdicts.jsonl.gz` keeps of every answer what the
 report counts: the row's number, the method, the extracted answer, its verdict, the words of the thought, and the time.
 The questions themselves are not in it.
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", required=True, help="Files of training rows.")
     parser.add_argument("--test", required=True, help="File of test rows.")
     parser.add_argument("--output", required=True, help="Folder of data, model and report.")
+    parser.add_argument("--recipe", default="words", help="Recipe of semcot distill.")
     parser.add_argument("--max_train_rows", type=int, default=1000, help="Use at most this many training rows.")
     parser.add_argument("--seed", type=int, default=42, help="Seed of the training.")
     parser.add_argument("--distill_flags", default="", help="Further flags of semcot distill, in one text.")
@@ -79,7 +81,7 @@ def main() -> None:
         if any(model.glob("checkpoint-*")):
             again += ("--resume_from_checkpoint", "True")
         given = ("--dataset", data, "--output_dir", model, "--seed", arguments.seed)
-        semcot("distill", "--recipe", "words", *models, *given, *again, *shlex.split(arguments.distill_flags))
+        semcot("distill", "--recipe", arguments.recipe, *models, *given, *again, *shlex.split(arguments.distill_flags))
         write_json(folder / "training.json", {"seconds_of_the_last_run": round(time.time() - start)})
     report = folder / "report"
     flags = shlex.split(arguments.evaluate_flags)
