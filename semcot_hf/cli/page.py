@@ -10,6 +10,7 @@ from ..options import check_range, option
 from ..serve.config import is_local
 from ..serve.launch import check_extra
 from ..serve.space import push_space
+from . import demo
 from .arguments import load_model, parse
 
 _DEMO = "runs/demo/model"
@@ -19,7 +20,11 @@ _DEMO = "runs/demo/model"
 class PageArguments:
     """The checkpoint, and where its page is shown."""
 
-    model: str = option(_DEMO, "Folder or id of a SemCoT checkpoint; by default the one of `semcot demo`.")
+    model: str = option(
+        _DEMO,
+        "Folder or id of a SemCoT checkpoint. By default that of `semcot demo`, which is run first where it was not: "
+        "some five minutes.",
+    )
     host: str = option("127.0.0.1", "Address to listen on; others than this machine's own need password.")
     port: int = option(7860, "Port to listen on.")
     password: str | None = option(
@@ -31,8 +36,6 @@ class PageArguments:
 
     def __post_init__(self) -> None:
         check_range(self, "[0, 65535]", "port")
-        if self.model == _DEMO and not os.path.isdir(_DEMO):
-            raise ValueError(f"model={_DEMO!r}, the demo's, is not there: run `semcot demo` first, or pass --model.")
         self.password = self.password or os.environ.get("SEMCOT_PAGE_PASSWORD") or None
         if not self.password and not is_local(self.host):
             raise ValueError(
@@ -47,6 +50,9 @@ def run(argv: Sequence[str]) -> None:
         print(f"The page is at {push_space(arguments.push, arguments.model)}.")
         return
     check_extra("page", "gradio")
+    if arguments.model == _DEMO and not os.path.isdir(_DEMO):
+        print("No --model is given: the demo's embedded models are trained first.", flush=True)
+        demo.run([])
     from ..serve.comparison import Comparison
     from ..serve.page import show
 

@@ -202,7 +202,18 @@ def test_addresses_of_other_machines_need_a_password(capsys):
     assert "pass --password" in capsys.readouterr().err
 
 
-def test_the_demos_model_is_shown_by_default(tmp_path, monkeypatch, capsys):
+def test_the_demos_model_is_shown_by_default(words_model, tokenizer, tmp_path, monkeypatch, capsys):
+    """Where it was not trained yet, it is first."""
+    runs, shown = [], []
+
+    def train(argv):
+        runs.append(argv)
+        words_model.save_pretrained(tmp_path / "runs/demo/model", include_host=True)
+        tokenizer.save_pretrained(tmp_path / "runs/demo/model")
+
     monkeypatch.chdir(tmp_path)
-    assert main(["page"]) == 1
-    assert "model='runs/demo/model', the demo's, is not there: run `semcot demo` first" in capsys.readouterr().err
+    monkeypatch.setattr("semcot_hf.cli.demo.run", train)
+    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: shown.append(page))
+    assert main(["page"]) is None and main(["page"]) is None
+    assert runs == [[]] and len(shown) == 2
+    assert "the demo's embedded models are trained first" in capsys.readouterr().out
