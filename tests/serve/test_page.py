@@ -214,6 +214,6 @@ def test_the_demos_model_is_shown_by_default(words_model, tokenizer, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("semcot_hf.cli.demo.run", train)
     monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: shown.append(page))
-    assert main(["page"]) is None and main(["page"]) is None
+    assert main(["page"]) == main(["page"]) == 0
     assert runs == [[]] and len(shown) == 2
     assert "the demo's embedded models are trained first" in capsys.readouterr().out
