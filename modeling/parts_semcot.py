@@ -230,9 +230,7 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             # Training the generator would change the host.
             self.generator = copy.deepcopy(self.generator)
         self.host = host.requires_grad_(False).eval()
-        head = host.get_output_embeddings()
-        if isinstance(head, nn.Linear) and contiguous_input not in head._forward_pre_hooks.values():
-            head.register_forward_pre_hook(contiguous_input)
+        make_head_read_new_tensors(host)
 
     @torch.no_grad()
     def match_scales(self) -> None:
@@ -362,6 +360,13 @@ def check_word_size(host: PreTrainedModel) -> None:
             f"host has word embeddings of size {width} and layers of size {size}: projected word embeddings (as in "
             "OPT-350m) are not supported; take a host with equal sizes."
         )
+
+
+def make_head_read_new_tensors(lm: PreTrainedModel) -> None:
+    """Have a causal LM's head, frozen or to be frozen, read its inputs by `contiguous_input`."""
+    head = lm.get_output_embeddings()
+    if isinstance(head, nn.Linear) and contiguous_input not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(contiguous_input)
 
 
 def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...inference.prompting import pad_left
+from ...modeling.parts_semcot import make_head_read_new_tensors
 from ...modeling.splicing_semcot import positions_from_mask
 from ...training.adapters import merge_adapters
 from .token_rows import BenchRow, pad_right, tokenize_rows
@@ -83,6 +84,8 @@ class LatentModel(nn.Module):
     def __init__(self, host: PreTrainedModel, answer_prompt_ids: Sequence[int], num_latents: int) -> None:
         super().__init__()
         self.host = host
+        # Some methods train adapters of a frozen host.
+        make_head_read_new_tensors(host)
         self.config = copy.deepcopy(host.config)
         self.config.update({"num_implicit_tokens": num_latents, "answer_prompt_ids": list(answer_prompt_ids)})
         self.pad_token_id = host.config.pad_token_id or 0
