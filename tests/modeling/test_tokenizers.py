@@ -57,6 +57,21 @@ def test_retokenized_rows_are_padded_on_the_left(tiny_tokenizer, char_tokenizer)
     assert len(expected[1]) == 12 and char_tokenizer.unk_token_id not in ids
 
 
+def test_retokenizing_lists_no_vocabulary(tiny_tokenizer, char_tokenizer, monkeypatch):
+    """Listing thousands of added tokens takes longer than the question's tokens (Gemma has 6,400)."""
+
+    def listed(*_):
+        pytest.fail("the added tokens are listed")
+
+    batch = tiny_tokenizer(["<bos>one flip", "two"], return_tensors="pt", padding=True)
+    expected = retokenize(batch["input_ids"], batch["attention_mask"], tiny_tokenizer, char_tokenizer)
+    for kind in {type(tiny_tokenizer), type(char_tokenizer)}:
+        monkeypatch.setattr(kind, "added_tokens_decoder", property(listed))
+        monkeypatch.setattr(kind, "get_added_vocab", listed)
+    made = retokenize(batch["input_ids"], batch["attention_mask"], tiny_tokenizer, char_tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
 def test_one_tokenizer_twice_changes_nothing(tiny_semcot, tiny_lm, tiny_tokenizer, prompts):
     """Re-tokenizing into the same tokenizer gives the ids back, and so the same tokens."""
     host, generator = tiny_lm("llama"), tiny_lm("llama", hidden_size=16)
