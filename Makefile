@@ -25,7 +25,8 @@ test-all: test test-slow ## Run all tests
 test-floor: build/floor/.installed ## Run all tests with the lowest declared versions
 	build/floor/.venv/bin/python -m pytest
 
-# The tests are fetched from transformers' source distribution; they are not part of `make test`.
+# The tests are fetched from transformers' source distribution; they are not part of `make test`. Those of generation
+# are not in it: SEMCOT_TRANSFORMERS=FOLDER takes them from a checkout of transformers.
 common-tests: $(VENV)/.installed-test ## Run transformers' own common tests of models
 	$(PIP) parameterized==0.9.0
 	OMP_NUM_THREADS=1 $(BIN)/python tests/common/fetch_and_run.py

@@ -297,16 +297,26 @@ class SemCoTConfig(PreTrainedConfig):
         Raises:
             AttributeError: if neither part has a limit, as for a configuration without one.
         """
-        parts = [self.host_config, None if self.separate_generator_tokenizer else self.generator_config]
-        shown = (0, sum(map(len, self.thought_prompt_ids or [])))
-        limits = [
-            limit - length
-            for part, length in zip(parts, shown, strict=True)
-            if part is not None and (limit := getattr(text_config(part), "max_position_embeddings", None))
-        ]
+        limits = [part.max_position_embeddings - others for part, others in self._limited_parts()]
         if not limits:
             raise AttributeError("max_position_embeddings: neither host nor generator has a limit")
-        return max(1, min(limits) - self.num_implicit_tokens)
+        return max(1, min(limits))
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value: int) -> None:
+        for part, others in self._limited_parts():
+            part.max_position_embeddings = value + others
+
+    def _limited_parts(self) -> list[tuple[Any, int]]:
+        """Return the text configurations with a limit on positions, and how many are neither prompt nor new tokens."""
+        parts = [self.host_config, None if self.separate_generator_tokenizer else self.generator_config]
+        shown = (0, sum(map(len, self.thought_prompt_ids or [])))
+        found = [(text_config(part), length) for part, length in zip(parts, shown, strict=True) if part is not None]
+        return [
+            (part, length + self.num_implicit_tokens)
+            for part, length in found
+            if getattr(part, "max_position_embeddings", None)
+        ]
 
 
 def text_config(

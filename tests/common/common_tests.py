@@ -17,18 +17,24 @@ from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 # By this table the tests tell which classes take labels.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SemCoTConfig.model_type] = SemCoTForCausalLM.__name__
 
-COUNT = 3
+COUNT, ANSWER = 3, [7, 8]
 
 
 class SemCoTTester:
-    """A tiny pair of models and its inputs; with `completion` the forward passes carry implicit tokens."""
+    """A tiny pair of models and its inputs.
+
+    Args:
+        completion: number of tokens behind the prompt; above 0 the forward passes carry implicit tokens.
+        fields: of the model's configuration.
+    """
 
     batch_size, seq_length, vocab_size = 3, 7, 99
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
     is_training = True
 
-    def __init__(self, completion=0, mode="parallel"):
-        self.completion, self.mode = completion, mode
+    def __init__(self, completion=0, **fields):
+        self.completion = completion
+        self.fields = {"num_implicit_tokens": COUNT, "answer_prompt_ids": ANSWER, **fields}
         self.encoder_seq_length = self.key_length = self.seq_length + (COUNT if completion else 0)
 
     def get_config(self):
@@ -48,13 +54,7 @@ class SemCoTTester:
             )
             for family, size in ((LlamaConfig, self.hidden_size), (Qwen2Config, 16))
         )
-        return SemCoTConfig(
-            host_config=host,
-            generator_config=generator,
-            num_implicit_tokens=COUNT,
-            generator_mode=self.mode,
-            answer_prompt_ids=[7, 8],
-        )
+        return SemCoTConfig(host_config=host, generator_config=generator, **self.fields)
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor((self.batch_size, self.seq_length), self.vocab_size)
@@ -89,7 +89,7 @@ class CommonTests(ModelTesterMixin):
     def test_config(self):
         self.config_tester.run_common_tests()
 
-    @unittest.skip("The tests of generation are not in the source distribution.")
+    @unittest.skip("generation_tests.py runs the tests of generation.")
     def test_generation_tester_mixin_inheritance(self):
         pass
 
@@ -150,7 +150,7 @@ class SequentialTest(CommonTests, unittest.TestCase):
     """Implicit tokens made one after another."""
 
     def make_tester(self):
-        return SemCoTTester(completion=2, mode="sequential")
+        return SemCoTTester(completion=2, generator_mode="sequential")
 
     @unittest.skip(NEEDS_IDS)
     def test_inputs_embeds(self):

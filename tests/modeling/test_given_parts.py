@@ -187,3 +187,21 @@ def test_clients_read_how_long_a_prompt_may_be():
     config.separate_generator_tokenizer, config.thought_prompt_ids = False, [[5] * 10, [6] * 4]
     assert config.max_position_embeddings == 40 - 14 - 5
     assert not hasattr(SemCoTConfig(), "max_position_embeddings")
+
+
+def test_clients_set_how_long_a_prompt_may_be(tiny_lm, tmp_path):
+    host, generator = tiny_lm(max_position_embeddings=100), tiny_lm(hidden_size=16, max_position_embeddings=40)
+    host.save_pretrained(tmp_path / "host")
+    generator.save_pretrained(tmp_path / "generator")
+    pair = SemCoTForCausalLM.from_host_generator_pretrained(
+        tmp_path / "host", tmp_path / "generator", num_implicit_tokens=5
+    )
+    pair.save_pretrained(tmp_path / "semcot", include_host=True)
+    model = SemCoTForCausalLM.from_pretrained(tmp_path / "semcot", max_position_embeddings=60)
+    assert model.config.max_position_embeddings == 60
+    assert model.host.config.max_position_embeddings == 65
+    model.generate(torch.full((1, 58), 9), max_new_tokens=2)
+    with pytest.raises(ValueError, match="65"):
+        model.generate(torch.full((1, 58), 9), max_new_tokens=3)
+    config = SemCoTConfig(host_config=host.config, generator_config=generator.config, max_position_embeddings=50)
+    assert config.max_position_embeddings == 50
