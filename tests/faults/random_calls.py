@@ -6,6 +6,7 @@ import traceback
 from typing import Any
 
 import torch
+from escalated_calls import can_escalate, check_escalated
 from random_draws import (
     PAIRS,
     Batch,
@@ -19,7 +20,7 @@ from random_draws import (
     tolerance,
 )
 from refused_calls import check_refusal
-from slow_rows import Row
+from slow_rows import Row, text_by_hand
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LogitsProcessorList, set_seed
@@ -137,28 +138,6 @@ def prefix_of(model: Any, batch: Batch, rows: list[Row]) -> dict[str, Any]:
     with torch.no_grad():
         ids = batch.ids[:, :shared]
         return {"past_key_values": model.host(ids, use_cache=True).past_key_values}
-
-
-def text_by_hand(
-    rows: list[Row], ids: Tensor, steps: int, ends: list[int] | None, processors: LogitsProcessorList, sampled: bool
-) -> tuple[list[list[int]], list[Tensor]]:
-    """Return the new ids of each row, greedy or sampled from the random state, and the logits (rows, words) of each
-    step."""
-    texts, done, seen = [[] for _ in rows], [False] * len(rows), ids
-    logits = []
-    for _ in range(steps):
-        raw = torch.stack([row.logits(row.prompt + text)[-1].float() for row, text in zip(rows, texts, strict=True)])
-        logits.append(raw)
-        scores = processors(seen, raw.clone())
-        chosen = scores.softmax(-1).multinomial(1)[:, 0] if sampled else scores.argmax(-1)
-        for place, token in enumerate(chosen.tolist()):
-            token = 0 if done[place] else token
-            texts[place].append(token)
-            done[place] = done[place] or token in (ends or [])
-        seen = torch.cat([seen, torch.tensor([text[-1:] for text in texts])], dim=1)
-        if all(done):
-            break
-    return texts, logits
 
 
 def beams_by_hand(rows: list[Row], steps: int, returned: int, options: dict[str, Any]) -> list[list[int]]:
@@ -363,7 +342,9 @@ def call(pool: Pool, seed: int) -> Outcome:
     rng = random.Random(seed)
     place, model = pool.draw(rng)
     outcome = Outcome(seed, "")
-    check = rng.choices([check_generate, check_forward, check_refusal], [60, 30, 10])[0]
+    check = rng.choices([check_generate, check_forward, check_refusal, check_escalated], [55, 27, 8, 10])[0]
+    if check is check_escalated and not can_escalate(model):
+        check = check_generate
     try:
         with torch.no_grad():
             check(rng, model, outcome)

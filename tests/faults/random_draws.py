@@ -43,6 +43,11 @@ PAIRS: list[tuple[str, dict, str, dict, dict]] = [
     ("llama", {}, "qwen3_5_text", STATEFUL, {"generator_mode": "sequential"}),
     ("llama", {"tie_word_embeddings": True}, "qwen2", {"dtype": torch.bfloat16}, {"generator_mode": "sequential"}),
     ("gemma", {}, "phi", {}, {**WORDS, "state_offset": 0, "mixture_top_k": 5, "mixture_temperature": 2.0}),
+    ("qwen3", {}, "llama", {}, {**WORDS, "word_feedback": True, "mixture_top_k": 3}),
+    ("llama", {}, "gpt2", {}, {**ADAPTIVE, "word_feedback": True}),
+    ("llama", {}, "qwen2", {}, {"generator_mode": "sequential", "separate_generator_tokenizer": True}),
+    ("gpt2", {}, "llama", {}, {"separate_generator_tokenizer": True}),
+    ("qwen2", {}, "llama", {}, {**WORDS, "mixture_top_k": 4, "separate_generator_tokenizer": True}),
 ]
 # Largest difference of logits that rounding explains.
 TOLERANCES = {torch.float64: 2e-5, torch.float32: 2e-3, torch.bfloat16: 0.5}
@@ -60,10 +65,12 @@ class Pool:
 
     Args:
         tiny_lm, tiny_semcot: the fixtures.
+        tokenizers: of hosts and of generators, where they are not the same.
     """
 
-    def __init__(self, tiny_lm: Any, tiny_semcot: Any) -> None:
+    def __init__(self, tiny_lm: Any, tiny_semcot: Any, tokenizers: tuple[Any, Any]) -> None:
         self.make = tiny_lm, tiny_semcot
+        self.tokenizers = dict(zip(("host_tokenizer", "generator_tokenizer"), tokenizers, strict=True))
         self.models: dict[int, Any] = {}
 
     def draw(self, rng: random.Random) -> tuple[int, Any]:
@@ -74,7 +81,9 @@ class Pool:
             host, of_host, generator, of_generator, fields = PAIRS[place]
             words = tiny_lm(host, seed=place, **of_host)
             reader = tiny_lm(generator, seed=50 + place, **{"hidden_size": 16, **of_generator})
-            self.models[place] = tiny_semcot(words, reader, **{"answer_prompt_ids": ANSWER, **fields})
+            fields = {"answer_prompt_ids": ANSWER, **fields}
+            tokenizers = self.tokenizers if fields.pop("separate_generator_tokenizer", False) else {}
+            self.models[place] = tiny_semcot(words, reader, **fields, **tokenizers)
             self.models[place].requires_grad_(False)
         return place, self.models[place]
 

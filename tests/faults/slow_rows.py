@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from semcot_hf import SemCoTForCausalLM
 
@@ -27,6 +27,27 @@ def mixture(model: SemCoTForCausalLM, state: Tensor, part: PreTrainedModel) -> T
     return (shares[:, None] * words_of(part, kept)).sum(dim=0)
 
 
+def host_mixture(model: SemCoTForCausalLM, state: Tensor) -> Tensor:
+    """Return the mixture of the host's words for a generator's state (size), of words that both tokenizers have."""
+    if not model.config.separate_generator_tokenizer:
+        return mixture(model, state, model.host)
+    config, tokenizers = model.config, (model.host_tokenizer, model.generator_tokenizer)
+    written: dict[str, int] = {}
+    for token in range(len(tokenizers[0])):
+        if token not in tokenizers[0].all_special_ids:
+            written.setdefault(tokenizers[0].decode([token]), token)
+    special = set(tokenizers[1].all_special_ids)
+    words = [
+        (token, written[text])
+        for token in range(len(tokenizers[1]))
+        if token not in special and (text := tokenizers[1].decode([token])) in written
+    ]
+    logits = (model.projection.weight @ state).float() / config.mixture_temperature
+    kept = sorted(words, key=lambda pair: -float(logits[pair[0]]))[: config.mixture_top_k or None]
+    shares = logits[[word for word, _ in kept]].softmax(-1).to(model.host.get_input_embeddings().weight)
+    return (shares[:, None] * words_of(model.host, [word for _, word in kept])).sum(dim=0)
+
+
 def thoughts(model: SemCoTForCausalLM, query: list[int], count: int) -> Tensor:
     """Return the implicit tokens (k, host size) of one query; fewer than `count` if its thought ends by itself."""
     config, generator = model.config, model.generator
@@ -39,6 +60,8 @@ def thoughts(model: SemCoTForCausalLM, query: list[int], count: int) -> Tensor:
             end = find(query, closing, start) if closing else -1
             query = query[start : end if end >= 0 else None] or query
         query = [*before, *query, *after]
+    if config.separate_generator_tokenizer:
+        query = model.generator_tokenizer(model.host_tokenizer.decode(query), add_special_tokens=False)["input_ids"]
     read = words_of(generator, query)
     thought = model.thought_embedding.to(read)[None]
     if config.generator_mode == "parallel":
@@ -57,9 +80,11 @@ def thoughts(model: SemCoTForCausalLM, query: list[int], count: int) -> Tensor:
             made.append(state)
             vocabulary = config.projection == "vocabulary"
             fed = mixture(model, state, generator) if vocabulary else state * config.feedback_scale
+            if config.word_feedback:
+                fed = words_of(generator, [int((model.projection.weight @ state).argmax())])[0]
             read = torch.cat([read, fed.to(read)[None]])
     if config.projection == "vocabulary":
-        tokens = [mixture(model, state, model.host) for state in made]
+        tokens = [host_mixture(model, state) for state in made]
     else:
         tokens = [model.projection(state.to(model.thought_embedding.dtype)) for state in made]
     words = model.host.get_input_embeddings().weight
@@ -100,3 +125,25 @@ class Row:
         host = self.model.host(inputs_embeds=self.embeds(text), use_cache=False).logits[0]
         k = len(self.tokens)
         return torch.cat([host[: self.cut - 1], host[self.cut - 1 + k :]])
+
+
+def text_by_hand(
+    rows: list[Row], ids: Tensor, steps: int, ends: list[int] | None, processors: LogitsProcessorList, sampled: bool
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Return the new ids of each row, greedy or sampled from the random state, and the logits (rows, words) of each
+    step."""
+    texts, done, seen = [[] for _ in rows], [False] * len(rows), ids
+    logits = []
+    for _ in range(steps):
+        raw = torch.stack([row.logits(row.prompt + text)[-1].float() for row, text in zip(rows, texts, strict=True)])
+        logits.append(raw)
+        scores = processors(seen, raw.clone())
+        chosen = scores.softmax(-1).multinomial(1)[:, 0] if sampled else scores.argmax(-1)
+        for place, token in enumerate(chosen.tolist()):
+            token = 0 if done[place] else token
+            texts[place].append(token)
+            done[place] = done[place] or token in (ends or [])
+        seen = torch.cat([seen, torch.tensor([text[-1:] for text in texts])], dim=1)
+        if all(done):
+            break
+    return texts, logits

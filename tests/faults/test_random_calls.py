@@ -9,8 +9,8 @@ from random_draws import Pool
 COUNT = int(os.environ.get("SEMCOT_FAULTS_CALLS", 100))
 
 
-def test_random_calls_equal_the_slow_path_or_are_refused(tiny_lm, tiny_semcot):
-    pool = Pool(tiny_lm, tiny_semcot)
+def test_random_calls_equal_the_slow_path_or_are_refused(tiny_lm, tiny_semcot, tiny_tokenizer, char_tokenizer):
+    pool = Pool(tiny_lm, tiny_semcot, (tiny_tokenizer, char_tokenizer))
     outcomes = [call(pool, seed) for seed in range(COUNT)]
     if log := os.environ.get("SEMCOT_FAULTS_LOG"):
         Path(log).write_text("".join(f"{outcome}\n" for outcome in outcomes))
