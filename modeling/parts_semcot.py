@@ -13,7 +13,15 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from .configuration_semcot import SemCoTConfig, text_config
 from .offloading_semcot import execution_device, in_memory, whole_device_map
-from .sources_semcot import HostPlace, changed_settings, check_part, folder_of, is_bidirectional, settings_of
+from .sources_semcot import (
+    HostPlace,
+    changed_settings,
+    check_part,
+    folder_of,
+    is_bidirectional,
+    readable,
+    settings_of,
+)
 from .splicing_semcot import context_of
 from .weights_semcot import Fingerprint, fingerprint, same_weights, shares_weights
 
@@ -124,8 +132,10 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         """Load adapters as transformers does; without a host yet, once it is attached, since they may be its own."""
         if self.host is not None:
             conversions = self.__dict__.get("_weight_conversions")
+            name = args[0] if args else kwargs.get("peft_model_id")
             try:
-                return super().load_adapter(*args, **kwargs)
+                with readable(f"The folder of adapters {str(name)!r}", "adapter_model.safetensors"):
+                    return super().load_adapter(*args, **kwargs)
             finally:
                 # Saving would apply those of the adapters, which add a prefix, to the weights of the model.
                 self.__dict__.pop("_weight_conversions", None)

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.cli.arguments import load_model
 from semcot_hf.inference.prompting import with_answer_prompt
 from semcot_hf.modeling.checksums_semcot import tokenizer_checksum
+from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.storage import config_digest, weights_digest
 
 CASES = int(os.environ.get("SEMCOT_FAULTS_FILES", 50))
@@ -42,6 +44,7 @@ def checkpoints(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
             tokenizer = with_answer_prompt(tiny_tokenizer, " Answer:" if seed == 1 else "\nAnswer:")
             model.generation_config.do_sample, model.generation_config.temperature = True, 0.5 + seed / 10
             model.config.tokenizer_checksum = tokenizer_checksum(tokenizer)
+            model.config.escalation = Escalation(0.3 * seed, max_reasoning_tokens=seed).to_dict()
             model.save_pretrained(root / f"{layout}-{seed}", include_host=layout == "whole")
             tokenizer.save_pretrained(root / f"{layout}-{seed}")
     return root
@@ -58,21 +61,27 @@ def content(folder):
 def damage(rng: random.Random, folder: Path, other: Path) -> tuple[Path, str]:
     """Damage a file of a checkpoint; return it and how."""
     names = [name for name in OTHERS if (folder / name).exists()]
-    names += [str(path.relative_to(folder)) for path in folder.glob("*_tokenizer/tokenizer.json")]
+    names += sorted(str(path.relative_to(folder)) for path in folder.glob("*_tokenizer/*"))
     path = folder / ("model.safetensors" if rng.random() < 0.5 else rng.choice(names))
+    return path, damage_file(rng, path, other / path.relative_to(folder))
+
+
+def damage_file(rng: random.Random, path: Path, other: Path) -> str:
+    """Damage a file; return how."""
     whole = path.read_bytes()
     way = rng.choice(["cut off", "flipped", "flipped", "mixed up"])
     if way == "mixed up":
-        shutil.copy(other / path.relative_to(folder), path)
+        shutil.copy(other, path)
     elif way == "cut off":
         path.write_bytes(whole[: rng.randrange(len(whole))])
     else:
         flipped = bytearray(whole)
         flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
-    return path, way
+    return way
 
 
+@pytest.mark.timeout(1800)
 def test_damaged_files_are_told_or_change_nothing(checkpoints, tmp_path, caplog):
     expected = {layout: content(checkpoints / f"{layout}-1") for layout in LAYOUTS}
     outcomes: Counter[str] = Counter()
@@ -119,3 +128,19 @@ def test_the_checkpoints_themselves_are_whole(checkpoints, caplog):
             content(folder)
             AutoTokenizer.from_pretrained(folder)
     assert not [text for text in caplog.messages if "not as it was saved" in text or "not the one that" in text]
+
+
+# peft 0.21 still reads the property that transformers 5.23 renamed.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_adapters_that_are_cut_off_are_refused(checkpoints, tmp_path, name):
+    """Their folder is peft's, without checksums: a flipped bit of a number is not noticed."""
+    model = SemCoTForCausalLM.from_pretrained(checkpoints / "attached-1")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapters")
+    whole = (tmp_path / "adapters" / name).read_bytes()
+    for seed in range(4):
+        (tmp_path / "adapters" / name).write_bytes(whole[: random.Random(seed).randrange(len(whole))])
+        # AutoModelForCausalLM reads the configuration of adapters itself.
+        for factory in (SemCoTForCausalLM, AutoModelForCausalLM)[: 1 if name == "adapter_config.json" else 2]:
+            with pytest.raises((OSError, ValueError), match=f"{tmp_path}/adapters"):
+                factory.from_pretrained(tmp_path / "adapters")

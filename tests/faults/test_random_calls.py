@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import pytest
 from random_calls import call
 from random_draws import Pool
 
 COUNT = int(os.environ.get("SEMCOT_FAULTS_CALLS", 100))
 
 
+@pytest.mark.timeout(1800)
 def test_random_calls_equal_the_slow_path_or_are_refused(tiny_lm, tiny_semcot, tiny_tokenizer, char_tokenizer):
     pool = Pool(tiny_lm, tiny_semcot, (tiny_tokenizer, char_tokenizer))
     outcomes = [call(pool, seed) for seed in range(COUNT)]
