@@ -18,7 +18,7 @@ TITLES = {
     "no_cot": "host, no CoT",
     "cot": "host, explicit CoT",
     "condensed": "host, its own condensed CoT (prompted)",
-    "semcot": "**SemCoT**, mixtures of words",
+    "semcot": "**SemCoT**",
     "semcot_hard": "SemCoT, the most probable words as tokens",
     "words": "host that reads the same words as text",
     "generator": "**the generator alone**, in words",
