@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .checksums_semcot import content_checksum
 from .escalation_semcot import Escalation
+from .folders_semcot import is_folder
 
 GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
@@ -169,6 +170,19 @@ class SemCoTConfig(PreTrainedConfig):
                 "generator to SemCoTForCausalLM.from_host_generator_pretrained."
             )
         return super().from_dict(config_dict, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Push the configuration alone to the Hub as transformers does, if it names no path of this machine.
+
+        Raises:
+            ValueError: for a host in a folder, which nobody finds there.
+        """
+        if is_folder(self.host_name_or_path) and not self.includes_host:
+            raise ValueError(
+                f"The configuration names a host in the folder {self.host_name_or_path!r} of this machine: push the "
+                "model, by SemCoTForCausalLM.push_to_hub, which includes the host; or set host_name_or_path to its id."
+            )
+        return super().push_to_hub(*args, **kwargs)
 
     def to_json_file(self, json_file_path: str | PathLike, use_diff: bool = True) -> None:
         """Write the configuration with a checksum, by which `from_dict` notices a damaged file."""

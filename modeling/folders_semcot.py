@@ -1,5 +1,6 @@
 """Folders whose files are replaced together: what a loader finds is the old model, the new one, or refused."""
 
+import os
 import re
 import shutil
 from os import PathLike
@@ -62,3 +63,9 @@ class ReplacedFolder:
                 if re.fullmatch(weights, old.name) and old.relative_to(self.target) not in names:
                     old.unlink()
         shutil.rmtree(made, ignore_errors=True)
+
+
+def is_folder(name: str | PathLike | None) -> bool:
+    """Return whether a model's name is a path on this machine, rather than a Hub id."""
+    text = str(name or "")
+    return bool(text) and (os.path.isabs(text) or text[0] in ".~" or text.count("/") > 1 or os.path.isdir(text))

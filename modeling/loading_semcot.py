@@ -37,6 +37,7 @@ from .sources_semcot import (
     pick,
     readable,
 )
+from .structure_semcot import check_structure
 from .thought_prompt_semcot import recipe_fields
 from .vocabularies_semcot import shared_words
 from .weights_semcot import fingerprint
@@ -115,6 +116,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 )
         tokenizers = [None if source is None else _tokenizer(source) for source in tokenizers]
         generator = _plain(generator)
+        loaded = None if isinstance(generator, PreTrainedModel) else generator
         if not isinstance(generator, PreTrainedModel):
             generator = load_generator(generator, generator_kwargs or {})
         check_part("generator", generator)
@@ -123,6 +125,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         if backbone is generator and generator.get_output_embeddings() is not None:
             # Llama 4's base_model_prefix is not the name of its backbone.
             backbone = next(part for part in generator.children() if isinstance(part, PreTrainedModel))
+        if loaded is None:
+            check_structure("generator", backbone)
         if recipe is not None or thought_prompt is not None or tokenizer is not None:
             separate = tokenizers[0] is not None
             words = tuple(
@@ -385,13 +389,16 @@ def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, Hos
     """Return a host, loaded if it is an id or path, what names its weights, and whether a loader finds them so."""
     host = _plain(host)
     if isinstance(host, PreTrainedModel):
+        check_part("host", host)
+        check_structure("host", host)
         return host, HostPlace.of_model(host), None
     model, place = load_host(host, kwargs)
     return model, place, (place.name == str(host) and kwargs.keys() <= KNOWN_ARGUMENTS) or None
 
 
 def _plain(model: Any) -> Any:
-    """Return the model inside peft's wrapper, with its adapters in place; anything else unchanged."""
+    """Return the model inside the wrappers of peft and torch.compile, with its adapters; anything else unchanged."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -4,6 +4,8 @@ Accelerate keeps such weights outside the model, whose parameters have no data (
 during the forward of the module that they belong to.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,7 +40,8 @@ def read_parameter(model: nn.Module, name: str, value: Tensor) -> Tensor:
         value: the parameter; it is returned if it is in memory, or no hook keeps its value.
     """
     parts = name.split(".")
-    for depth in range(len(parts) - 1, -1, -1) if value.is_meta else ():
+    # Layers that torch quantized have entries that are no tensors.
+    for depth in range(len(parts) - 1, -1, -1) if getattr(value, "is_meta", False) else ():
         hook = _offloading_hook(model.get_submodule(".".join(parts[:depth])))
         if hook is not None:
             return hook.weights_map[".".join(parts[depth:])].to(value.dtype)
@@ -48,7 +51,9 @@ def read_parameter(model: nn.Module, name: str, value: Tensor) -> Tensor:
 def read_state(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict of `model` with its offloaded weights in memory; tied ones are one tensor, as they were."""
     found = {name: read_parameter(model, name, value) for name, value in state_dict.items()}
-    for path, module in model.named_modules() if any(value.is_meta for value in state_dict.values()) else ():
+    for path, module in (
+        model.named_modules() if any(getattr(value, "is_meta", False) for value in state_dict.values()) else ()
+    ):
         tied: Any = getattr(module, "_tied_weights_keys", None)
         for names in tied.items() if isinstance(tied, dict) else ():
             target, source = (f"{path}.{name}" if path else name for name in names)
@@ -82,6 +87,43 @@ def memory_left(model: PreTrainedModel, max_memory: dict[int | str, int | str]) 
         if key in left:
             left[key] = max(0, int(left[key]) - value.numel() * value.element_size())
     return left
+
+
+def check_targets(model: nn.Module, adapters: Mapping[str, Any]) -> None:
+    """Raise ValueError if adapters would change modules whose weights are offloaded, where peft adds no values.
+
+    Args:
+        model: the model.
+        adapters: the configuration of peft's adapters.
+    """
+    offloaded = _offloaded_targets(model, adapters)
+    if offloaded:
+        raise ValueError(
+            f"The adapters are for {len(offloaded)} modules whose weights are offloaded, such as {offloaded[0]!r}: "
+            "peft would add layers without values. Load the model with its adapters in memory (without device_map, or "
+            "with the adapted part on a device), save it, which merges them, and load that folder with offloading."
+        )
+
+
+def _offloaded_targets(model: nn.Module, adapters: Mapping[str, Any]) -> list[str]:
+    """Return the names of a model's modules that adapters would change, and whose weights are offloaded."""
+    targets = adapters.get("target_modules")
+    named = [*(adapters.get("modules_to_save") or []), *(adapters.get("target_parameters") or [])]
+    pattern = None
+    if isinstance(targets, str) or targets is None:
+        # Without targets, peft has those of the model's type, which may be any; a single name is an expression too.
+        pattern = ".*" if targets in (None, "all-linear") else targets
+    else:
+        named += targets
+    found = []
+    for name, module in model.named_modules():
+        own = [name, *(f"{name}.{key}" for key, _ in module.named_parameters(recurse=False))]
+        wanted = any(f".{one}".endswith(f".{other}") for one in own for other in named)
+        if pattern is not None and re.fullmatch(pattern, name):
+            wanted = True
+        if wanted and any(value.is_meta for value in module.parameters(recurse=bool(name))):
+            found.append(name)
+    return found
 
 
 def _place(device: torch.device) -> str | int:

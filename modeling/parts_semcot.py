@@ -12,9 +12,11 @@ from transformers.utils import logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from .configuration_semcot import SemCoTConfig, text_config
-from .offloading_semcot import execution_device, in_memory, whole_device_map
+from .folders_semcot import is_folder
+from .offloading_semcot import check_targets, execution_device, in_memory, whole_device_map
 from .sources_semcot import (
     HostPlace,
+    adapter_config,
     changed_settings,
     check_part,
     folder_of,
@@ -23,6 +25,7 @@ from .sources_semcot import (
     settings_of,
 )
 from .splicing_semcot import context_of
+from .structure_semcot import check_structure
 from .weights_semcot import Fingerprint, fingerprint, same_weights, shares_weights
 
 logger = logging.get_logger(__name__)
@@ -62,6 +65,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
     _attached_settings: dict[str, Any] | None = None
     # (role, folder) of what the parts were loaded from, as absolute paths.
     _part_folders: tuple[tuple[str, str], ...] = ()
+    # Names of parts that were paths on this machine, relative to what was then the current directory.
+    _local_names: frozenset[str] = frozenset()
     _host_is_there: bool | None = None
     # The arguments of each `load_adapter` before there was a host.
     _adapters_for_later: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ()
@@ -129,8 +134,13 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         self._attach(host, None, None)
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> LoadStateDictInfo:
-        """Load adapters as transformers does; without a host yet, once it is attached, since they may be its own."""
+        """Load adapters as transformers does; without a host yet, once it is attached, since they may be its own.
+
+        Raises:
+            ValueError: for adapters of offloaded modules.
+        """
         if self.host is not None:
+            check_targets(self, adapter_config(*args, **kwargs))
             conversions = self.__dict__.get("_weight_conversions")
             name = args[0] if args else kwargs.get("peft_model_id")
             try:
@@ -147,6 +157,15 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         self._adapters_for_later += ((args, kwargs),)
         return LoadStateDictInfo(set(), set(), set(), [], {}, set())
 
+    def add_adapter(self, adapter_config: Any, *args: Any, **kwargs: Any) -> None:
+        """Add new adapters as transformers does.
+
+        Raises:
+            ValueError: for adapters of offloaded modules.
+        """
+        check_targets(self, adapter_config.to_dict())
+        super().add_adapter(adapter_config, *args, **kwargs)
+
     def _attach(self, host: PreTrainedModel, place: HostPlace | None, found: bool | None) -> LoadStateDictInfo | None:
         """Attach a host, and load the adapters that wait for it.
 
@@ -158,6 +177,9 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         Returns:
             What the last of the adapters lacked; `None` without adapters.
         """
+        if place is None:
+            check_part("host", host)
+            check_structure("host", host)
         config, recorded = self.config, HostPlace.recorded(self.config)
         given = HostPlace.of_model(host) if place is None else place
         attached = fingerprint(host)
@@ -202,6 +224,7 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         """Remember the folders that hold a part: those of `name`, loaded with `kwargs`, and of its configuration."""
         commit = {"revision": getattr(part.config, "_commit_hash", None)}
         places = ((name, kwargs), (part.config.name_or_path, {**commit, **kwargs}))
+        self._local_names |= {str(place) for place, _ in places if is_folder(place)}
         folders = {folder for place, options in places if (folder := folder_of(place, options)) is not None}
         self._part_folders += tuple((role, folder) for folder in sorted(folders))
 
@@ -240,6 +263,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             # Training the generator would change the host.
             self.generator = copy.deepcopy(self.generator)
         self.host = host.requires_grad_(False).eval()
+        names = (self.config.host_name_or_path, self.config.generator_name_or_path)
+        self._local_names |= {name for name in names if name is not None and is_folder(name)}
         make_head_read_new_tensors(host)
 
     @torch.no_grad()
@@ -273,7 +298,13 @@ class SemCoTPreTrainedModel(PreTrainedModel):
 
         Each implicit token, mapped linearly to the decoder's hidden size, is the first input embedding before the
         text of its reasoning step. Generation never runs the decoder; `drop_step_decoder` removes it.
+
+        Raises:
+            ValueError: for a decoder that could not be saved and loaded again: a SemCoT model, a quantized one, one
+                without an LM head, one with code of its own, or changed in its layers.
         """
+        check_part("step decoder", decoder)
+        check_structure("step decoder", decoder)
         if shares_weights(decoder, self.host) or shares_weights(decoder, self.generator):
             decoder = copy.deepcopy(decoder)
         self.config.step_decoder_config = decoder.config

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .checksums_semcot import content_checksum, saved_weights, tokenizer_checksum, weights_checksum
-from .folders_semcot import ReplacedFolder
+from .folders_semcot import ReplacedFolder, is_folder
 from .parts_semcot import SemCoTPreTrainedModel
-from .sources_semcot import TOKENIZERS, HostPlace, changed_settings, check_target, is_folder, load_host, settings_of
+from .sources_semcot import TOKENIZERS, HostPlace, changed_settings, check_target, load_host, settings_of
+from .structure_semcot import check_saved_structure
 from .weights_semcot import adapted_layers, fingerprint, is_quantized, merged_state, same_weights, weights_fingerprint
 
 logger = logging.get_logger(__name__)
@@ -104,7 +105,7 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             if repo_id is not None and source == repo_id:
                 raise ValueError(f"repo_id={repo_id!r} is where the {role} comes from: push to another repository.")
         include = self._includes_host(include_host)
-        if not include and is_folder(config.host_name_or_path):
+        if not include and self._is_local(config.host_name_or_path):
             if include_host is False or is_quantized(self.host):
                 raise ValueError(
                     f"The host is in the folder {config.host_name_or_path!r} of this machine, where nobody who loads "
@@ -118,7 +119,7 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         parts = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
         names = [(config, "host_name_or_path"), (config, "generator_name_or_path")]
         names += [(part, "_name_or_path") for part in parts]
-        local = [(owner, name, value) for owner, name in names if is_folder(value := getattr(owner, name, None))]
+        local = [(owner, name, value) for owner, name in names if self._is_local(value := getattr(owner, name, None))]
         try:
             self._pushed_layout = config.includes_host = include
             for owner, name, _ in local:
@@ -128,6 +129,10 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             self._pushed_layout, config.includes_host = None, layout
             for owner, name, value in local:
                 setattr(owner, name, value)
+
+    def _is_local(self, name: str | None) -> bool:
+        """Return whether a part's name is a path on this machine, also from another directory than it was loaded."""
+        return is_folder(name) or name in self._local_names
 
     def push_to_hub(  # type: ignore[override]  # all other arguments are passed on
         self, repo_id: str, *args: Any, include_host: bool | None = None, **kwargs: Any
@@ -163,6 +168,9 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
         state_dict = merged_state(self, state_dict)
+        writes = self.should_save_on_this_rank(is_main_process) and not kwargs.get("distributed_checkpoint")
+        if writes:
+            check_saved_structure(self, state_dict, include_host)
         lost = [key for key, value in state_dict.items() if value.is_meta]
         if lost:
             raise ValueError(
@@ -175,7 +183,6 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         config.own_tokenizers_checksum = self._checksum_of_tokenizers()
         # Otherwise transformers would save the adapters only.
         adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
-        writes = self.should_save_on_this_rank(is_main_process) and not kwargs.get("distributed_checkpoint")
         try:
             with ReplacedFolder(save_directory, kwargs.get("variant")) if writes else nullcontext() as self._replaced:
                 folder = save_directory if self._replaced is None else self._replaced.path

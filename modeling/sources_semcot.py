@@ -15,12 +15,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import find_adapter_config_file, is_peft_available
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import find_adapter_config_file, is_peft_available, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_semcot import SemCoTConfig
 from .weights_semcot import is_quantized
 
+logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "subfolder")
 SHARED_ARGUMENTS = (
@@ -209,6 +211,20 @@ def base_of_adapters(name: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
     return base, {**arguments, **({"revision": config["revision"]} if config.get("revision") else {})}
 
 
+def adapter_config(
+    peft_model_id: Any = None, adapter_name: str | None = None, peft_config: Any = None, *_: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """Return the configuration of adapters that `load_adapter` gets with these arguments; {} if there is none."""
+    if peft_config is not None:
+        return peft_config if isinstance(peft_config, dict) else peft_config.to_dict()
+    place = {**pick(kwargs, FILE_ARGUMENTS), **(kwargs.get("adapter_kwargs") or {})}
+    place = {key: value for key, value in place.items() if key in FILE_ARGUMENTS and value is not None}
+    if peft_model_id is None or find_adapter_config_file(peft_model_id, **place) is None:
+        # Loading says what is missing.
+        return {}
+    return PreTrainedConfig.get_config_dict(peft_model_id, _configuration_file="adapter_config.json", **place)[0]
+
+
 def check_source(role: str, name: str | PathLike, kwargs: dict[str, Any]) -> None:
     """Refuse a host or generator by its configuration file, before its weights are read; see `check_part`."""
     try:
@@ -222,25 +238,25 @@ def check_source(role: str, name: str | PathLike, kwargs: dict[str, Any]) -> Non
 
 
 def check_part(role: str, part: PreTrainedModel) -> None:
-    """Raise ValueError for a host or generator that could not be used, or not be saved and loaded again.
+    """Raise ValueError for a part that could not be used, or not be saved and loaded again.
 
-    These are SemCoT models, models with code of their own, quantized generators, encoder-decoders, and hosts that do
-    not write text from left to right.
+    These are SemCoT models, models with code of their own, quantized generators and step decoders, encoder-decoders,
+    and hosts and step decoders that do not write text from left to right.
     """
     own_code = any(type(item).__module__.startswith("transformers_modules") for item in (part, part.config))
     _check_type(role, f"a {type(part).__name__}", part.config.model_type, own_code)
-    if role == "generator" and is_quantized(part):
+    if role != "host" and is_quantized(part):
         raise ValueError(
-            "generator is quantized, and its weights are trained and saved: load it without quantization_config, "
+            f"{role} is quantized, and its weights are trained and saved: load it without quantization_config, "
             "from a checkpoint with ordinary weights."
         )
 
     name = f"{role} is a {type(part).__name__} (model_type={part.config.model_type!r})"
     if part.config.is_encoder_decoder:
         raise ValueError(f"{name}, an encoder-decoder, which has two inputs: take a decoder, such as a Llama.")
-    if role == "host" and not part.can_generate():
+    if role != "generator" and not part.can_generate():
         raise ValueError(f"{name}, which writes no text: take a causal LM, as AutoModelForCausalLM loads it.")
-    if role == "host" and is_bidirectional(part):
+    if role != "generator" and is_bidirectional(part):
         raise ValueError(
             f"{name}, an encoder, whose tokens see those behind them, so that it cannot write text: take a causal LM, "
             "or set is_decoder=True in its config before loading it if it was trained so."
@@ -265,12 +281,6 @@ def _check_type(role: str, name: str, model_type: Any, own_code: bool) -> None:
             f"{role}={name} (model_type={model_type!r}) has code of its own, which no SemCoT checkpoint has: "
             "take a model type of transformers" + (", without trust_remote_code." if own_code else ".")
         )
-
-
-def is_folder(name: str | PathLike | None) -> bool:
-    """Return whether a model's name is a path on this machine, rather than a Hub id."""
-    text = str(name or "")
-    return bool(text) and (os.path.isabs(text) or text[0] in ".~" or text.count("/") > 1 or os.path.isdir(text))
 
 
 def check_target(
@@ -376,4 +386,10 @@ def _tokenizer_at(name: Any, arguments: dict[str, Any]) -> PreTrainedTokenizerBa
         # Without files, some kinds are made with special tokens alone.
         if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             return tokenizer
+    if "auto_map" in get_tokenizer_config(name, **arguments):
+        logger.warning(
+            f"The tokenizer of {str(name)!r} has code of its own, which is not run, and is not compared: host and "
+            "generator are taken to share one. If they do not, pass host_tokenizer and generator_tokenizer; "
+            "trust_remote_code=True in host_kwargs or generator_kwargs runs the code."
+        )
     return None

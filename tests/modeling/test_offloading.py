@@ -3,14 +3,18 @@
 import accelerate
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from semcot_hf import SemCoTForCausalLM
 
+# peft 0.21 still reads the property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 IDS = torch.tensor([[10, 11, 12, 13], [0, 14, 15, 16]])
 MASK = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
 WORDS = {"generator_mode": "sequential", "projection": "vocabulary"}
+DISK = {"host": "disk", "generator": "disk", "projection": "cpu", "thought_embedding": "disk"}
 KINDS = {
     "linear": {},
     "all-words": WORDS,
@@ -67,8 +71,7 @@ def by_max_memory(folder, _):
 
 
 def by_device_map(folder, _):
-    places = {"host": "disk", "generator": "disk", "projection": "cpu", "thought_embedding": "disk"}
-    return SemCoTForCausalLM.from_pretrained(folder, device_map=places)
+    return SemCoTForCausalLM.from_pretrained(folder, device_map=DISK)
 
 
 WAYS = [by_cpu_offload, by_disk_offload, by_max_memory, by_device_map]
@@ -125,5 +128,68 @@ def test_weights_that_are_nowhere_are_not_saved(folders, tmp_path):
     model = SemCoTForCausalLM.from_pretrained(folders / "linear")
     model.generator.to("meta")
     with pytest.raises(ValueError, match="have no values .device meta., such as 'generator"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+TARGETS = {"host": r"host\..*q_proj", "generator": r"generator\..*q_proj", "both": ["q_proj"]}
+
+
+@pytest.fixture(scope="module")
+def adapters(folders):
+    """Function (part) -> a folder of adapters for a part, with the outputs of the adapted model in memory."""
+    made = {}
+
+    def of(part):
+        if part not in made:
+            config = LoraConfig(r=2, target_modules=TARGETS[part], modules_to_save=["projection"])
+            config.init_lora_weights = False
+            folder = folders / f"adapters-{part}"
+            get_peft_model(SemCoTForCausalLM.from_pretrained(folders / "linear"), config).save_pretrained(folder)
+            made[part] = folder, outputs(SemCoTForCausalLM.from_pretrained(folder))
+        return made[part]
+
+    return of
+
+
+@pytest.mark.parametrize("part", TARGETS)
+@pytest.mark.parametrize("way", [by_device_map, by_max_memory])
+def test_adapters_of_offloaded_modules_are_refused(folders, adapters, part, way, tmp_path):
+    """The model is as it was."""
+    folder, _ = adapters(part)
+    for load in (SemCoTForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(
+            ValueError, match="The adapters are for .* whose weights are offloaded, such as '(host|generator)"
+        ):
+            way(folder, tmp_path) if load is SemCoTForCausalLM.from_pretrained else load(folder, device_map=DISK)
+    model = way(folders / "linear", tmp_path)
+    for arguments in ({"peft_model_id": str(folder)}, {"peft_config": LoraConfig(target_modules=TARGETS[part])}):
+        with pytest.raises(ValueError, match="whose weights are offloaded"):
+            model.load_adapter(**arguments)
+    with pytest.raises(ValueError, match="whose weights are offloaded"):
+        model.add_adapter(LoraConfig(target_modules=TARGETS[part]))
+    assert_same(model, outputs(SemCoTForCausalLM.from_pretrained(folders / "linear")))
+
+
+def test_adapters_of_a_generator_beside_an_offloaded_host(adapters, tmp_path):
+    folder, expected = adapters("generator")
+    model = SemCoTForCausalLM.from_pretrained(folder, device_map={**DISK, "generator": "cpu"})
+    assert all(value.is_meta for value in model.host.parameters())
+    assert_same(model, expected)
+    model.save_pretrained(tmp_path / "merged")
+    assert_close(SemCoTForCausalLM.from_pretrained(tmp_path / "merged"), expected)
+
+
+def assert_close(model, expected):
+    for value, wanted in zip(outputs(model), expected, strict=True):
+        torch.testing.assert_close(value, wanted)
+
+
+def test_an_adapted_model_that_is_offloaded(adapters, tmp_path):
+    folder, expected = adapters("both")
+    model = accelerate.cpu_offload(SemCoTForCausalLM.from_pretrained(folder))
+    assert all(value.is_meta for value in model.host.parameters())
+    assert_same(model, expected)
+    with pytest.raises(ValueError, match="have no values .device meta., .*: load the model without offloading it"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()

@@ -20,7 +20,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from semcot_hf import SemCoTForCausalLM
-from semcot_hf.modeling.sources_semcot import check_run_folder, is_folder
+from semcot_hf.modeling.folders_semcot import is_folder
+from semcot_hf.modeling.sources_semcot import check_run_folder
 
 pair = SemCoTForCausalLM.from_host_generator_pretrained
 
@@ -266,6 +267,30 @@ def test_a_quantized_host_in_a_folder_is_not_pushed(folders, uploads):
     with pytest.raises(ValueError, match="a quantized host cannot be included"):
         model.push_to_hub("lab/semcot")
     assert not uploads
+
+
+def test_a_relative_folder_is_one_from_another_directory_too(folders, uploads, monkeypatch):
+    monkeypatch.chdir(folders)
+    models = [pair("host", "generator"), pair(AutoModelForCausalLM.from_pretrained("host"), "generator")]
+    models[0].save_pretrained("attached")
+    models.append(SemCoTForCausalLM.from_pretrained("attached"))
+    (folders / "elsewhere").mkdir()
+    monkeypatch.chdir(folders / "elsewhere")
+    for number, model in enumerate(models):
+        model.push_to_hub(f"lab/semcot-{number}")
+        config = json.loads(uploads[f"lab/semcot-{number}"]["config.json"])
+        assert config["includes_host"] and config["host_name_or_path"] is None
+        assert config["generator_name_or_path"] is None and model.config.host_name_or_path == "host"
+
+
+def test_a_configuration_alone_publishes_no_path(folders, uploads):
+    config = pair(folders / "host", folders / "generator").config
+    with pytest.raises(ValueError, match="names a host in the folder .*: push the model, by SemCoTForCausalLM.push"):
+        config.push_to_hub("lab/config")
+    assert not uploads
+    config.host_name_or_path = "lab/host"
+    config.push_to_hub("lab/config")
+    assert json.loads(uploads["lab/config"]["config.json"])["host_name_or_path"] == "lab/host"
 
 
 def test_folders_and_ids(tmp_path, monkeypatch):

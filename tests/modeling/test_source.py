@@ -21,6 +21,7 @@ STANDARD = {
     "itertools",
     "math",
     "os",
+    "re",
     "typing",
     "warnings",
 }

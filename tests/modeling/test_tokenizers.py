@@ -1,5 +1,8 @@
 """Host and generator with different tokenizers: what the generator reads, in training, generation and checkpoints."""
 
+import json
+import logging
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -200,3 +203,18 @@ def test_a_damaged_tokenizer_is_not_taken_for_none(tiny_lm, tiny_tokenizer, char
         OSError, match="other': its tokenizer .tokenizer.json. is cut off or damaged .*copy or download"
     ):
         SemCoTForCausalLM.from_host_generator_pretrained(host, other)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_told(tiny_lm, char_tokenizer, tmp_path, caplog, monkeypatch):
+    """It cannot be compared without running the code."""
+    for name in ("host", "generator"):
+        tiny_lm(dtype=torch.float32).save_pretrained(tmp_path / name)
+        char_tokenizer.save_pretrained(tmp_path / name)
+    written = tmp_path / "generator" / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}
+    written.write_text(json.dumps({**json.loads(written.read_text()), **own}))
+    (tmp_path / "generator" / "tokenizer.json").unlink()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        SemCoTForCausalLM.from_host_generator_pretrained(tmp_path / "host", tmp_path / "generator")
+    assert "generator' has code of its own, which is not run" in caplog.text
