@@ -1,0 +1,52 @@
+"""The sets, pairs and variants of the table of pretrained models."""
+
+from dataclasses import dataclass
+
+# MultiArith's training rows alone are few.
+TRAIN = {
+    "multiarith": ("multiarith", "gsm8k"),
+    "gsm8k": ("gsm8k",),
+    "svamp": ("svamp",),
+    "commonsense_qa": ("commonsense_qa",),
+    "coin_flip": ("coin_flip",),
+}
+# The worked examples of the host's condensed CoT are equations.
+ARITHMETIC = ("multiarith", "gsm8k", "svamp")
+PAIRS = (
+    "qwen2.5-coder-1.5b+qwen2.5-coder-0.5b",
+    "qwen2.5-coder-1.5b+gemma-3-270m",
+    "qwen2.5-coder-0.5b+gemma-3-270m",
+)
+WORD_METHODS = ("no_cot", "semcot", "semcot_hard", "words", "generator", "generator_no_cot")
+TUNED = "--alpha 0 --use_peft True --lora_r 32 --lora_alpha 64 --lora_dropout 0 --lora_target_modules all-linear"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a pair is trained.
+
+    Args:
+        recipe, flags: of `semcot distill`.
+        methods: of `semcot evaluate`.
+        sets: those for which it has rows.
+    """
+
+    recipe: str
+    flags: str
+    methods: tuple[str, ...]
+    sets: tuple[str, ...]
+
+
+VARIANTS = {
+    # Words that end in the answer, which the host copies.
+    "words": Variant("words", "", WORD_METHODS, tuple(TRAIN)),
+    # The calculation without its results, which the host computes.
+    "plan": Variant("words", "--words_column plan", WORD_METHODS, ARITHMETIC),
+    # Five tokens from one pass, trained through the host; stage 2 of the paper without alignment.
+    "paper": Variant(
+        "paper",
+        f"{TUNED} --learning_rate 2e-4 --lr_scheduler_type cosine --per_device_train_batch_size 16",
+        ("no_cot", "semcot"),
+        tuple(TRAIN),
+    ),
+}
