@@ -48,6 +48,7 @@ def main() -> None:
     output, models, data = Path(arguments.output), Path(arguments.models), Path(arguments.data)
     results = output / "results"
     results.mkdir(parents=True, exist_ok=True)
+    evaluated = set()
     for name in arguments.sets:
         for models_of in arguments.pairs:
             host, generator = models_of.split("+")
@@ -63,7 +64,10 @@ def main() -> None:
                 flags = f"--methods {' '.join(variant.methods)} {arguments.evaluate_flags}"
                 subprocess.run([*command, "--evaluate_flags", flags], check=True)
                 shutil.copy(folder / "verdicts.jsonl.gz", results / f"{folder.name}.jsonl.gz")
-                evaluate_host(models / host, folder / "data", output / f"{name}--{host}", name, arguments)
+                alone = output / f"{name}--{host}"
+                if alone not in evaluated:
+                    evaluate_host(models / host, folder / "data", alone, name, arguments)
+                    evaluated.add(alone)
     report.main([str(path) for path in sorted(results.glob("*.jsonl.gz"))])
 
 
