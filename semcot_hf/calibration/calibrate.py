@@ -87,6 +87,7 @@ def calibrate(
                 overwrite=config.overwrite,
                 batch_size=config.batch_size,
                 max_new_tokens=config.max_new_tokens,
+                max_reasoning_tokens=config.max_reasoning_tokens,
                 seed=config.seed,
                 latency_samples=config.latency_samples,
                 progress=progress,
@@ -99,7 +100,7 @@ def calibrate(
         signals=signals,
         kind=config.calibration,
         router_signals=routers,
-        max_reasoning_tokens=config.max_new_tokens,
+        max_reasoning_tokens=config.max_reasoning_tokens or config.max_new_tokens,
         seed=config.seed,
     )
     ways = ways_of(records, report["latency"] and report["latency"]["methods"])

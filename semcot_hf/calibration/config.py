@@ -35,7 +35,10 @@ class CalibrationConfig:
     )
     overwrite: bool = option(False, "Discard another run's answers in output_dir.")
     batch_size: int = option(64, "Questions answered at once.")
-    max_new_tokens: int = option(256, "Most tokens of one answer, explicit reasoning included.")
+    max_new_tokens: int = option(256, "Most tokens of one answer.")
+    max_reasoning_tokens: int | None = option(
+        None, "Most tokens of an answer by explicit reasoning; by default max_new_tokens."
+    )
     seed: int = option(0, "Seed of cross-fitting and of the choice of questions for latency.")
     latency_samples: int = option(
         20, "Questions whose latency is measured, one at a time; 0 takes the times of the batches."
@@ -43,6 +46,8 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
+        if self.max_reasoning_tokens is not None:
+            check_range(self, "[1, inf)", "max_reasoning_tokens")
         check_range(self, "[0, inf)", "latency_samples")
         Target.parse(self.target_accuracy)
         if self.calibration not in KINDS:

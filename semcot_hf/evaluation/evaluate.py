@@ -80,7 +80,7 @@ def evaluate(
     Returns:
         The report: `answer_type`, `rows`, `controls`, `environment`, `command`, `seed`, `verdict`,
         `tokens_carry_reasoning`, `comparisons`, `by_k`, `escalation`, `latency`, `model`, `dataset`, `max_new_tokens`,
-        `batch_size`. Accuracies are fractions.
+        `max_reasoning_tokens`, `batch_size`. Accuracies are fractions.
 
     Raises:
         TypeError: for an override that is not a field.
@@ -96,6 +96,7 @@ def evaluate(
     controls = config.controls and makes_implicit_tokens(model)
     settings = AnswerSettings(
         max_new_tokens=config.max_new_tokens,
+        max_reasoning_tokens=config.max_reasoning_tokens,
         answer_prompt=config.answer_prompt,
         few_shot=few_shot,
         chat=config.chat,
@@ -141,6 +142,8 @@ def evaluate(
             "seed": config.seed,
             "compiled_generator": getattr(model, "_compiled_tokens", None) is not None,
         }
+        if config.max_reasoning_tokens is not None:
+            fingerprint["max_reasoning_tokens"] = config.max_reasoning_tokens
         if config.signals:
             fingerprint["signals"] = [*config.signals, config.alignment_encoder]
         rules = [job.answerer.rule for job in jobs if job.name == "escalated"]
@@ -205,6 +208,7 @@ def evaluate(
         "model": model_name,
         "dataset": config.dataset_name,
         "max_new_tokens": config.max_new_tokens,
+        "max_reasoning_tokens": settings.reasoning_limit,
         "batch_size": config.batch_size,
         "latency": latency,
     }

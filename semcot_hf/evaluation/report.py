@@ -246,7 +246,7 @@ def markdown_report(report: Report) -> str:
         paragraphs += [f"## {title}", markdown_table(header, rows)]
     paragraphs += [
         f"{METHOD_NAMES[row['method']]}: {row['unfinished']} of {row['n']} answers were cut off at "
-        f"{report['max_new_tokens']} new tokens."
+        f"{report['max_reasoning_tokens' if row['method'] == 'cot' else 'max_new_tokens']} new tokens."
         for row in report["rows"]
         if row["unfinished"]
     ]

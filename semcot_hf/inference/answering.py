@@ -140,7 +140,8 @@ class Answerer:
         self.device = execution_device(model.get_input_embeddings())
         self.rule = rule_of(model, settings, self.method)
         self.signal_functions: dict[str, SignalFunction] = {}
-        self.extra = self.num_implicit_tokens + longest_answer(self.rule, settings.max_new_tokens)
+        self.limit = settings.reasoning_limit if self.method == "cot" else settings.max_new_tokens
+        self.extra = self.num_implicit_tokens + longest_answer(self.rule, self.limit)
         self.halvings = self.host_columns = 0
         self.prefix: SharedPrefix | None = None
         self.keeps_thoughts = False
@@ -148,7 +149,7 @@ class Answerer:
         self._config = decoding_config(
             model,
             tokenizer,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=self.limit,
             temperature=settings.temperature,
             stop=self.stop,
         )
@@ -202,7 +203,7 @@ class Answerer:
 
         The new tokens count in full, so that whether a prompt fits does not depend on the other prompts of its batch.
         """
-        count, new, (room, generator_room) = self.num_implicit_tokens, self.settings.max_new_tokens, self._contexts
+        count, new, (room, generator_room) = self.num_implicit_tokens, self.limit, self._contexts
         question, shown = length - len(self._ends), 0
         thought = f"a thought of {count}" if self.method in TEXT_METHODS else f"{count} implicit tokens"
         if self.method == "generator":
@@ -277,7 +278,7 @@ class Answerer:
                 if size == 1:
                     raise ValueError(
                         f"memory is too small for a single question of {lengths[done]} tokens with max_new_tokens="
-                        f"{self.settings.max_new_tokens}: lower max_new_tokens, load the model in a smaller dtype, or "
+                        f"{self.limit}: lower max_new_tokens, load the model in a smaller dtype, or "
                         f"use a larger device ({error})."
                     ) from error
             else:
@@ -362,7 +363,7 @@ class Answerer:
         for tokens, text, own, thought in zip(new, texts, told, thoughts, strict=True):
             stopped = stop is not None and stop in text
             used = used_tokens(tokens, ends, pad, stopped)
-            most = longest_answer(self.rule, self.settings.max_new_tokens, own.get("route"))
+            most = longest_answer(self.rule, self.limit, own.get("route"))
             finished = stopped or used < most or tokens[used - 1] in ends
             text = text.partition(stop)[0] if stop else text
             if thought is not None:

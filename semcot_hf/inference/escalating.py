@@ -57,7 +57,7 @@ def rule_of(model: PreTrainedModel, settings: AnswerSettings, method: str) -> Es
     own = model.config.escalation
     if own is None and isinstance(asked, (int, float)) and not isinstance(asked, bool):
         # Reasoning is as long as that of "cot".
-        return Escalation(asked, max_reasoning_tokens=settings.max_new_tokens)
+        return Escalation(asked, max_reasoning_tokens=settings.reasoning_limit)
     return Escalation.of(asked, own)
 
 

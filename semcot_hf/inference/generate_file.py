@@ -35,6 +35,9 @@ class GenerateConfig:
         None, "Implicit tokens of semcot; by default the checkpoint's own number."
     )
     max_new_tokens: int = option(256, "Most tokens of one answer.")
+    max_reasoning_tokens: int | None = option(
+        None, "Most tokens of an answer by explicit reasoning (--escalate); by default max_new_tokens."
+    )
     tokens_per_batch: int = option(
         16384,
         "Most tokens of one batch: questions x (longest prompt + implicit tokens + max_new_tokens). "
@@ -174,6 +177,7 @@ def generate_file(
         escalation=escalation_argument(config.escalate),
         num_implicit_tokens=config.num_implicit_tokens,
         max_new_tokens=config.max_new_tokens,
+        max_reasoning_tokens=config.max_reasoning_tokens,
         chat=config.chat,
     )
     answerer = Answerer(model, tokenizer, settings)
@@ -189,7 +193,7 @@ def generate_file(
         "prompts": text_digest(prompt.tolist() for prompt in prompts),
         "method": answerer.method,
         "num_implicit_tokens": answerer.num_implicit_tokens,
-        "max_new_tokens": config.max_new_tokens,
+        "max_new_tokens": answerer.limit,
         "shared_prefix": config.shared_prefix,
         **({} if answerer.rule is None else {"escalation": answerer.rule.to_dict()}),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_models import answering_host, coin_flip_tokenizer, tiny_semcot_over
+from evaluation_models import answering_host, coin_flip_tokenizer, tiny_llama, tiny_semcot_over
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
@@ -70,6 +70,35 @@ def without_times(folder):
     del report["latency"]
     texts["report.json"] = json.dumps(report)
     return texts
+
+
+def test_explicit_reasoning_has_its_own_limit(tokenizer, dataset, tmp_path):
+    """Answers of each method equal those of a run in which its limit is everyone's."""
+    # Untrained, so that its answers do not end by themselves.
+    model = tiny_semcot_over(tiny_llama(tokenizer, 32, seed=0), tokenizer)
+    few, rules = dataset.select(range(6)), dict(escalate="1", latency_samples=0, controls=False)
+    methods = ["no_cot", "cot", "semcot", "escalated"]
+    limits = {"both": dict(max_new_tokens=2, max_reasoning_tokens=5)} | {n: dict(max_new_tokens=n) for n in (2, 5)}
+    made = {}
+    for name, limit in limits.items():
+        folder = tmp_path / str(name)
+        report = evaluate(model, tokenizer, few, output_dir=folder, methods=methods, **{**OPTIONS, **rules, **limit})
+        made[name] = {method: read_predictions(folder / f"predictions-{method}.jsonl") for method in methods}
+        assert report["max_reasoning_tokens"] == (2 if name == 2 else 5)
+        cut = [record["output"] for record in made[name]["cot"] if not record["finished"]]
+        text = (folder / "report.md").read_text()
+        assert cut and f"explicit CoT: {len(cut)} of 6 answers were cut off at {2 if name == 2 else 5} new" in text
+
+    def texts(name, method):
+        return [(record["output"], record["finished"]) for record in made[name][method]]
+
+    for method, alike, other in (("cot", 5, 2), ("escalated", 5, 2), ("no_cot", 2, 5), ("semcot", 2, 5)):
+        assert texts("both", method) == texts(alike, method) != texts(other, method), method
+    with pytest.raises(ValueError, match="max_reasoning_tokens: None there, 4 now"):
+        evaluate(model, tokenizer, few, output_dir=tmp_path / "2", methods=methods,
+                 **{**OPTIONS, **rules, "max_new_tokens": 2, "max_reasoning_tokens": 4})  # fmt: skip
+    with pytest.raises(ValueError, match="max_reasoning_tokens=0 must lie"):
+        EvaluationConfig(max_reasoning_tokens=0)
 
 
 def test_report_keeps_its_contract(finished, dataset):
