@@ -92,7 +92,7 @@ def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     Traceback (most recent call last):
     ...
     TypeError: unknown options max_token: AnswerSettings has method, num_implicit_tokens, max_new_tokens, \
-answer_prompt, few_shot, chat, stop, temperature, thought_prompt, escalation, signals.
+max_reasoning_tokens, answer_prompt, few_shot, chat, stop, temperature, thought_prompt, escalation, signals.
     """
     known = [field.name for field in fields(config) if field.init]  # type: ignore[arg-type]  # any dataclass
     unknown = [name for name in overrides if name not in known]
