@@ -22,8 +22,10 @@ def option(default: T, help: str, alone: str | None = None) -> T:
     return field(default=default, metadata={"help": help})
 
 
-def check_range(args: object, interval: str, *names: str) -> None:
+def check_range(args: object, interval: str, *names: str, optional: bool = False) -> None:
     """Raise a ValueError for the first field of `args` that is outside an interval such as "[0, 1)".
+
+    `optional` fields may be `None`.
 
     >>> check_range(1.5, "[0, 1)", "real")
     Traceback (most recent call last):
@@ -33,6 +35,8 @@ def check_range(args: object, interval: str, *names: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
     for name in names:
         value = getattr(args, name)
+        if optional and value is None:
+            continue
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         if not (above and below):

@@ -46,8 +46,7 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
-        if self.max_reasoning_tokens is not None:
-            check_range(self, "[1, inf)", "max_reasoning_tokens")
+        check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
         check_range(self, "[0, inf)", "latency_samples")
         Target.parse(self.target_accuracy)
         if self.calibration not in KINDS:

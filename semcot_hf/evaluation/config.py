@@ -39,7 +39,8 @@ class EvaluationConfig:
     batch_size: int = option(64, "Questions answered at once.")
     max_new_tokens: int = option(256, "Most tokens of one answer.")
     max_reasoning_tokens: int | None = option(
-        None, "Most tokens of an answer by explicit reasoning (cot, escalated); by default max_new_tokens."
+        None,
+        "Most tokens of explicit reasoning (cot, escalated); by default as the rule says, or max_new_tokens.",
     )
     answer_prompt: str | None = option(
         None, "Text after the generation prompt; by default the one that the model was trained with."
@@ -61,8 +62,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
-        if self.max_reasoning_tokens is not None:
-            check_range(self, "[1, inf)", "max_reasoning_tokens")
+        check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
         check_range(self, "[0, inf)", "latency_samples")
         if self.latency_samples and (not self.latency_batch_sizes or min(self.latency_batch_sizes) < 1):
             raise ValueError(f"latency_batch_sizes={self.latency_batch_sizes}: give sizes of 1 or more.")

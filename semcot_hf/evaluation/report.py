@@ -230,6 +230,15 @@ def escalation_sentences(report: Report) -> list[str]:
     return found
 
 
+def _limit(report: Report, method: str) -> str:
+    """Return the most new tokens of a method's answers, in words where it differs from answer to answer."""
+    if method == "escalated":
+        return "their limit of"
+    # Older reports have one limit.
+    name = "max_reasoning_tokens" if method == "cot" and "max_reasoning_tokens" in report else "max_new_tokens"
+    return str(report[name])
+
+
 def markdown_report(report: Report) -> str:
     """Return the whole report as markdown."""
     of = f" on {report['dataset']}" if report["dataset"] else ""
@@ -246,7 +255,7 @@ def markdown_report(report: Report) -> str:
         paragraphs += [f"## {title}", markdown_table(header, rows)]
     paragraphs += [
         f"{METHOD_NAMES[row['method']]}: {row['unfinished']} of {row['n']} answers were cut off at "
-        f"{report['max_reasoning_tokens' if row['method'] == 'cot' else 'max_new_tokens']} new tokens."
+        f"{_limit(report, row['method'])} new tokens."
         for row in report["rows"]
         if row["unfinished"]
     ]

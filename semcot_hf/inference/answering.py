@@ -140,7 +140,10 @@ class Answerer:
         self.device = execution_device(model.get_input_embeddings())
         self.rule = rule_of(model, settings, self.method)
         self.signal_functions: dict[str, SignalFunction] = {}
-        self.limit = settings.reasoning_limit if self.method == "cot" else settings.max_new_tokens
+        reasons = self.method == "cot"
+        self.limit = settings.reasoning_limit if reasons else settings.max_new_tokens
+        own_limit = reasons and settings.max_reasoning_tokens is not None
+        self._limit_name = "max_reasoning_tokens" if own_limit else "max_new_tokens"
         self.extra = self.num_implicit_tokens + longest_answer(self.rule, self.limit)
         self.halvings = self.host_columns = 0
         self.prefix: SharedPrefix | None = None
@@ -212,7 +215,7 @@ class Answerer:
             further = f", a thought prompt of {shown}" if shown else ""
             return (
                 f"a prompt of {length} tokens{further}, {thought} and {new} new tokens are more than the context "
-                f"of {room}: shorten the question or lower max_new_tokens"
+                f"of {room}: shorten the question or lower {self._limit_name}"
             )
         shown = sum(map(len, getattr(self.model.config, "thought_prompt_ids", None) or []))
         if generator_room is not None and shown + question + count > generator_room:
@@ -277,9 +280,9 @@ class Answerer:
                     raise
                 if size == 1:
                     raise ValueError(
-                        f"memory is too small for a single question of {lengths[done]} tokens with max_new_tokens="
-                        f"{self.limit}: lower max_new_tokens, load the model in a smaller dtype, or "
-                        f"use a larger device ({error})."
+                        f"memory is too small for a single question of {lengths[done]} tokens with "
+                        f"{self._limit_name}={self.limit}: lower {self._limit_name}, load the model in a smaller "
+                        f"dtype, or use a larger device ({error})."
                     ) from error
             else:
                 yield part, answers

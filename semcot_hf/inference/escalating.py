@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def rule_of(model: PreTrainedModel, settings: AnswerSettings, method: str) -> Es
     if own is None and isinstance(asked, (int, float)) and not isinstance(asked, bool):
         # Reasoning is as long as that of "cot".
         return Escalation(asked, max_reasoning_tokens=settings.reasoning_limit)
-    return Escalation.of(asked, own)
+    rule, limit = Escalation.of(asked, own), settings.max_reasoning_tokens
+    return rule if limit is None else replace(rule, max_reasoning_tokens=limit)
 
 
 def route_fields(output: Any, limit: int) -> list[dict[str, Any]]:

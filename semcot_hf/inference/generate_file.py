@@ -36,7 +36,8 @@ class GenerateConfig:
     )
     max_new_tokens: int = option(256, "Most tokens of one answer.")
     max_reasoning_tokens: int | None = option(
-        None, "Most tokens of an answer by explicit reasoning (--escalate); by default max_new_tokens."
+        None,
+        "Most tokens of explicit reasoning (cot, --escalate); by default as the rule says, or max_new_tokens.",
     )
     tokens_per_batch: int = option(
         16384,
@@ -60,6 +61,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens", "tokens_per_batch")
+        check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
         escalation_argument(self.escalate)
         if self.escalate is not None and self.method not in (None, "escalated"):
             raise ValueError(f"escalate={self.escalate!r} belongs to method='escalated', got method={self.method!r}.")

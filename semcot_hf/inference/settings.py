@@ -117,8 +117,8 @@ class AnswerSettings:
         num_implicit_tokens: k, the number of implicit tokens or the limit of a thought's words; `None` means the
             model's own, and at least 48 for "condensed".
         max_new_tokens: most tokens of one answer.
-        max_reasoning_tokens: most tokens of one by explicit reasoning, of "cot" or "escalated"; `None` means
-            `max_new_tokens`.
+        max_reasoning_tokens: most tokens of one by explicit reasoning, of "cot" or "escalated"; `None` means that of
+            the rule of "escalated", or `max_new_tokens`.
         answer_prompt: text after the generation prompt; `None` means the one that the model was trained with,
             or `default_answer_prompt` for a model without.
         few_shot: rows with query, reasoning and answer that are shown before each question (plain causal LMs only).
@@ -146,15 +146,14 @@ class AnswerSettings:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens")
-        if self.max_reasoning_tokens is not None:
-            check_range(self, "[1, inf)", "max_reasoning_tokens")
+        check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
         check_range(self, "[0, inf)", "temperature")
         if self.thought_prompt is not None:
             check_thought_prompt(self.thought_prompt, "thought_prompt")
 
     @property
     def reasoning_limit(self) -> int:
-        """Most tokens of an answer by explicit reasoning."""
+        """Most tokens of an answer by explicit reasoning where no rule says it."""
         return self.max_new_tokens if self.max_reasoning_tokens is None else self.max_reasoning_tokens
 
 

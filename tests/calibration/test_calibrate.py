@@ -79,6 +79,15 @@ def test_a_rule_is_fitted_to_the_answers(loaded, rows, tmp_path, monkeypatch):
     assert model.config.escalation == rule.to_dict()
 
 
+def test_explicit_reasoning_has_its_own_limit(loaded, rows):
+    options = {**OPTIONS, "target_accuracy": "0.3", "router": False, "latency_samples": 0}
+    found = calibrate(*loaded, rows, max_reasoning_tokens=4, **options)
+    assert found.rule.max_reasoning_tokens == found.report["max_reasoning_tokens"] == 4
+    assert found.report["max_new_tokens"] == 3
+    with pytest.raises(ValueError, match="max_reasoning_tokens=0 must lie"):
+        CalibrationConfig(max_reasoning_tokens=0)
+
+
 def test_the_command_writes_config_json_alone(saved, rows, tmp_path, capsys):
     write_splits({"validation": rows, "test": rows[:8]}, tmp_path / "data")
     before, command = files(saved), ["calibrate", "--model", str(saved), "--dataset", str(tmp_path / "data")]

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data import load_reasoning_dataset
-from semcot_hf.evaluation import CONTROLS, EvaluationConfig, compare_runs, evaluate, summarize_runs
+from semcot_hf.evaluation import CONTROLS, EvaluationConfig, compare_runs, evaluate, markdown_report, summarize_runs
 from semcot_hf.evaluation.controls import verdict
 from semcot_hf.evaluation.predictions import read_predictions
 from semcot_hf.evaluation.summary import summarize
@@ -94,6 +94,11 @@ def test_explicit_reasoning_has_its_own_limit(tokenizer, dataset, tmp_path):
 
     for method, alike, other in (("cot", 5, 2), ("escalated", 5, 2), ("no_cot", 2, 5), ("semcot", 2, 5)):
         assert texts("both", method) == texts(alike, method) != texts(other, method), method
+    # Its limit depends on each answer's route.
+    assert "escalated: 6 of 6 answers were cut off at their limit of new tokens." in text
+    # Reports of earlier versions have one limit.
+    del report["max_reasoning_tokens"]
+    assert "explicit CoT: 6 of 6 answers were cut off at 5 new tokens." in markdown_report(report)
     with pytest.raises(ValueError, match="max_reasoning_tokens: None there, 4 now"):
         evaluate(model, tokenizer, few, output_dir=tmp_path / "2", methods=methods,
                  **{**OPTIONS, **rules, "max_new_tokens": 2, "max_reasoning_tokens": 4})  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from semcot_hf.evaluation import evaluate
 from semcot_hf.evaluation.report import markdown_report
 from semcot_hf.inference.answering import Answerer, answer_questions
 from semcot_hf.inference.escalating import alignment_similarity, escalation_argument
-from semcot_hf.inference.generate_file import generate_file
+from semcot_hf.inference.generate_file import GenerateConfig, generate_file
 from semcot_hf.inference.prompting import answer_prompt_ids
 from semcot_hf.inference.question_file import read_questions
 from semcot_hf.inference.settings import AnswerSettings
@@ -108,6 +109,30 @@ def test_escalated_answers_are_those_of_the_methods(which, tokenizer, request, t
         (a.implicit_tokens, a.thought_ended) for a in implicit
     ]
     assert plain[0].signals is None and plain[0].route is None
+
+
+def test_the_limit_of_reasoning_is_the_options_or_else_the_rules(model, tokenizer, monkeypatch):
+    rule = Escalation(0.5, max_reasoning_tokens=6)
+    monkeypatch.setattr(model.config, "escalation", rule.to_dict())
+    for escalation in (True, 0.5, rule, rule.to_dict()):
+        for asked, used in ((None, 6), (9, 9)):
+            settings = AnswerSettings(method="escalated", escalation=escalation, max_reasoning_tokens=asked)
+            assert Answerer(model, tokenizer, settings).rule == replace(rule, max_reasoning_tokens=used)
+    assert model.config.escalation == rule.to_dict()
+    monkeypatch.setattr(model.config, "escalation", None)
+    for asked, used in ((None, 8), (9, 9)):
+        settings = AnswerSettings(method="escalated", escalation=0.5, max_new_tokens=8, max_reasoning_tokens=asked)
+        assert Answerer(model, tokenizer, settings).rule.max_reasoning_tokens == used
+
+
+def test_errors_name_the_limit_that_was_set(model, tokenizer):
+    for options, name in (
+        (dict(max_new_tokens=9_000), "max_new"),
+        (dict(max_reasoning_tokens=9_000), "max_reasoning"),
+    ):
+        answerer = Answerer(model, tokenizer, AnswerSettings(method="cot", **options))
+        assert answerer.context_problem(10).endswith(f"9000 new tokens are more than the context of 512: shorten the "
+                                                     f"question or lower {name}_tokens")  # fmt: skip
 
 
 def test_a_router_makes_no_tokens(model, tokenizer):
@@ -206,6 +231,14 @@ def test_files(model, tokenizer, tmp_path, threshold, capsys):
     assert f"{summary.escalated} by explicit reasoning and 0 at once" in str(summary)
     with pytest.raises(ValueError, match="escalate='0.5' belongs to method='escalated'"):
         generate_file(model, tokenizer, questions, escalate="0.5", method="cot")
+    routes = [row["output_route"] for row in rows]
+    longer = dict(max_new_tokens=6, max_reasoning_tokens=9)
+    generate_file(model, tokenizer, questions, escalate="1", progress=False, overwrite=True, **longer)
+    expected = answer_questions(model, tokenizer, QUERIES, method="cot", max_new_tokens=9)
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [row["output"] for row in rows] == [answer.output for answer in expected]
+    with pytest.raises(ValueError, match="max_reasoning_tokens=0 must lie"):
+        GenerateConfig(max_reasoning_tokens=0)
     # The command's flag stands alone for the checkpoint's rule.
     model.config.includes_host = True
     model.config.escalation = Escalation(threshold, max_reasoning_tokens=6).to_dict()
@@ -215,7 +248,5 @@ def test_files(model, tokenizer, tmp_path, threshold, capsys):
     arguments = ["--input", str(source), "--max_new_tokens", "6", "--dtype", "float64"]
     output = tmp_path / "own.jsonl"
     main(["generate", "--model", str(tmp_path / "model"), "--output", str(output), "--escalate", *arguments])
-    assert [json.loads(line)["output_route"] for line in output.read_text().splitlines()] == [
-        row["output_route"] for row in rows
-    ]
+    assert [json.loads(line)["output_route"] for line in output.read_text().splitlines()] == routes
     assert "by explicit reasoning" in capsys.readouterr().out
