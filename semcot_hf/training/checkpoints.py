@@ -1,9 +1,13 @@
 """Checkpoints of a run: their checksums, and the newest complete one, from which a run is resumed."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,6 +20,8 @@ logger = logging.get_logger(__name__)
 # The checksums of a checkpoint's files, by their paths in it. It is written last.
 CHECKSUMS_NAME = "checksums.json"
 _BLOCK = 2**24
+# Bytes that a full disk may still have free.
+_FULL = 2**20
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -88,3 +94,32 @@ def _checksum(path: Path) -> str:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
+
+
+@contextmanager
+def name_full_disk(folder: str | os.PathLike) -> Iterator[None]:
+    """Raise an OSError that says why in place of the errors of `torch.save`, which give neither file nor cause.
+
+    Args:
+        folder: an existing folder, in which the block writes.
+
+    Raises:
+        OSError: with `errno.ENOSPC` where the disk is full, else with `errno.EIO`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_writing_error(error):
+            raise
+        code = errno.ENOSPC if shutil.disk_usage(folder).free < _FULL else errno.EIO
+        reason = f"{os.strerror(code)}: a file could not be written (torch: {error})"
+        raise OSError(code, reason, str(folder)) from error
+
+
+def _is_writing_error(error: BaseException | None) -> bool:
+    """Return whether an error, or the one it was raised for, is that of the stream to which torch writes a file."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and re.search(r"iostream error|inline_container\.cc", str(error)):
+            return True
+        error = error.__context__
+    return False

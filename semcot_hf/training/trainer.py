@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..modeling.checksums_semcot import tokenizer_checksum
 from ..modeling.configuration_semcot import SemCoTConfig
 from ..modeling.folders_semcot import ReplacedFolder
-from .checkpoints import check_checkpoint, last_complete_checkpoint, write_checksums
+from .checkpoints import check_checkpoint, last_complete_checkpoint, name_full_disk, write_checksums
 
 
 class SemCoTTrainer(Trainer):
@@ -50,7 +50,8 @@ class SemCoTTrainer(Trainer):
         output_dir = output_dir or self._output_dir
         config = getattr(self.model, "config", None)
         if not isinstance(config, SemCoTConfig):
-            super()._save(output_dir, state_dict)
+            with name_full_disk(output_dir):
+                super()._save(output_dir, state_dict)
             return
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             config.tokenizer_checksum = tokenizer_checksum(self.processing_class)
@@ -58,13 +59,14 @@ class SemCoTTrainer(Trainer):
         if self._in_checkpoint or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
-        with ReplacedFolder(output_dir) as folder:
+        with ReplacedFolder(output_dir) as folder, name_full_disk(folder.path):
             super()._save(folder.path, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._in_checkpoint = True
         try:
-            super()._save_checkpoint(model, trial)
+            with name_full_disk(self._output_dir):
+                super()._save_checkpoint(model, trial)
         finally:
             self._in_checkpoint = False
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

@@ -1,5 +1,6 @@
 """Stage 2, stopped and gone on with, or run by two processes: the same weights as without."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +70,18 @@ def test_killed_run_ends_on_the_same_bits(uninterrupted, tiny_folder, tmp_path, 
     trainer = train(tiny_folder, output, resume=True, **OPTIONS)
     assert "checkpoint-6 is incomplete" in caplog.text
     assert_same(trainer.model.state_dict(), uninterrupted[1])
+
+
+@pytest.mark.parametrize(("free", "error"), [(0, errno.ENOSPC), (2**30, errno.EIO)])
+def test_torch_says_nothing_of_a_full_disk_the_trainer_does(tiny_folder, tmp_path, monkeypatch, free, error):
+    """What torch's writer raises, "iostream error" or "unexpected pos", names neither the file nor the disk."""
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, path, *rest, **more: save(value, "/dev/full", *rest, **more))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=r"could not be written .*pos") as failure:
+        train(tiny_folder, tmp_path, **OPTIONS)
+    assert failure.value.errno == error and str(tmp_path) in failure.value.filename
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_only_unfinished_checkpoints_start_anew_and_none_is_an_error(tmp_path):

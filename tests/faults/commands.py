@@ -46,12 +46,16 @@ PHASES = {
 COMMANDS = ("evaluate", "generate", "condense", *(f"distill-{phase}" for phase in PHASES))
 
 
-def arguments(name: str, models: Path, output: Path) -> list[str]:
-    """Return the arguments of `semcot` for a command that writes to the folder `output`."""
+def arguments(name: str, models: Path, output: Path, few_checkpoints: bool = False) -> list[str]:
+    """Return the arguments of `semcot` for a command that writes to the folder `output`.
+
+    With `few_checkpoints`, training keeps one of two checkpoints instead of two of three.
+    """
     command, _, phase = name.partition("-")
     if command == "distill":
         parts = ["--host", str(models / "host"), "--generator", str(models / "generator")]
-        return [command, *parts, *DISTILL, *PHASES[phase], "--output_dir", str(output / "run")]
+        saves = ["--save_steps", "4", "--save_total_limit", "1"] if few_checkpoints else []
+        return [command, *parts, *DISTILL, *PHASES[phase], *saves, "--output_dir", str(output / "run")]
     if command == "condense":
         source = ["--source", "equations", "--dataset", str(models / "rows")]
         return [command, *source, "--output_dir", str(output / "run")]

@@ -5,8 +5,8 @@
 Each line on its standard input is a request, as JSON: `argv` (of `semcot`), `log` (file of what the command prints),
 and optionally `folder`, `kill_at` (number of a write in that folder, before which the fork kills itself), `full_at`
 (number of a write, before which `folder`, a mounted tmpfs, is shrunk to what it holds) and `kill_after` (seconds after
-which it is killed). Each line on its standard output is the answer: `code` (-9 if killed),
-`writes` (in the folder, until then) and `seconds`.
+which it is killed). Each line on its standard output is the answer: `code` (-9 if killed), `writes` (in the folder,
+until then), `peak` (the most bytes in use on the folder's file system before any of them) and `seconds`.
 """
 
 import ctypes
@@ -25,10 +25,15 @@ EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.l
 MS_REMOUNT = 32
 
 
+def used(folder: str) -> int:
+    """Return the bytes in use on a folder's file system."""
+    usage = os.statvfs(folder)
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+
+
 def fill(folder: str) -> None:
     """Shrink a mounted tmpfs to what it holds, so that nothing more can be written to it."""
-    usage = os.statvfs(folder)
-    size = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    size = used(folder)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_REMOUNT, f"size={max(4096, size)}".encode()):
         raise OSError(ctypes.get_errno(), f"{folder} could not be shrunk")
@@ -38,10 +43,10 @@ def counter(
     folder: str, count_file: int, kill_at: int | None, full_at: int | None
 ) -> Callable[[str, tuple[Any, ...]], None]:
     """Return an audit hook that counts writes in a folder, and kills the process or fills the disk before one."""
-    count = 0
+    count = peak = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
+        nonlocal count, peak
         if event == "open":
             flags = arguments[2] or 0
             if not flags & (os.O_WRONLY | os.O_RDWR):
@@ -52,11 +57,12 @@ def counter(
         if not isinstance(path, str | bytes | os.PathLike) or not os.fsdecode(path).startswith(folder):
             return
         count += 1
+        peak = max(peak, used(folder))
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if count == full_at:
             fill(folder)
-        os.pwrite(count_file, f"{count:08d}".encode(), 0)
+        os.pwrite(count_file, f"{count:08d}{peak:016d}".encode(), 0)
 
     return hook
 
@@ -95,9 +101,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             os.kill(child, signal.SIGKILL)
             limit = None
         time.sleep(0.002)
-    writes = int(os.pread(count_file, 8, 0) or 0)
+    writes, peak = (int(os.pread(count_file, size, place) or 0) for size, place in ((8, 0), (16, 8)))
     os.close(count_file)
-    return {"code": os.waitstatus_to_exitcode(status), "writes": writes, "seconds": time.monotonic() - start}
+    code = os.waitstatus_to_exitcode(status)
+    return {"code": code, "writes": writes, "peak": peak, "seconds": time.monotonic() - start}
 
 
 if __name__ == "__main__":
