@@ -14,6 +14,7 @@ from .parts_semcot import first_position
 from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
 from .thoughts_semcot import SemCoTThoughtsMixin, Thoughts, word_entropy
 from .vocabularies_semcot import retokenize
+from .weights_semcot import check_adapters
 
 logger = logging.get_logger(__name__)
 
@@ -187,6 +188,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
 
         With `read`, words, their shares and the entropy are part of it.
         """
+        check_adapters(self, self.host, self.generator)
         if count == 0:
             size, dtype = self.config.get_text_config().hidden_size, self.get_input_embeddings().weight.dtype
             return Thoughts(torch.empty(ids.shape[0], 0, size, device=self.projection_device(), dtype=dtype))

@@ -25,6 +25,7 @@ from .splicing_semcot import (
     spliced_columns,
     spliced_mask,
 )
+from .weights_semcot import check_adapters
 from .word_loss_semcot import SemCoTWordLossMixin
 
 
@@ -121,8 +122,10 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLos
             `SemCoTCausalLMOutput` with implicit tokens, else the host's output.
 
         Raises:
-            ValueError: for implicit tokens together with cached, embedded or badly shaped input.
+            ValueError: for implicit tokens together with cached, embedded or badly shaped input, and for adapters
+                without values, which peft adds to offloaded modules.
         """
+        check_adapters(self, self.host, self.generator)
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(self.config, name):
                 kwargs.setdefault(name, True)

@@ -39,13 +39,14 @@ def read_parameter(model: nn.Module, name: str, value: Tensor) -> Tensor:
         name: name of the parameter in the model.
         value: the parameter; it is returned if it is in memory, or no hook keeps its value.
     """
-    parts = name.split(".")
     # Layers that torch quantized have entries that are no tensors.
-    for depth in range(len(parts) - 1, -1, -1) if getattr(value, "is_meta", False) else ():
-        hook = _offloading_hook(model.get_submodule(".".join(parts[:depth])))
-        if hook is not None:
-            return hook.weights_map[".".join(parts[depth:])].to(value.dtype)
-    return value
+    kept = _keeper(model, name) if getattr(value, "is_meta", False) else None
+    return value if kept is None else kept[0].weights_map[kept[1]].to(value.dtype)
+
+
+def has_value(model: nn.Module, name: str, value: Tensor) -> bool:
+    """Return whether a parameter of a model is in memory, or where it is offloaded; nothing is read."""
+    return not value.is_meta or _keeper(model, name) is not None
 
 
 def read_state(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,6 +130,22 @@ def _offloaded_targets(model: nn.Module, adapters: Mapping[str, Any]) -> list[st
 def _place(device: torch.device) -> str | int:
     """Return a device as device maps write it: the number of an accelerator, or "cpu"."""
     return device.type if device.index is None or device.type == "cpu" else device.index
+
+
+def _keeper(model: nn.Module, name: str) -> tuple[Any, str] | None:
+    """Return the hook that keeps a parameter of a model, and the parameter's name there; `None` without one."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        hook, key = _offloading_hook(model.get_submodule(".".join(parts[:depth]))), ".".join(parts[depth:])
+        # The hook of a module above may know the weight or not; asking its map for a name would read the weight.
+        if hook is not None and (depth == len(parts) - 1 or _full_name(hook, key) in list(hook.weights_map)):
+            return hook, key
+    return None
+
+
+def _full_name(hook: Any, key: str) -> str:
+    """Return the name by which a hook's map lists a weight, which is that in the whole model."""
+    return f"{getattr(hook.weights_map, 'prefix', '')}{key}"
 
 
 def _offloading_hook(module: nn.Module) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .offloading_semcot import read_parameter, read_state
+from .offloading_semcot import has_value, read_parameter, read_state
 
 # Values of each weight that enter a fingerprint: at least this many, evenly spaced.
 SAMPLES = 256
@@ -28,6 +28,28 @@ def adapted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if (adapted or _is_wrapper(module)) and not any(name.startswith(f"{outer}.") for outer, _ in found):
             found.append((name, module))
     return found
+
+
+def check_adapters(model: nn.Module, *parts: nn.Module | None) -> None:
+    """Raise ValueError if a model has adapters without values, which peft adds to modules with offloaded weights.
+
+    Args:
+        model: the model; it is searched only if it, or one of its parts, is adapted and has hooks of accelerate.
+        parts: those of its modules that are models themselves.
+    """
+    known = [vars(part).keys() for part in (model, *parts) if part is not None]
+    if not all(any(mark in names for names in known) for mark in ("_hf_hook", "peft_config")):
+        return
+    weights = {
+        f"{name}.{key}": value for name, layer in adapted_layers(model) for key, value in layer.named_parameters()
+    }
+    lost = [name for name, value in weights.items() if not has_value(model, name, value)]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} weights of adapters have no values, such as {lost[0]!r}: peft adds none to modules whose "
+            "weights are offloaded. Load the model in memory, add or load the adapters there, save it, which merges "
+            "them, and load that folder with offloading."
+        )
 
 
 def merged_layer(layer: Any) -> nn.Module:

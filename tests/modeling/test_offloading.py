@@ -3,7 +3,7 @@
 import accelerate
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -193,3 +193,36 @@ def test_an_adapted_model_that_is_offloaded(adapters, tmp_path):
     with pytest.raises(ValueError, match="have no values .device meta., .*: load the model without offloading it"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("part", TARGETS)
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_that_peft_adds_without_values_are_refused_when_they_would_compute(
+    folders, adapters, part, way, tmp_path
+):
+    """peft's own functions ask no model whether it is offloaded, and its layers would compute with any numbers."""
+    config = LoraConfig(r=2, target_modules=TARGETS[part])
+    calls = [
+        lambda model: model.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=2),
+        lambda model: model(IDS, attention_mask=MASK, num_implicit_tokens=3),
+        lambda model: model(IDS, attention_mask=MASK),
+        lambda model: model.implicit_embeddings(IDS, MASK),
+    ]
+    adapted = [get_peft_model(way(folders / "linear", tmp_path / "new"), config)]
+    if way in (by_cpu_offload, by_disk_offload):
+        # With a device map, peft itself fails (KeyError) where weights are on the disk.
+        adapted.append(PeftModel.from_pretrained(way(folders / "linear", tmp_path / "old"), adapters(part)[0]))
+    for model in adapted:
+        for call in calls:
+            with pytest.raises(ValueError, match="have no values, such as .*offloaded.* Load the model in memory"):
+                call(model)
+        with pytest.raises(ValueError, match="have no values"):
+            model.get_base_model().save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+
+
+def test_adapters_that_peft_adds_beside_offloaded_modules_compute(folders, adapters):
+    folder, expected = adapters("generator")
+    model = SemCoTForCausalLM.from_pretrained(folders / "linear", device_map={**DISK, "generator": "cpu"})
+    fresh = get_peft_model(model, LoraConfig(r=2, target_modules=TARGETS["generator"]))
+    assert_close(fresh, outputs(SemCoTForCausalLM.from_pretrained(folders / "linear")))
