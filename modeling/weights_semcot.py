@@ -34,11 +34,12 @@ def check_adapters(model: nn.Module, *parts: nn.Module | None) -> None:
     """Raise ValueError if a model has adapters without values, which peft adds to modules with offloaded weights.
 
     Args:
-        model: the model; it is searched only if it, or one of its parts, is adapted and has hooks of accelerate.
+        model: the model; its layers are searched only if it, or one of its parts, has a hook of accelerate and
+            adapters, since every call of a model calls this.
         parts: those of its modules that are models themselves.
     """
-    known = [vars(part).keys() for part in (model, *parts) if part is not None]
-    if not all(any(mark in names for names in known) for mark in ("_hf_hook", "peft_config")):
+    known = [vars(part) for part in (model, *parts) if part is not None]
+    if not any("_hf_hook" in names for names in known) or not any("peft_config" in names for names in known):
         return
     weights = {
         f"{name}.{key}": value for name, layer in adapted_layers(model) for key, value in layer.named_parameters()
@@ -46,9 +47,9 @@ def check_adapters(model: nn.Module, *parts: nn.Module | None) -> None:
     lost = [name for name, value in weights.items() if not has_value(model, name, value)]
     if lost:
         raise ValueError(
-            f"{len(lost)} weights of adapters have no values, such as {lost[0]!r}: peft adds none to modules whose "
-            "weights are offloaded. Load the model in memory, add or load the adapters there, save it, which merges "
-            "them, and load that folder with offloading."
+            f"{len(lost)} weights of adapters have no values, such as {lost[0]!r}: peft gives them none in modules "
+            "whose weights are offloaded. Load the model in memory, add or load the adapters there, save it, which "
+            "merges them, and load that folder with offloading."
         )
 
 

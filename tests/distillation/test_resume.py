@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,7 +76,8 @@ def test_torch_says_nothing_of_a_full_disk_the_trainer_does(tiny_folder, tmp_pat
     """What torch's writer raises, "iostream error" or "unexpected pos", names neither the file nor the disk."""
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda value, path, *rest, **more: save(value, "/dev/full", *rest, **more))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"could not be written .*pos") as failure:
         train(tiny_folder, tmp_path, **OPTIONS)
     assert failure.value.errno == error and str(tmp_path) in failure.value.filename
