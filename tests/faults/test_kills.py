@@ -70,6 +70,7 @@ def whole(models, server, tmp_path_factory):
 def test_a_killed_command_ends_as_if_it_had_not_been(models, server, whole, tmp_path, name):
     """Half of the kills are before a write in the output folder, half after a share of the time."""
     expected, writes, seconds = whole(name)
+    note(f"kill {name}: {writes} writes, {seconds:.1f} s")
     rng, killed = random.Random(name), 0
     for number in range(KILLS):
         output = tmp_path / str(number)
@@ -138,6 +139,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(models, server, whole, tmp_path
     blocks = range(BEFORE, BEFORE + first["peak"] // BLOCK)
     sizes = [BLOCK * number for number in rng.sample(blocks, min(len(blocks), DISKS // 2))]
     writes = range(1, first["writes"] + 1)
+    note(f"disk {name}: {len(blocks)} blocks, {len(writes)} writes, {first['seconds']:.1f} s")
     cases = [(size, {}) for size in sizes]
     cases += [(2**30, {"full_at": at}) for at in rng.sample(writes, min(len(writes), DISKS - len(sizes)))]
     for size, moment in cases:
