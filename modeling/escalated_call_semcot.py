@@ -161,10 +161,9 @@ class EscalatedCall:
         self._put("min_token_probability", rows, torch.stack([row.min() for row in logs]).exp())
         if thoughts is not None and thoughts.ended is not None:
             self._put("thought_ended", rows, thoughts.ended)
-        if thoughts is not None and thoughts.entropy is not None:
-            steps = thoughts.entropy.shape[1] if thoughts.steps is None else thoughts.steps
-            total = thoughts.entropy.sum(dim=1)
-            self._put("thought_entropy", rows, total / torch.as_tensor(steps, device=total.device).clamp(min=1))
+        entropy = None if thoughts is None else thoughts.mean_entropy()
+        if entropy is not None:
+            self._put("thought_entropy", rows, entropy)
         if "agreement" in self.rule.signals and "agreement" not in self.provided:
             with single_words(self.model):
                 _, hard = self._generate(prompts, AnswerRecorder(records=False))

@@ -48,6 +48,14 @@ class Thoughts(NamedTuple):
     entropy: Tensor | None = None
     as_text: Tensor | None = None
 
+    def mean_entropy(self) -> Tensor | None:
+        """Return the mean of each thought's `entropy` (batch,) in nats, 0 for one without words; `None` likewise."""
+        if self.entropy is None:
+            return None
+        steps = self.entropy.shape[1] if self.steps is None else self.steps
+        total = self.entropy.sum(dim=1)
+        return total / torch.as_tensor(steps, device=total.device).clamp(min=1)
+
 
 def mixture_weights(logits: Tensor, top_k: int | None, temperature: float) -> tuple[Tensor, Tensor | None]:
     """Return the weights of the words in a mixture.

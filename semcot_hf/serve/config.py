@@ -4,6 +4,7 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 
+from ..inference.escalating import escalation_argument
 from ..options import check_range, option
 
 ENGINES = ("transformers", "vllm")
@@ -30,6 +31,12 @@ class ServeConfig:
         None, "Key that clients send as `Authorization: Bearer KEY`; by default the variable SEMCOT_API_KEY."
     )
     served_model_name: str | None = option(None, "Name of the model for clients; by default the value of model.")
+    escalate: str | None = option(
+        None,
+        "Answer by explicit reasoning where the confidence in the implicit answer is below this threshold; without a "
+        "value, by the checkpoint's own rule, which semcot calibrate writes. A request's `escalation` goes before it.",
+        alone="own",
+    )
     tokens_per_batch: int = option(
         16384, "Most tokens decoded together: answers x (longest prompt + implicit tokens + answer limit)."
     )
@@ -56,6 +63,7 @@ class ServeConfig:
         for url in self.engine_url or ():
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"engine_url={url!r}: must start with http:// or https://.")
+        escalation_argument(self.escalate)
         limits = ("tokens_per_batch", "max_queue", "max_prompt_tokens", "max_answer_tokens", "max_choices")
         check_range(self, "[1, inf)", *limits, "max_body_bytes")
         check_range(self, "(0, inf)", "request_timeout")

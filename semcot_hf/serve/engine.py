@@ -15,11 +15,12 @@ from ..inference.decoding import decoding_config, is_out_of_memory
 from ..inference.prompting import pad_left
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
+from ..modeling.thoughts_semcot import word_entropy
 from .choosing import Chooser, without_defaults
 from .jobs import AnswerText, Job, Piece, RequestError, Sampling, TokenLogprob
 from .metrics import Observer
 from .running import RunningBatch
-from .thoughts import Thought, make_thoughts
+from .thoughts import Thought, make_thoughts, no_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class TransformersEngine:
         while self._waiting:
             job = self._waiting[0]
             if not job.cancelled:
-                if not self._batch.joins and (running or jobs and jobs[0].count != job.count):
+                if not self._batch.joins and (running or jobs and _kind(jobs[0]) != _kind(job)):
                     break
                 rows = len(running) + sum(other.choices for other in jobs) + job.choices
                 longest = max(other.longest for other in [*running, *jobs, job])
@@ -179,17 +180,21 @@ class TransformersEngine:
     def _start(self, jobs: list[Job]) -> None:
         """Compute the prompts of jobs, and choose the first token of each answer."""
         now = time.monotonic()
+        groups: dict[tuple[int, bool], list[Job]] = {}
         for job in jobs:
-            if job.route is None:
+            if not job.begun:
                 self._observer.seconds("queue", now - job.arrived)
-        groups: dict[int, list[Job]] = {}
-        for job in jobs:
-            groups.setdefault(job.count, []).append(job)
+                self._observer.tokens("prompt", job.prompt_tokens)
+                job.begun = True
+            groups.setdefault(_kind(job), []).append(job)
         pending = list(groups.values())
         while pending:
             group = pending.pop(0)
             try:
-                self._prefill(group)
+                if group[0].asks_host:
+                    self._ask_host(group)
+                else:
+                    self._prefill(group)
             except Exception as error:  # The prompt that is to blame must not fail the others.
                 if isinstance(error, RuntimeError) and is_out_of_memory(error):
                     self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
@@ -200,8 +205,27 @@ class TransformersEngine:
                 halves = [group[:middle], group[middle:]]
                 pending[:0] = halves if self._batch.joins else halves[:1]
                 if not self._batch.joins:
-                    with self._changed:
-                        self._waiting.extendleft(reversed(halves[1]))
+                    self._put_back(halves[1])
+
+    @torch.no_grad()
+    def _ask_host(self, jobs: list[Job]) -> None:
+        """Find the signals of questions by the host's next tokens; those that it answers at once begin."""
+        ids, mask = (part.to(self._device) for part in pad_left([job.prompt for job in jobs], self._pad))
+        start = time.perf_counter()
+        outputs = self._generated(ids, mask, no_thoughts(len(jobs)))
+        self._observer.seconds("prefill", time.perf_counter() - start)
+        logits = outputs.logits[0]
+        likely, entropy = logits.softmax(dim=-1, dtype=torch.float32).amax(dim=-1), word_entropy(logits)
+        for job, probability, nats in zip(jobs, likely.tolist(), entropy.tolist(), strict=True):
+            tokens = len(job.reasoning_prompt)
+            job.signals |= {"host_probability": probability, "host_entropy": nats, "question_tokens": tokens}
+            job.ask_router()
+        rows = [row for row, job in enumerate(jobs) if job.route == "at_once" and self._batch.joins]
+        if rows:
+            lengths = [len(jobs[row].prompt) for row in rows]
+            self._batch.join(outputs.past_key_values, ids.shape[1], lengths, rows)
+            self._begin([(jobs[row], 0) for row in rows], logits[rows])
+        self._put_back([job for row, job in enumerate(jobs) if row not in rows])
 
     @torch.no_grad()
     def _prefill(self, jobs: list[Job]) -> None:
@@ -223,19 +247,24 @@ class TransformersEngine:
         self._batch.join(outputs.past_key_values, width, [lengths[row] for row in rows], rows)
         new = []
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-            job = jobs[number]
-            index, first = place - numbers.index(number), job.route != "explicit"
-            if first:
+            job, index = jobs[number], place - numbers.index(number)
+            if job.route != "explicit" and index == 0:
                 job.implicit_tokens, job.thought = thoughts.lengths[row], thoughts.texts[row]
-            if index == 0 and first:
-                self._observer.tokens("prompt", len(job.prompt))
+                job.signals |= thoughts.signals[row]
                 self._observer.tokens("implicit", job.implicit_tokens)
+            new.append((job, index))
+        self._begin(new, outputs.logits[0][rows])
+
+    def _begin(self, answers: list[tuple[Job, int]], logits: Tensor) -> None:
+        """Add a row for each answer, (job, number among the job's), and choose its first token."""
+        new = []
+        for job, index in answers:
             chooser = Chooser(
                 self.model, self.tokenizer, job.prompt, job.sampling, job.max_new_tokens, index, self._plain
             )
             new.append(Row(job, index, self.tokenizer, chooser))
         self._rows += new
-        self._choose(new, outputs.logits[0][rows])
+        self._choose(new, logits)
 
     def _generated(self, ids: Tensor, mask: Tensor, thoughts: Thought) -> Any:
         """Return the output of transformers' `generate` for one token: the prompts' cache and next-token logits."""
@@ -285,10 +314,14 @@ class TransformersEngine:
         self._batch.keep(kept)
         ended = [row.job for row in self._rows if row.finished and row.job.goes_on]
         self._rows = [self._rows[number] for number in kept]
+        for job in ended:
+            job.goes_on = False
+        self._put_back(ended)
+
+    def _put_back(self, jobs: Sequence[Job]) -> None:
+        """Have jobs wait before all others."""
         with self._changed:
-            for job in reversed(ended):
-                job.goes_on = False
-                self._waiting.appendleft(job)
+            self._waiting.extendleft(reversed(jobs))
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         if not isinstance(error, RequestError):
@@ -302,6 +335,11 @@ class TransformersEngine:
         for job in dict.fromkeys(jobs):
             if not job.cancelled:
                 job.emit(error)
+
+
+def _kind(job: Job) -> tuple[int, bool]:
+    """Return what jobs must have in common to be computed in one batch."""
+    return (0, True) if job.asks_host else (job.count, False)
 
 
 def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.escalation_semcot import Escalation
+from ..modeling.escalation_semcot import ROUTER_SIGNALS, Escalation
 
 
 class RequestError(Exception):
@@ -94,7 +94,10 @@ class Job:
         thought: what the implicit tokens say.
         completion_tokens: number of generated tokens, end-of-sequence tokens and a replaced answer included.
         prompt_tokens: number of the prompt's tokens as it was sent.
-        confidence: of the rule in the answer without explicit reasoning; `None` before it is decided.
+        confidence: of the rule in the answer without explicit reasoning, or of its router where that decided; `None`
+            before it is decided.
+        signals: what the rule goes by, as far as it is known.
+        begun: whether its prompt has been computed once.
         route: "at_once", "implicit" or "explicit", once it is decided.
         goes_on: whether explicit reasoning has still to begin.
         arrived: time of arrival, on `time.monotonic`'s clock.
@@ -121,6 +124,8 @@ class Job:
     confidence: float | None = None
     route: str | None = None
     goes_on: bool = False
+    signals: dict[str, float] = field(default_factory=dict)
+    begun: bool = False
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.prompt)
@@ -130,20 +135,47 @@ class Job:
         """Whether it is still to be decided if the answer is kept."""
         return self.rule is not None and self.route is None
 
+    @property
+    def asks_host(self) -> bool:
+        """Whether the host's own next token is to be known first, without implicit tokens."""
+        if self.rule is None or not self.held:
+            return False
+        names = {*self.rule.signals, *(self.rule.router or {}).get("signals", ())}
+        return bool(names & {*ROUTER_SIGNALS} - {*self.signals})
+
+    def ask_router(self) -> None:
+        """Choose the route where the rule has a router that is sure by the signals of the question."""
+        if self.rule is None or self.rule.router is None:
+            return
+        router, sure = self.rule.router, float(self.rule.router_confidence(self._tensors()))
+        if sure >= router["threshold"] if router["sends"] == "at_once" else sure < router["threshold"]:
+            self.confidence, self.route, self.count = sure, router["sends"], 0
+            if self.route == "explicit":
+                self._reason()
+
     def decide(self, logprobs: Sequence[float]) -> None:
-        """Choose the route by the log-probabilities of the answer's tokens.
+        """Choose the route by the signals, and the log-probabilities of the answer's tokens.
 
         Where the answer is replaced, the job becomes one of explicit reasoning that goes on.
         """
         if self.rule is None:
             raise ValueError("rule is None: there is nothing to decide.")
         logs = torch.tensor(logprobs, dtype=torch.float64)
-        signals = {"answer_probability": logs.mean().exp()[None], "min_token_probability": logs.min().exp()[None]}
-        self.confidence = float(self.rule.confidence(signals))
+        self.signals |= {
+            "answer_probability": float(logs.mean().exp()),
+            "min_token_probability": float(logs.min().exp()),
+        }
+        self.confidence = float(self.rule.confidence(self._tensors()))
         self.route = "implicit" if self.count else "at_once"
         if self.confidence < self.rule.threshold:
             self.route, self.goes_on = "explicit", True
-            self.prompt, self.count, self.max_new_tokens = self.reasoning_prompt, 0, self.reasoning_tokens
+            self._reason()
+
+    def _reason(self) -> None:
+        self.prompt, self.count, self.max_new_tokens = self.reasoning_prompt, 0, self.reasoning_tokens
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor([value], dtype=torch.float64) for name, value in self.signals.items()}
 
     @property
     def longest(self) -> int:

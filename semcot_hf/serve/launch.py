@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def app_of(
     kinds: dict[str, Any] = {"makes_tokens": makes_implicit_tokens(model), "says_words": says_words(model)}
     limits: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "max_queue": config.max_queue}
     if urls is None:
-        service = Service(model.config, tokenizer, config, escalates=hasattr(model, "signal_problem"), **kinds)
+        service = Service(model.config, tokenizer, config, signal_problem=signal_problem_of(model), **kinds)
         return make_app(service, TransformersEngine(model, tokenizer, observer=metrics, **limits), metrics)
     engine = VllmEngine(Front(model, tokenizer), urls, api_key=config.engine_api_key, observer=metrics, **limits)
     try:
@@ -78,6 +78,18 @@ def app_of(
         engine.close()
         raise
     return make_app(service, engine, metrics)
+
+
+def signal_problem_of(model: PreTrainedModel) -> Callable[[str, int], str | None] | None:
+    """Return the function that says why the server does not know a signal; `None` for models without escalation."""
+    own: Callable[[str, int], str | None] | None = getattr(model, "signal_problem", None)
+
+    def found(name: str, count: int) -> str | None:
+        if name == "agreement":
+            return "it takes a second answer, which the server does not make"
+        return None if own is None else own(name, count)
+
+    return None if own is None else found
 
 
 @contextmanager

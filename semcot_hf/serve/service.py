@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..inference.escalating import escalation_argument
 from ..inference.prompting import encode_prompt, prompt_text
 from ..inference.settings import answer_prompt_of
 from ..modeling.configuration_semcot import text_config
@@ -15,8 +16,6 @@ from .config import ServeConfig
 from .jobs import Job, Piece, RequestError
 from .protocol import AnswerRequest, ChatRequest, CompletionRequest
 
-# Those of the answer's own tokens.
-_SERVED_SIGNALS = ("answer_probability", "min_token_probability")
 # What OpenAI's completions API gives requests without a limit.
 COMPLETION_TOKENS = 16
 
@@ -45,11 +44,14 @@ class Service:
         config: the server's limits.
         makes_tokens: whether the model makes implicit tokens.
         says_words: whether these can be read.
-        escalates: whether the engine replaces answers by explicit reasoning.
+        signal_problem: called with a signal's name and a number of implicit tokens, why the engine does not know this
+            signal of `Escalation`, or `None` if it does; itself `None` for an engine that replaces no answers by
+            explicit reasoning.
         positions: most positions of a prompt with its answer, where the engine takes fewer than the host has.
 
     Raises:
-        ValueError: for a tokenizer that does not encode the answer prompt as the model was trained with it.
+        ValueError: for a tokenizer that does not encode the answer prompt as the model was trained with it, and for a
+            rule of escalation that the engine cannot follow.
     """
 
     def __init__(
@@ -60,14 +62,20 @@ class Service:
         *,
         makes_tokens: bool,
         says_words: bool,
-        escalates: bool = False,
+        signal_problem: Callable[[str, int], str | None] | None = None,
         positions: int | None = None,
     ):
-        self._positions, self._escalates = positions, escalates
+        self._positions, self._signal_problem = positions, signal_problem
         self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
         self._makes_tokens, self._says_words = makes_tokens, says_words
         self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
         self._answer_prompt = answer_prompt_of(model_config, tokenizer) if self._ends else ""
+        self._escalation = escalation_argument(config.escalate)
+        if self._escalation is not None:
+            try:
+                self._followed(self._escalation, self._tokens())
+            except ValueError as error:
+                raise ValueError(f"escalate={config.escalate!r}: {error}") from error
         # Fast tokenizers may be used by one thread at a time.
         self._lock = threading.Lock()
         probe = self._chat_prompt([{"role": "user", "content": "What is 2 + 2?"}])
@@ -102,7 +110,7 @@ class Service:
         else:
             assert isinstance(request, CompletionRequest)
             top = request.logprobs
-        rule = self._rule(request, prompts, field)
+        rule = self._rule(request, prompts, count, field)
         made = []
         for prompt in prompts:
             job = Job(
@@ -132,9 +140,12 @@ class Service:
         text = f"model={name!r} is not served here: use {self.config.model_name!r}."
         return RequestError(404, text, "model", "model_not_found")
 
+    def _tokens(self) -> int:
+        return int(getattr(self._model_config, "num_implicit_tokens", 0)) if self._makes_tokens else 0
+
     def _implicit(self, request: AnswerRequest) -> tuple[int, bool]:
         asked = request.implicit_tokens
-        default = int(getattr(self._model_config, "num_implicit_tokens", 0)) if self._makes_tokens else 0
+        default = self._tokens()
         if asked is None:
             return default, False
         if not self._makes_tokens and asked != 0:
@@ -152,32 +163,44 @@ class Service:
             return default, True
         return int(asked), False
 
-    def _rule(self, request: AnswerRequest, prompts: list[list[int]], field: str) -> Escalation | None:
+    def _rule(self, request: AnswerRequest, prompts: list[list[int]], count: int, field: str) -> Escalation | None:
         """Return when the answers are replaced by explicit reasoning."""
-        if request.escalation is None or request.escalation is False:
+        asked = self._escalation if request.escalation is None else request.escalation
+        if asked is None or asked is False:
             return None
         problem = None
-        if not self._escalates or not self._ends:
-            problem = "this engine or model does not escalate: leave the field out"
-        elif request.choices > 1:
-            problem = f"n={request.choices} answers cannot be asked for with it: leave one of the two out"
-        elif any(len(ids) <= len(self._ends) or ids[-len(self._ends) :] != self._ends for ids in prompts):
-            problem = f"{field} must end on the answer prompt {self._answer_prompt!r}, without which the host reasons"
-        if problem is not None:
-            raise RequestError(400, f"escalation: {problem}.", "escalation")
+        if request.choices > 1:
+            problem = f"n={request.choices} answers cannot be asked for with it: leave one of the two out."
+        elif self._ends and any(
+            len(ids) <= len(self._ends) or ids[-len(self._ends) :] != self._ends for ids in prompts
+        ):
+            problem = f"{field} must end on the answer prompt {self._answer_prompt!r}, without which the host reasons."
         try:
-            rule = Escalation.of(request.escalation, self._model_config.escalation)
+            if problem is not None:
+                raise ValueError(problem)
+            return self._followed(asked, count)
         except ValueError as error:
-            raise RequestError(400, str(error), "escalation") from error
-        read = [] if rule.calibration is None else [name for name in rule.signals if name not in _SERVED_SIGNALS]
-        if read or rule.router is not None:
-            what = f"the signals {', '.join(read)}" if read else "a router"
-            raise RequestError(
-                400,
-                f"escalation: the checkpoint's rule goes by {what}, which the server does not compute: calibrate it "
-                f"on {' and '.join(_SERVED_SIGNALS)} alone.",
-                "escalation",
-            )
+            if request.escalation is None:
+                # The server's own rule is for the requests that it fits.
+                return None
+            raise RequestError(400, f"escalation: {error}", "escalation") from error
+
+    def _followed(self, asked: bool | float, count: int) -> Escalation:
+        """Return the rule that is asked for, for answers with `count` implicit tokens.
+
+        Raises:
+            ValueError: if the engine cannot follow it.
+        """
+        if self._signal_problem is None or not self._ends:
+            raise ValueError("this engine or model does not escalate: leave it out.")
+        rule = Escalation.of(asked, self._model_config.escalation)
+        for name in [*([] if rule.calibration is None else rule.signals), *(rule.router or {}).get("signals", ())]:
+            problem = self._signal_problem(name, count)
+            if problem is not None:
+                raise ValueError(
+                    f"the checkpoint's rule goes by the signal {name!r}, but {problem}: calibrate it with other "
+                    "--signals."
+                )
         return rule
 
     def _prompts(self, request: AnswerRequest) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Requests with `escalation`: answers, routes and usage as `generate`'s, whoever else is answered; what is refused."""
 
+import copy
 import json
 
 import httpx2
@@ -11,11 +12,21 @@ from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.jobs import RequestError
-from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.launch import app_of, signal_problem_of
 from semcot_hf.serve.protocol import ChatRequest
 from semcot_hf.serve.running import RunningBatch
 from semcot_hf.serve.service import Service
 
+# Those of which the server makes a confidence, with their typical size.
+SIGNALS = {
+    "answer_probability": 0.05,
+    "min_token_probability": 0.02,
+    "thought_entropy": 5.0,
+    "thought_ended": 0.5,
+    "host_probability": 0.05,
+    "host_entropy": 5.0,
+    "question_tokens": 20.0,
+}
 TEXTS = ["How many apples has Ann?", "Bob has 3.", "Ann gives one apple to Bob, who has 12 apples.", "2?"]
 NEW, REASONING, END = 6, 9, 9
 
@@ -43,7 +54,9 @@ def ids_of(tokenizer, text):
 
 
 def expected(model, tokenizer, prompt, escalation):
-    rule = Escalation(escalation, max_reasoning_tokens=REASONING)
+    rule = escalation
+    if isinstance(escalation, float):
+        rule = Escalation(escalation, max_reasoning_tokens=REASONING)
     out = model.generate(
         torch.tensor([prompt]), max_new_tokens=NEW, escalation=rule, return_dict_in_generate=True, do_sample=False
     )
@@ -111,36 +124,51 @@ def test_what_is_refused(url, body, problem):
         (
             {
                 "threshold": 0.5,
-                "signals": ["thought_ended"],
+                "signals": ["agreement"],
                 "calibration": {"kind": "isotonic", "x": [0], "y": [1]},
             },
             True,
-            "thought_ended, which the server does not compute",
+            "'agreement', but it takes a second answer",
         ),
         (
             {
                 "threshold": 0.5,
-                "router": {
-                    "signals": ["host_probability"],
-                    "calibration": None,
-                    "threshold": 0.5,
-                    "sends": "at_once",
-                },
+                "signals": ["thought_ended"],
+                "calibration": {"kind": "isotonic", "x": [0], "y": [1]},
             },
             True,
-            "a router, which the server does not compute",
+            "'thought_ended', but all thoughts of thought_length='fixed'",
         ),
     ],
-    ids=["vllm", "no-rule", "signals", "router"],
+    ids=["no-escalation", "no-rule", "agreement", "no-such-signal"],
 )
 def test_rules_that_the_server_cannot_follow(model, tokenizer, monkeypatch, rule, escalates, problem):
     monkeypatch.setattr(model.config, "escalation", rule)
-    config = ServeConfig(model="tiny")
-    service = Service(model.config, tokenizer, config, makes_tokens=True, says_words=False, escalates=escalates)
+    config, known = ServeConfig(model="tiny"), signal_problem_of(model) if escalates else None
+    service = Service(model.config, tokenizer, config, makes_tokens=True, says_words=False, signal_problem=known)
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "?"}], "escalation": True})
     with pytest.raises(RequestError, match=problem) as raised:
         service.jobs(request, lambda job, event: None)
     assert raised.value.status == 400
+
+
+def test_the_servers_own_rule(model, tokenizer):
+    """It holds for requests without the field, where it can be followed."""
+    prompt = ids_of(tokenizer, TEXTS[0])
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny", escalate="own"))) as address:
+        (choice,) = ask(address, "completions", prompt=[prompt]).json()["choices"]
+        assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, 1.0)[:2]
+        (choice,) = ask(address, "completions", prompt=[prompt], escalation=0.0).json()["choices"]
+        assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, 0.0)[:2]
+        for options in ({"escalation": False}, {"n": 2}, {"prompt": "no answer prompt"}):
+            answer = ask(address, "completions", **{"prompt": [prompt], **options})
+            assert answer.status_code == 200 and "route" not in answer.json()["choices"][0]
+    with pytest.raises(ValueError, match="escalate='often'"):
+        ServeConfig(model="tiny", escalate="often")
+    plain = copy.deepcopy(model)
+    plain.config.escalation = None
+    with pytest.raises(ValueError, match="escalate='own'.*semcot calibrate"):
+        app_of(plain, tokenizer, ServeConfig(model="tiny", escalate="own"))
 
 
 def test_hosts_that_sequences_cannot_join(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer):
@@ -155,3 +183,65 @@ def test_hosts_that_sequences_cannot_join(tiny_lm, tiny_semcot, tokenizer, tiny_
         choices = ask(address, "completions", prompt=prompts, escalation=True).json()["choices"]
     for prompt, choice in zip(prompts, choices, strict=True):
         assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, threshold)[:2]
+
+
+def logistic(names, intercept=0.0):
+    """Return a calibration of which each signal moves the confidence by about as much."""
+    sizes = [SIGNALS[name] for name in names]
+    return {
+        "kind": "logistic",
+        "coefficients": [(-1.0) ** place for place in range(len(names))],
+        "intercept": intercept,
+        "means": sizes,
+        "scales": sizes,
+    }
+
+
+def router_of(sends):
+    names = ["host_probability", "host_entropy", "question_tokens"]
+    return {"signals": names, "calibration": logistic(names), "threshold": 0.5, "sends": sends}
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["joins", "one-batch"])
+@pytest.mark.parametrize("sends", [None, "at_once", "explicit"])
+def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, joins, sends):
+    """Signals of thoughts and questions, and routers, as `generate` has them for each prompt alone."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny_semcot(
+        tiny_lm(eos_token_id=END, **({} if joins else {"rope_parameters": rope})),
+        tiny_lm("llama", hidden_size=32, seed=5),
+        answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
+        generator_mode="sequential",
+        projection="vocabulary",
+        thought_length="adaptive",
+        end_of_thought_token_ids=list(range(0, 320, 4)),
+        mixture_top_k=4,
+        num_implicit_tokens=4,
+    )
+    assert RunningBatch(model.host).joins == joins
+    prompts = [ids_of(tokenizer, text) for text in TEXTS]
+    names = [*SIGNALS]
+    rule = Escalation(0.0, names, logistic(names), max_reasoning_tokens=REASONING)
+    sure = sorted(expected(model, tokenizer, prompt, rule)[2] for prompt in prompts)
+    rule.threshold = (sure[0] + sure[1]) / 2
+    if sends is not None:
+        router = router_of(sends)
+        always = Escalation(0.0, router={**router, "threshold": float(sends == "explicit")})
+        asked = sorted(expected(model, tokenizer, prompt, always)[2] for prompt in prompts)
+        rule.router = {**router, "threshold": (asked[1] + asked[2]) / 2}
+    model.config.escalation = rule.to_dict()
+    wanted = [expected(model, tokenizer, prompt, rule) for prompt in prompts]
+    assert sends is None or sends in [route for _, route, _ in wanted]
+    assert len({route for _, route, _ in wanted}) > 1
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny"))) as address:
+        body = ask(address, "completions", prompt=prompts, escalation=True).json()
+        metrics = httpx2.get(f"{address}/metrics").text
+    for (text, route, confidence), choice in zip(wanted, body["choices"], strict=True):
+        assert (choice["text"], choice["route"]) == (text, route)
+        assert choice["confidence"] == pytest.approx(confidence, abs=1e-4)
+    assert body["usage"]["prompt_tokens"] == sum(map(len, prompts))
+    for kind in ("prompt", "implicit"):
+        (counted,) = [
+            line for line in metrics.splitlines() if line.startswith(f'semcot_tokens_total{{kind="{kind}"}}')
+        ]
+        assert float(counted.rpartition(" ")[2]) == body["usage"][f"{kind}_tokens"]
