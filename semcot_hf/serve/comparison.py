@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.answering import Answer, Answerer
 from ..inference.settings import AnswerSettings, makes_implicit_tokens
+from ..modeling.escalation_semcot import Escalation
 from .thoughts import says_words
 
 METHODS = {"no_cot": "At once", "cot": "With explicit reasoning", "semcot": "With implicit tokens"}
@@ -21,10 +22,15 @@ class Compared:
     Args:
         answers: by method, a key of `METHODS`; their seconds include the implicit tokens.
         words: the words of the implicit tokens, each with its share in its token; `None` for tokens that are none.
+        confidence: that of the checkpoint's calibration in the answer with the question's own implicit tokens; `None`
+            without one.
+        escalates: whether explicit reasoning would replace this answer by the checkpoint's rule; `None` likewise.
     """
 
     answers: dict[str, Answer]
     words: list[tuple[str, float]] | None
+    confidence: float | None = None
+    escalates: bool | None = None
 
 
 class Comparison:
@@ -45,6 +51,10 @@ class Comparison:
             )
         self._model: Any = model
         self._tokenizer = tokenizer
+        stored = getattr(model.config, "escalation", None)
+        rule = None if stored is None else Escalation.from_dict(stored)
+        known = rule is not None and all(self._model.signal_problem(name) is None for name in rule.signals)
+        self._rule = rule if known else None
 
     def ask(self, question: str, max_new_tokens: int, other: str | None = None) -> Compared:
         """Answer a question by each method.
@@ -63,9 +73,10 @@ class Comparison:
         answers = {}
         words = None
         for method in METHODS:
-            answerer = Answerer(
-                self._model, self._tokenizer, AnswerSettings(method=method, max_new_tokens=max_new_tokens)
-            )
+            # Implicit tokens of another question say nothing of how sure the model is of this one.
+            signals = self._rule.signals if self._rule and method == "semcot" and other is None else []
+            settings = AnswerSettings(method=method, max_new_tokens=max_new_tokens, signals=signals)
+            answerer = Answerer(self._model, self._tokenizer, settings)
             asked = [question.strip(), *([] if other is None else [other.strip()])]
             prompts = list(answerer.prompts(asked))
             for prompt in prompts if method == "semcot" else prompts[:1]:
@@ -78,7 +89,12 @@ class Comparison:
                     options["implicit_embeddings_for"] = lambda _, ids=prompts[-1]: self._tokens(ids)
                 words = self._words(prompts[-1])
             [(_, [answers[method]])] = answerer.parts(prompts, [0], **options)
-        return Compared(answers, words)
+        confidence = escalates = None
+        found = answers["semcot"].signals
+        if self._rule is not None and found:
+            confidence = float(self._rule.confidence({name: torch.tensor([value]) for name, value in found.items()}))
+            escalates = confidence < self._rule.threshold
+        return Compared(answers, words, confidence, escalates)
 
     def _tokens(self, ids: Sequence[int]) -> Any:
         with torch.no_grad():

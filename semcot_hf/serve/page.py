@@ -37,7 +37,11 @@ def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
         for method in METHODS:
             answer = compared.answers[method]
             said = f"{answer.seconds:.2f} s, {answer.new_tokens} new tokens"
-            shown += [answer.output.strip(), said if answer.finished else f"{said}, not ended"]
+            said += "" if answer.finished else ", not ended"
+            if method == "semcot" and compared.confidence is not None:
+                then = "explicit reasoning would replace it" if compared.escalates else "kept"
+                said += f"; confidence {compared.confidence:.0%}: {then}".replace("%", " %")
+            shown += [answer.output.strip(), said]
         return [*shown, thought_html(compared.words)]
 
     with gradio.Blocks(title=f"semcot: {name}", analytics_enabled=False) as page:

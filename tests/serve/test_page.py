@@ -10,6 +10,7 @@ import torch
 from semcot_hf.cli.main import main
 from semcot_hf.inference.answering import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve import space
 from semcot_hf.serve.comparison import METHODS, Comparison
 from semcot_hf.serve.page import make_page, show, thought_html
@@ -70,6 +71,28 @@ def test_the_answers_are_those_of_each_method(words_model, tokenizer):
         [alone] = answer_questions(words_model, tokenizer, [QUESTION], method=method, max_new_tokens=6)
         assert (answer.output, answer.new_tokens) == (alone.output, alone.new_tokens) and answer.seconds > 0
     assert compared.words == words_of(words_model, tokenizer, QUESTION)
+
+
+def test_confidence_of_a_calibrated_checkpoint(words_model, tokenizer, monkeypatch):
+    calibration = {"kind": "logistic", "coefficients": [1.0], "intercept": 0.0, "means": [5.0], "scales": [1.0]}
+    rule = Escalation(1.0, ["thought_entropy"], calibration)
+    monkeypatch.setattr(words_model.config, "escalation", rule.to_dict())
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+    made = words_model.generate(
+        torch.tensor([ids["input_ids"]]),
+        escalation=Escalation(0.0, ["thought_entropy"], calibration),
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+    )
+    compared = Comparison(words_model, tokenizer).ask(QUESTION, 6)
+    assert compared.confidence == pytest.approx(float(made.confidence), abs=1e-4) and compared.escalates
+    rule.threshold = compared.confidence / 2
+    monkeypatch.setattr(words_model.config, "escalation", rule.to_dict())
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).escalates is False
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6, OTHER).confidence is None
+    rule.signals = ["similarity"]
+    monkeypatch.setattr(words_model.config, "escalation", rule.to_dict())
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).confidence is None
 
 
 @pytest.mark.parametrize("fields", [{"projection": "vocabulary"}, {}], ids=["words", "vectors"])
