@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .weights_semcot import adapted_layers
+from .weights_semcot import adapted_layers, is_part
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Values that are cast at a time, which bounds the memory that this takes.
@@ -54,11 +54,12 @@ def weights_checksum(weights: Iterable[Tensor]) -> str | None:
     bfloat16 and in float16. The last two compare weights that were cast while loading.
 
     Returns:
-        The checksum; `None` if weights are quantized, sharded over processes, or not in memory (offloaded).
+        The checksum; `None` if weights are quantized, sharded over processes, or not in memory (offloaded), and for
+        none.
     """
     weights = list(weights)
     dtypes = _dtypes(weights)
-    if dtypes is None:
+    if not dtypes:
         return None
     return "-".join([dtypes, *(f"{_sum(weights, dtype):016x}" for dtype in (None, torch.bfloat16, torch.float16))])
 
@@ -96,7 +97,8 @@ def has_checksum(weights: Iterable[Tensor], checksum: str | None) -> bool | None
 def _dtypes(weights: list[Tensor]) -> str | None:
     """Return the dtypes of weights as text; `None` if some are not plain numbers in memory."""
     if any(
-        type(value) not in (nn.Parameter, Tensor) or value.is_meta or value.dtype not in DTYPES for value in weights
+        type(value) not in (nn.Parameter, Tensor) or is_part(value) or value.is_meta or value.dtype not in DTYPES
+        for value in weights
     ):
         return None
     return "+".join(sorted({str(value.dtype).removeprefix("torch.") for value in weights}))
@@ -124,14 +126,15 @@ def _sum_of_bits(values: Tensor) -> int:
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of `model` as it is without its adapters."""
-    state = dict(model.state_dict())
+    """Return the parameters and buffers of `model` as it is without its adapters, by the names of its state dict."""
+    # Detached values would not say that a process holds a part of them.
+    state = dict(model.state_dict(keep_vars=True))
     layers: Any = adapted_layers(model)
     for name, layer in layers:
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         base = getattr(layer, "token_adapter", layer)
         base = base.get_base_layer() if hasattr(base, "get_base_layer") else base.original_module
-        state.update({f"{name}.{key}": value for key, value in base.state_dict().items()})
+        state.update({f"{name}.{key}": value for key, value in base.state_dict(keep_vars=True).items()})
     return state
 
 
@@ -148,6 +151,6 @@ def saved_weights(model: Any, state: Mapping[str, Tensor], with_host: bool) -> l
     for name, value in state.items():
         if tied.get(name) in state or (name.startswith("host.") and not with_host):
             continue
-        shared = value.numel() and not value.is_meta
+        shared = value.numel() and not value.is_meta and not is_part(value)
         found.setdefault((value.data_ptr(), value.shape, value.dtype) if shared else name, value)
     return list(found.values())

@@ -37,7 +37,7 @@ from .sources_semcot import (
     pick,
     readable,
 )
-from .structure_semcot import check_structure
+from .structure_semcot import check_structure, check_whole
 from .thought_prompt_semcot import recipe_fields
 from .vocabularies_semcot import shared_words
 from .weights_semcot import fingerprint
@@ -127,6 +127,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             backbone = next(part for part in generator.children() if isinstance(part, PreTrainedModel))
         if loaded is None:
             check_structure("generator", backbone)
+        for role, part in (("host", host), ("generator", generator)):
+            check_whole(role, part)
         if recipe is not None or thought_prompt is not None or tokenizer is not None:
             separate = tokenizers[0] is not None
             words = tuple(

@@ -14,8 +14,17 @@ from .checksums_semcot import content_checksum, saved_weights, tokenizer_checksu
 from .folders_semcot import ReplacedFolder, is_folder
 from .parts_semcot import SemCoTPreTrainedModel
 from .sources_semcot import TOKENIZERS, HostPlace, changed_settings, check_target, load_host, settings_of
-from .structure_semcot import check_saved_structure
-from .weights_semcot import adapted_layers, fingerprint, is_quantized, merged_state, same_weights, weights_fingerprint
+from .structure_semcot import check_saved_structure, plain_class
+from .weights_semcot import (
+    adapted_layers,
+    fingerprint,
+    fingerprint_of,
+    is_part,
+    is_quantized,
+    merged_state,
+    same_weights,
+    weights_fingerprint,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -161,15 +170,26 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         layout = self.config.includes_host
         config: Any = self.config
         config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
+        parts = [name for name, value in self.named_parameters() if is_part(value)]
+        own = state_dict is None
         if state_dict is None:
             state_dict = self.state_dict()
         elif not include_host:
             self._check_host_state(state_dict)
         if not include_host:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith("host.")}
+        parts = [name for name in parts if name in state_dict or not own]
+        # What transformers sharded while loading, it gathers itself.
+        if own and parts and getattr(config, "distributed_config", None) is None:
+            raise ValueError(
+                f"There are {len(parts)} weights of which this process holds a part (DeepSpeed ZeRO-3 or FSDP), such "
+                f"as {parts[0]!r}: pass state_dict= with the gathered weights, as Trainer and "
+                "accelerator.get_state_dict(model) gather them."
+            )
         state_dict = merged_state(self, state_dict)
         writes = self.should_save_on_this_rank(is_main_process) and not kwargs.get("distributed_checkpoint")
-        if writes:
+        # Trainer passes no weights if DeepSpeed writes its own files beside the configuration.
+        if writes and not (parts and not state_dict):
             check_saved_structure(self, state_dict, include_host)
         lost = [key for key, value in state_dict.items() if value.is_meta]
         if lost:
@@ -183,6 +203,8 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         config.own_tokenizers_checksum = self._checksum_of_tokenizers()
         # Otherwise transformers would save the adapters only.
         adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
+        # transformers saves the code of the class, which FSDP2 replaces by one of torch's.
+        sharded, self.__class__ = type(self), plain_class(self)
         try:
             with ReplacedFolder(save_directory, kwargs.get("variant")) if writes else nullcontext() as self._replaced:
                 folder = save_directory if self._replaced is None else self._replaced.path
@@ -190,21 +212,28 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                     getattr(self, name).save_pretrained(os.path.join(folder, name))
                 return super().save_pretrained(folder, is_main_process, state_dict, *args, **kwargs)
         finally:
+            self.__class__ = sharded
             self.config.includes_host, self._hf_peft_config_loaded, self._replaced = layout, adapted, None
             config.weights_checksum = config.generation_checksum = config.own_tokenizers_checksum = None
 
     def _check_host_state(self, state_dict: dict[str, Tensor]) -> None:
         """Raise ValueError for a state dict with other values of the host, which the attached layout leaves out."""
+        lost = "are lost in the attached layout: pass include_host=True, which saves the host's weights."
+        parameters = [(name, state_dict.get(f"host.{name}"), value) for name, value in self.host.named_parameters()]
+        if any(is_part(value) for _, _, value in parameters):
+            gathered = [(name, given) for name, given, _ in parameters if given is not None]
+            now = fingerprint_of(gathered) if len(gathered) == len(parameters) else None
+            known = (self._attached_fingerprint and self._attached_fingerprint.text, self.config.host_fingerprint)
+            if now and any(same_weights(text, now.text) is False for text in known):
+                raise ValueError(f"state_dict has other values of the host than when it was attached, which {lost}")
+            return
         own = self.state_dict()
         for name, value in state_dict.items():
             kept = own.get(name) if name.startswith("host.") else None
             if kept is None or kept.is_meta or value.is_meta or kept.shape != value.shape:
                 continue
             if kept.data_ptr() != value.data_ptr() and not torch.equal(kept, value.to(kept)):
-                raise ValueError(
-                    f"state_dict has other values of {name!r} than the model, which are lost in the attached layout: "
-                    "pass include_host=True, which saves the host's weights."
-                )
+                raise ValueError(f"state_dict has other values of {name!r} than the model, which {lost}")
 
     def _checksum_of_tokenizers(self) -> str | None:
         """Return the checksum of the tokenizers that a checkpoint carries in folders of their own."""
@@ -290,6 +319,9 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                 # Only GGUF files are known to be quantized; other hosts may have been quantized while loading.
                 packed = getattr(self.host, "quantization_method", None) == "gguf"
                 return "is a GGUF file whose name is not recorded" if packed else None
+            if any(hasattr(value, "ds_id") for value in self.host.parameters()):
+                # Loading takes all processes, of which one may be saving.
+                return None if on_demand else "is spread over processes by ZeRO-3, and cannot be compared with it here"
             try:
                 found, place = load_host(str(place.name), {**place.arguments(), "local_files_only": True})
             except Exception as error:
@@ -299,7 +331,9 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             changed = changed_settings(settings_of(found.config), settings_of(self.host.config))
             if changed:
                 return f"has other settings than the one found there ({changed})"
-            self._host_is_there = same_weights(weights_fingerprint(found), present) is not False
+            # Of a host that is sharded by now, what it was is known.
+            known_text = present or (attached and attached.text)
+            self._host_is_there = same_weights(weights_fingerprint(found), known_text) is not False
             if self._host_is_there:
                 self.config.host_revision = place.revision
         return None if self._host_is_there else "has other weights than those found there"

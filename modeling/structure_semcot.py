@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
 
 from .checksums_semcot import DTYPES, base_state
-from .weights_semcot import is_quantized
+from .weights_semcot import is_part, is_quantized, whole_shape
 
 
 def check_structure(role: str, part: PreTrainedModel) -> None:
@@ -24,7 +25,7 @@ def check_structure(role: str, part: PreTrainedModel) -> None:
     if is_quantized(part):
         return
     built = _built(part.config, part.can_generate())
-    own, known = _plain_class(part), _plain_class(built)
+    own, known = plain_class(part), plain_class(built)
     name = f"{role} is a {own.__name__}"
     if own is not known:
         raise ValueError(
@@ -51,13 +52,28 @@ def check_saved_structure(model: Any, state: Mapping[str, Any], with_host: bool)
         state: its state dict as it is saved.
         with_host: whether the host is part of it.
     """
-    with torch.device("meta"):
-        built = type(model)(copy.deepcopy(model.config), build_host=with_host)
+    # DeepSpeed ZeRO-3 would partition what is built, which takes all processes.
+    with set_zero3_state(), torch.device("meta"):
+        built = plain_class(model)(copy.deepcopy(model.config), build_host=with_host)
     differs = changed_names(state, built.state_dict())
     if differs:
         raise ValueError(
             f"The model {differs}. It could not be loaded again, so that nothing was saved: change its configuration "
             "with it, or make changes to the weights themselves."
+        )
+
+
+def check_whole(role: str, part: PreTrainedModel) -> None:
+    """Raise ValueError if the weights that a new pair's own are made from are spread over processes.
+
+    These are a host's word embeddings, and all weights of a generator.
+    """
+    weights = part.parameters() if role == "generator" else part.get_input_embeddings().parameters()
+    if any(map(is_part, weights)):
+        raise ValueError(
+            f"{role} has weights of which this process holds a part (DeepSpeed ZeRO-3, FSDP or tensor parallelism), "
+            "so that no projection and <thought> can be made from its word embeddings: make the pair before "
+            "TrainingArguments with ZeRO-3, which then shards it as a whole, or use ZeRO-2 or FSDP2."
         )
 
 
@@ -69,10 +85,9 @@ def changed_names(state: Mapping[str, Any], built: Mapping[str, Tensor]) -> str:
     if missing:
         return f"lacks {len(missing)} weights, such as {missing[0]!r}, which its configuration has"
     for name, value in state.items():
-        # Processes that share a weight hold a part of it.
-        shared = hasattr(value, "ds_id") or type(value) not in (nn.Parameter, Tensor)
-        if not shared and value.shape != built[name].shape:
-            return f"has {name!r} of shape {tuple(value.shape)}, but {tuple(built[name].shape)} by its configuration"
+        shape, wanted = whole_shape(value), tuple(built[name].shape)
+        if type(value) in (nn.Parameter, Tensor) and shape != wanted:
+            return f"has {name!r} of shape {shape}, but {wanted} by its configuration"
     return ""
 
 
@@ -95,10 +110,10 @@ def _built(config: PreTrainedConfig, causal: bool) -> PreTrainedModel:
     Raises:
         ValueError: if transformers builds none.
     """
-    with torch.device("meta"):
+    with set_zero3_state(), torch.device("meta"):
         return (AutoModelForCausalLM if causal else AutoModel).from_config(copy.deepcopy(config))
 
 
-def _plain_class(model: nn.Module) -> type:
+def plain_class(model: nn.Module) -> type[Any]:
     """Return the class of a model without those that torch puts before it to shard its weights."""
     return next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch."))

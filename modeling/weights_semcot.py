@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -76,9 +77,24 @@ def shares_weights(first: nn.Module | None, second: nn.Module | None) -> bool:
     """Return whether two models have a weight in common, so that training one changes the other."""
     if first is None or second is None:
         return False
-    places = [{value.untyped_storage().data_ptr() for value in part.parameters()} for part in (first, second)]
+    places = [{_place(value) for value in part.parameters()} for part in (first, second)]
     # Weights without storage (on meta) are at 0.
     return bool((places[0] & places[1]) - {0})
+
+
+def is_part(value: Any) -> bool:
+    """Return whether a process holds a part of a weight only, by DeepSpeed ZeRO-3, FSDP or tensor parallelism."""
+    return hasattr(value, "ds_id") or hasattr(value, "_fsdp_flattened") or hasattr(value, "to_local")
+
+
+def whole_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a weight, of which this process may hold a part."""
+    return tuple(getattr(value, "ds_shape", value.shape))
+
+
+def _place(value: Any) -> int:
+    """Return where the values of a weight are in memory, or those that this process holds."""
+    return (value.to_local() if hasattr(value, "to_local") else value).untyped_storage().data_ptr()
 
 
 def is_quantized(model: Any) -> bool:
@@ -119,18 +135,20 @@ def weights_fingerprint(model: Any) -> str | None:
     return None if found is None else found.text
 
 
-@torch.no_grad()
 def fingerprint(model: Any) -> Fingerprint | None:
     """Return the fingerprint of a model's weights; `None` as in `weights_fingerprint`."""
-    if is_quantized(model):
-        return None
+    return None if is_quantized(model) else fingerprint_of(_base_parameters(model))
+
+
+@torch.no_grad()
+def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> Fingerprint | None:
+    """Return the fingerprint of (name, value) of weights; `None` as in `weights_fingerprint`."""
     dtypes: set[str] = set()
     digests: list[set[bytes]] = [set(), set(), set(), set()]
     ordered = hashlib.sha256()
-    for name, value in _base_parameters(model):
-        # DeepSpeed and FSDP mark the weights of which a process holds a part.
-        part = hasattr(value, "ds_id") or hasattr(value, "_fsdp_flattened")
-        if type(value) not in (nn.Parameter, Tensor) or part or value.is_meta or not value.is_floating_point():
+    for name, value in weights:
+        plain = type(value) in (nn.Parameter, Tensor) and not is_part(value)
+        if not plain or value.is_meta or not value.is_floating_point():
             return None
         flat = value.detach().reshape(-1)
         chosen = flat[:: max(1, flat.shape[0] // SAMPLES)].cpu()

@@ -165,6 +165,11 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
                 f"projection_warmup={args.projection_warmup}: with DeepSpeed the generator's gradients cannot be "
                 "dropped in this phase. Set projection_warmup=0."
             )
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing:
+            raise ValueError(
+                "fsdp_activation_checkpointing=true runs layers again on keys and values that they have added to: set "
+                "it to false, and gradient_checkpointing=True here."
+            )
         # With labels in a batch, Trainer computes evaluation losses through compute_loss.
         self.label_names = ["labels"]
         self.model.add_model_tags(self._tag_names)

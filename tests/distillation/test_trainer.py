@@ -2,9 +2,11 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict, IterableDataset
 from distillation_models import config, moved, snapshot
 
@@ -371,6 +373,21 @@ def test_an_output_dir_that_would_overwrite_a_model(parts, tiny_folder, tiny_tok
     with pytest.raises(ValueError, match="output_dir=.* is where the alignment encoder comes from"):
         SemCoTDistillationTrainer(model=parts(), args=config(encoder), alignment_encoder=encoder, **options)
     assert files == {path: path.read_bytes() for path in tiny_folder.rglob("*") if path.is_file()}
+
+
+def test_checkpointing_by_fsdp_is_refused(parts, tiny_tokenizer, rows, tmp_path, monkeypatch):
+    """The question cache's keys and values would be added a second time."""
+    made = SemCoTDistillationTrainer.create_accelerator_and_postprocess
+
+    def sharded(trainer):
+        made(trainer)
+        trainer.is_fsdp_enabled = True
+        plugin = SimpleNamespace(activation_checkpointing=True)
+        monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+
+    monkeypatch.setattr(SemCoTDistillationTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ValueError, match="fsdp_activation_checkpointing=true .*: set it to false, and gradient_chec"):
+        SemCoTDistillationTrainer(parts(), config(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer)
 
 
 def test_what_could_not_be_pushed_is_refused_before_training(parts, tiny_tokenizer, rows, tmp_path):
