@@ -83,7 +83,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLos
         step_input_ids: Tensor | None = None,
         step_attention_mask: Tensor | None = None,
         thought_input_ids: Tensor | None = None,
-        thought_labels: Tensor | None = None,
+        thought_targets: Tensor | None = None,
         use_question_cache: bool = False,
         question_cache: Cache | None = None,
         **kwargs: Any,
@@ -107,7 +107,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLos
             num_implicit_tokens: k; `config.num_implicit_tokens` if `None`.
             step_input_ids, step_attention_mask: (batch, k, step length), the text of each token's reasoning step for
                 the step decoder; steps whose mask is all zeros are not supervised.
-            thought_input_ids, thought_labels: (batch, words), words in the generator's ids that it learns to write
+            thought_input_ids, thought_targets: (batch, words), words in the generator's ids that it learns to write
                 after each query, padded on the right; -100 where a word has no loss. Without `labels` only the
                 generator runs, and the output is its loss; with them, both losses are returned.
             use_question_cache: compute the host's keys and values of the questions first, without gradient. Loss and
@@ -135,7 +135,7 @@ class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLos
         thought_loss = None
         if thought_input_ids is not None:
             thought_loss = self._thought_loss(
-                input_ids, attention_mask, completion_mask, thought_input_ids, thought_labels
+                input_ids, attention_mask, completion_mask, thought_input_ids, thought_targets
             )
             if labels is None:
                 return SemCoTCausalLMOutput(loss=thought_loss, thought_loss=thought_loss)

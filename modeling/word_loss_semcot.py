@@ -26,7 +26,7 @@ class SemCoTWordLossMixin(SemCoTTokensMixin):
         if input_ids is None or labels is None or words.shape != labels.shape or len(words) != len(input_ids):
             shapes = [None if part is None else tuple(part.shape) for part in (input_ids, words, labels)]
             raise ValueError(
-                f"input_ids, thought_input_ids and thought_labels have the shapes {shapes}: all three are needed, "
+                f"input_ids, thought_input_ids and thought_targets have the shapes {shapes}: all three are needed, "
                 "with the same number of rows, and the last two alike."
             )
         return self._word_loss(*self._queries(input_ids, attention_mask, completion_mask), words, labels)

@@ -106,7 +106,7 @@ def main() -> None:
             [
                 {
                     "input_ids": row["prompt_ids"][: len(row["prompt_ids"]) - size] + row["thought_ids"],
-                    "labels": [-100] * (len(row["prompt_ids"]) - size) + row["thought_labels"],
+                    "labels": [-100] * (len(row["prompt_ids"]) - size) + row["thought_targets"],
                 }
                 for row in ours.train_dataset
             ]

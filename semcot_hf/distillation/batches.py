@@ -17,7 +17,7 @@ class DistillationCollator:
 
     `input_ids` (batch, prompt + answer) is padded on the left before the prompts and on the right after the answers,
     so that all answers start in the same column; so is `teacher_input_ids`. `step_input_ids` is (batch, k, longest
-    step), `word_input_ids` (batch, k - 1, most words), `thought_input_ids` and `thought_labels` (batch, most words of
+    step), `word_input_ids` (batch, k - 1, most words), `thought_input_ids` and `thought_targets` (batch, most words of
     a thought).
 
     Args:
@@ -49,10 +49,10 @@ class DistillationCollator:
                 batch[f"{name}_attention_mask"] = mask.view(len(rows), -1, ids.shape[1])
         if "thought_ids" in columns:
             # A token that is dropped again keeps the width above zero.
-            for name, filler in (("ids", self.pad_token_id), ("labels", -100)):
+            for name, filler in (("ids", self.pad_token_id), ("targets", -100)):
                 rows_of = [*columns[f"thought_{name}"], [filler]]
                 padded = pad(rows_of, filler, "right")[0][:-1]
-                batch["thought_input_ids" if name == "ids" else "thought_labels"] = padded
+                batch["thought_input_ids" if name == "ids" else "thought_targets"] = padded
         if "reasoning_embedding" in columns:
             batch["reasoning_embedding"] = torch.tensor(
                 np.asarray(columns["reasoning_embedding"]), dtype=torch.float32

@@ -175,7 +175,7 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         self.model.add_model_tags(self._tag_names)
 
     def _set_signature_columns_if_needed(self) -> None:
-        own = ("prompt_ids", "completion_ids", "step_ids", "word_ids", "teacher_ids", "thought_ids", "thought_labels")
+        own = ("prompt_ids", "completion_ids", "step_ids", "word_ids", "teacher_ids", "thought_ids", "thought_targets")
         self._signature_columns = [*own, "length", COLUMN]  # type: ignore[assignment]  # transformers declares None
 
     def _tokenize(self, dataset: AnyDataset | None, name: str) -> AnyDataset:
@@ -233,8 +233,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
             for name in ("input_ids", "attention_mask")
         )
         target = inputs.pop(COLUMN, None)
-        thought = {name: inputs.pop(name, None) for name in ("thought_input_ids", "thought_labels")}
-        with_thought = thought["thought_labels"] is not None
+        thought = {name: inputs.pop(name, None) for name in ("thought_input_ids", "thought_targets")}
+        with_thought = thought["thought_targets"] is not None
         if self.model.training and self._progress() < 0:
             outputs = self._teach_words(model, inputs, thought)
             return self._total({"words_loss": (1.0, outputs.thought_loss.mean())}, outputs, return_outputs)

@@ -149,7 +149,7 @@ def tokenize_words(text: str, answer: str, settings: WordSettings) -> dict[str, 
         answer: the row's answer.
 
     Returns:
-        dict of `thought_ids` and `thought_labels`, lists of equal length, empty for words that cannot be learned, and
+        dict of `thought_ids` and `thought_targets`, lists of equal length, empty for words that cannot be learned, and
         `thought_problem`, the reason for that or "".
     """
     tokenizer = settings.tokenizer
@@ -164,13 +164,13 @@ def tokenize_words(text: str, answer: str, settings: WordSettings) -> dict[str, 
     elif set(words) & set(settings.ends):
         problem = "ends"
     if problem:
-        return {"thought_ids": [], "thought_labels": [], "thought_problem": problem}
+        return {"thought_ids": [], "thought_targets": [], "thought_problem": problem}
     ended = str(tokenizer.decode([settings.end]))
     prompt = encode(settings.answer_prompt.lstrip("\n") if ended.endswith("\n") else settings.answer_prompt)
     own = encode(" " + answer) + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
     ids = [*words, settings.end, *prompt, *own]
     labels = [*words, settings.end, *[-100] * len(prompt), *own]
-    return {"thought_ids": ids, "thought_labels": labels, "thought_problem": ""}
+    return {"thought_ids": ids, "thought_targets": labels, "thought_problem": ""}
 
 
 def check_words(dataset: Dataset, name: str, settings: WordSettings, columns: list[str]) -> None:

@@ -67,7 +67,7 @@ def test_only_the_words_phase_trains_only_the_generator(tiny_folder, sums, tmp_p
 def test_the_loss_is_the_model_s_own(tiny_folder, sums, tmp_path, tiny_tokenizer):
     trainer = words_trainer(tiny_folder, tmp_path, sums)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 7)])
-    row = batch["thought_input_ids"][0][batch["thought_labels"][0] != -100]
+    row = batch["thought_input_ids"][0][batch["thought_targets"][0] != -100]
     assert tiny_tokenizer.decode(row) == "2+1=3<eos> 3<eos>" or tiny_tokenizer.decode(row) == " 2+1=3<eos> 3<eos>"
     read = tiny_tokenizer.decode(batch["thought_input_ids"][0])
     assert "<eos>\nAnswer: 3<eos>" in read
@@ -75,7 +75,7 @@ def test_the_loss_is_the_model_s_own(tiny_folder, sums, tmp_path, tiny_tokenizer
     loss = trainer.compute_loss(trainer.model, dict(batch))
     model = trainer.model
     prompts = {name: batch[name] for name in ("input_ids", "attention_mask", "completion_mask")}
-    thought = {name: batch[name] for name in ("thought_input_ids", "thought_labels")}
+    thought = {name: batch[name] for name in ("thought_input_ids", "thought_targets")}
     torch.testing.assert_close(model(**prompts, labels=batch["labels"]).loss, loss)
     model.train()
     trainer.state.max_steps = 3

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
+from transformers.utils.generic import find_labels
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -17,6 +18,8 @@ from trl import (
     SFTConfig,
     SFTTrainer,
 )
+
+from semcot_hf import SemCoTForCausalLM
 
 # TRL 1.16 and peft 0.21 still use the names that transformers 5.23 replaced.
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")
@@ -83,8 +86,14 @@ def test_the_trainer_of_transformers_trains_through_forward(tiny_semcot, tmp_pat
     before = {name: value.clone() for name, value in model.state_dict().items()}
     row = {"input_ids": [10, 11, 12, 13], "attention_mask": [1] * 4, "labels": [-100, -100, 12, 13]}
     options = TrainingArguments(output_dir=str(tmp_path), learning_rate=0.1, **OPTIONS)
-    Trainer(model, options, train_dataset=Dataset.from_list([row] * 4)).train()
+    rows = Dataset.from_list([row] * 4)
+    trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
     changed = {
         name.partition(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])
     }
     assert changed == {"generator", "projection", "thought_embedding"}
+    # Trainer takes each argument of forward with "label" in its name for one that every row has.
+    assert find_labels(SemCoTForCausalLM) == ["labels"]
+    loss = model(**{name: torch.tensor([value]) for name, value in row.items()}).loss
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)

@@ -18,7 +18,7 @@ def taught(thoughts=THOUGHTS):
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in thoughts])
     for row, places in UNLABELLED.items():
         labels[row, places] = -100
-    return {"thought_input_ids": words, "thought_labels": labels}
+    return {"thought_input_ids": words, "thought_targets": labels}
 
 
 def loss_by_hand(model, prompts, before=(), after=()):
@@ -94,7 +94,7 @@ def test_thought_prompts_stand_around_the_questions(tiny_semcot):
 def test_no_labels_is_no_loss(tiny_semcot):
     model, inputs = tiny_semcot(**WORDS), taught()
     model.generator.requires_grad_(True)
-    inputs["thought_labels"][:] = -100
+    inputs["thought_targets"][:] = -100
     loss = model(**padded(example_prompts()), **inputs).loss
     loss.backward()
     assert loss == 0 and all(not p.grad.any() for p in model.generator.parameters() if p.grad is not None)
@@ -103,7 +103,7 @@ def test_no_labels_is_no_loss(tiny_semcot):
 def test_bad_input(tiny_semcot):
     model, prompts = tiny_semcot(**WORDS), padded(example_prompts())
     words = taught()
-    with pytest.raises(ValueError, match="thought_labels have the shapes"):
+    with pytest.raises(ValueError, match="thought_targets have the shapes"):
         model(**prompts, thought_input_ids=words["thought_input_ids"])
     with pytest.raises(ValueError, match="same number of rows"):
         model(**prompts, **{name: value[:2] for name, value in words.items()})
