@@ -122,6 +122,10 @@ def test_a_row_without_an_answer_is_refused():
         ("(1) add them (2) subtract 3", 1, 2),
         ("Step 1: add\nStep 2: halve", 2, 2),
         ("- a bank\n- a river", 2, 0),
+        ("3 - 5 = -2. -2 * 4 = -$8.", 9, 2),
+        ("$$48 / 2 = 24$$ so \\boxed{24}", 1, 1),
+        ("Total = 24 boxes in 2 rooms.\nLeft = 9 well-made pens and 3 others.", 2, 0),
+        ("3x4 = 12 boxes.\nLeft = 12-2", 2, 2),
     ],
 )
 def test_count_steps(reasoning, steps, count):
