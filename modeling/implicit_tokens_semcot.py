@@ -155,10 +155,15 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
 
     def words_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the generator's words, loaded on first use where the model has none."""
-        names = (self.config.name_or_path, self.config.generator_name_or_path, self.config.host_name_or_path)
-        for name in names if self.generator_tokenizer is None else ():
+        config: Any = self.config
+        names = (config.name_or_path, config.generator_name_or_path, config.host_name_or_path)
+        of_host = {"revision": config.host_revision, "subfolder": config.host_subfolder or ""}
+        for name, place in zip(names, ({}, {}, of_host), strict=True) if self.generator_tokenizer is None else ():
             try:
-                self.generator_tokenizer = AutoTokenizer.from_pretrained(name) if name else None
+                # Without the flag transformers asks whether to run the checkpoint's code.
+                self.generator_tokenizer = (
+                    AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place) if name else None
+                )
             except (OSError, ValueError):
                 continue
             if self.generator_tokenizer is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,14 +28,17 @@ from .sources_semcot import (
     TOKENIZERS,
     HostPlace,
     ModelSource,
+    TokenizerSource,
     base_of_adapters,
     check_part,
     check_source,
     load_generator,
     load_host,
+    load_tokenizer,
     own_tokenizers,
     pick,
     readable,
+    tokenizer_of_part,
 )
 from .structure_semcot import check_structure, check_whole
 from .thought_prompt_semcot import recipe_fields
@@ -43,7 +46,6 @@ from .vocabularies_semcot import shared_words
 from .weights_semcot import fingerprint
 
 Model = TypeVar("Model", bound="SemCoTLoadingMixin")
-TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
 
 logger = logging.get_logger(__name__)
 
@@ -114,7 +116,13 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 logger.info(
                     "Host and generator do not share a tokenizer: questions are re-tokenized for the generator."
                 )
-        tokenizers = [None if source is None else _tokenizer(source) for source in tokenizers]
+        tokenizers = [
+            None if source is None else load_tokenizer(source, f"{role}_kwargs", options)
+            for source, (role, (_, options)) in zip(tokenizers, named.items(), strict=True)
+        ]
+        if tokenizer is not None:
+            both = {**(host_kwargs or {}), **(generator_kwargs or {})}
+            tokenizer = load_tokenizer(tokenizer, "host_kwargs or generator_kwargs", both)
         generator = _plain(generator)
         loaded = None if isinstance(generator, PreTrainedModel) else generator
         if not isinstance(generator, PreTrainedModel):
@@ -132,8 +140,10 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         if recipe is not None or thought_prompt is not None or tokenizer is not None:
             separate = tokenizers[0] is not None
             words = tuple(
-                _tokenizer(tokenizer, part.config.name_or_path) if own is None else own
-                for part, own in zip((host, generator), tokenizers, strict=True)
+                tokenizer_of_part(role, _plain(source), options) if words_of is None else words_of
+                for words_of, (role, (source, options)) in zip(
+                    tokenizers if separate else (tokenizer, tokenizer), named.items(), strict=True
+                )
             )
             config_kwargs = {**recipe_fields(recipe, thought_prompt, words, config_kwargs, separate), **config_kwargs}
         default = config_kwargs.pop("num_implicit_tokens", 5)
@@ -170,8 +180,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         if found is not None:
             sizes = (model.get_input_embeddings().weight.shape[0], found.shape[0])
             found.copy_(shared_words(tokenizers[0], tokenizers[1], *sizes))
-        if tokenizer is not None:
-            model.generator_tokenizer = _tokenizer(tokenizer)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            model.generator_tokenizer = tokenizer
         return model.eval()
 
     def _record_host(self, found: bool | None) -> None:
@@ -223,7 +233,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 f"host has hidden_size={width}, but {path_or_id} was trained with a host of "
                 f"hidden_size={original['teacher_hid_dim']}: pass that host."
             )
-        generator_config = AutoConfig.from_pretrained(original["model_name"], **hub)
+        generator_config = AutoConfig.from_pretrained(original["model_name"], trust_remote_code=False, **hub)
         words = generator_config.get_text_config().vocab_size
         generator_config.get_text_config().vocab_size = words + 1
         config = SemCoTConfig(
@@ -345,7 +355,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             if report is not None and isinstance(loaded, tuple):
                 loaded = (model, report.to_dict())
         for part in TOKENIZERS if model.config.separate_generator_tokenizer else ():
-            files = pick(kwargs, (*HUB_ARGUMENTS, "revision"))
+            # None would have transformers ask whether to run code of a tokenizer's own.
+            files = {"trust_remote_code": False, **pick(kwargs, (*HUB_ARGUMENTS, "revision", "trust_remote_code"))}
             files["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), part)))
             with readable(f"The checkpoint {str(pretrained_model_name_or_path)!r}", f"{part} (tokenizer.json)"):
                 setattr(model, part, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **files))
@@ -376,15 +387,6 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 f"The generation_config.json of the checkpoint {name!r} is not as it was saved: it was edited or "
                 "damaged. If you did not edit it, copy or download it again; if you did, save the model anew."
             )
-
-
-def _tokenizer(source: TokenizerSource | None, name: str | None = None) -> PreTrainedTokenizerBase:
-    """Return a tokenizer, loaded from an id or path; without `source`, from that of its model."""
-    if isinstance(source, PreTrainedTokenizerBase):
-        return source
-    if source is None and not name:
-        raise ValueError("tokenizer=None, and host or generator is a model without id or path: pass tokenizer=.")
-    return AutoTokenizer.from_pretrained(name if source is None else source)
 
 
 def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace, bool | None]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -208,8 +209,8 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         try:
             with ReplacedFolder(save_directory, kwargs.get("variant")) if writes else nullcontext() as self._replaced:
                 folder = save_directory if self._replaced is None else self._replaced.path
-                for name in TOKENIZERS if self.config.separate_generator_tokenizer and is_main_process else ():
-                    getattr(self, name).save_pretrained(os.path.join(folder, name))
+                if self.config.separate_generator_tokenizer and is_main_process:
+                    self._save_tokenizers(str(folder))
                 return super().save_pretrained(folder, is_main_process, state_dict, *args, **kwargs)
         finally:
             self.__class__ = sharded
@@ -240,6 +241,23 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         if not self.config.separate_generator_tokenizer:
             return None
         return content_checksum([tokenizer_checksum(getattr(self, name)) for name in TOKENIZERS])
+
+    def _save_tokenizers(self, folder: str) -> None:
+        """Save both tokenizers in folders of their own; code of theirs beside the model's, where loading looks for it.
+
+        Raises:
+            ValueError: for two files of code with one name.
+        """
+        for name in TOKENIZERS:
+            getattr(self, name).save_pretrained(os.path.join(folder, name))
+            for code in Path(folder, name).glob("*.py"):
+                beside = Path(folder, code.name)
+                if beside.exists() and beside.read_bytes() != code.read_bytes():
+                    raise ValueError(
+                        f"{name} has code of its own in {code.name}, and host_tokenizer has other code under this "
+                        "name: pass one of them as a tokenizer of transformers."
+                    )
+                beside.write_bytes(code.read_bytes())
 
     def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
         # Of the folder that the files move to before they are uploaded.

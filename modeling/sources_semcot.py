@@ -35,6 +35,7 @@ PLACE_ARGUMENTS = ("revision", "subfolder", "variant", "gguf_file")
 KNOWN_ARGUMENTS = {*FILE_ARGUMENTS, *SHARED_ARGUMENTS, *PLACE_ARGUMENTS, "torch_dtype", "trust_remote_code"}
 TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
 ModelSource: TypeAlias = str | PathLike | PreTrainedModel
+TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
 # Settings without effect on what a frozen model computes, or that are saved elsewhere.
 NO_SETTINGS = {
     *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config"),
@@ -155,7 +156,8 @@ def load_host(name: str | PathLike, kwargs: dict[str, Any]) -> tuple[PreTrainedM
     commit = extract_commit_hash(file, None)
     kwargs = {**kwargs, **({} if commit is None else {"revision": commit})}
     with readable(f"The host {str(name)!r}"):
-        host = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        # None would have transformers ask whether to run code of its own.
+        host = AutoModelForCausalLM.from_pretrained(name, **{"trust_remote_code": False, **kwargs})
     if isinstance(host, tuple):
         # With output_loading_info.
         host = host[0]
@@ -350,12 +352,61 @@ def own_tokenizers(*parts: tuple[ModelSource, dict[str, Any] | None]) -> list[Pr
     return found
 
 
-def _tokenizer_of(part: ModelSource, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer beside a model's weights, or in the folder above them; `None` if there is none."""
+def load_tokenizer(source: TokenizerSource, argument: str, kwargs: dict[str, Any] | None) -> PreTrainedTokenizerBase:
+    """Return a tokenizer, loaded from an id or path, without asking whether to run code of its own.
+
+    Args:
+        source: the tokenizer, or its id or path.
+        argument: name of the argument that holds `kwargs`.
+        kwargs: arguments that a model is loaded with, of which `trust_remote_code` runs such code.
+
+    Raises:
+        ValueError: for code of its own that is not trusted.
+    """
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    trusted = bool((kwargs or {}).get("trust_remote_code"))
+    try:
+        # None would have transformers ask.
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+    except ValueError as error:
+        if trusted or "auto_map" not in get_tokenizer_config(source):
+            raise
+        raise ValueError(
+            f"The tokenizer of {str(source)!r} has code of its own: pass trust_remote_code=True in {argument}, which "
+            "runs it, or the tokenizer itself."
+        ) from error
+
+
+def tokenizer_of_part(role: str, part: ModelSource, kwargs: dict[str, Any] | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a host or generator, downloaded if need be.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(part, PreTrainedModel) and not part.config.name_or_path:
+        raise ValueError("tokenizer=None, and host or generator is a model without id or path: pass tokenizer=.")
+    found = _tokenizer_of(part, kwargs or {}, False)
+    if found is None:
+        raise ValueError(
+            f"No tokenizer of the {role} is found beside its weights: pass tokenizer=, or trust_remote_code=True in "
+            f"{role}_kwargs for one with code of its own."
+        )
+    return found
+
+
+def _tokenizer_of(part: ModelSource, kwargs: dict[str, Any], locally: bool = True) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer beside a model's weights, or in the folder above them; `None` if there is none.
+
+    Args:
+        part: the model.
+        kwargs: arguments of its `from_pretrained`.
+        locally: whether that of a model object is looked for on this machine only.
+    """
     arguments = {"trust_remote_code": False, **pick(kwargs, (*FILE_ARGUMENTS, "gguf_file", "trust_remote_code"))}
     name: Any = part
     if isinstance(part, PreTrainedModel):
-        arguments["local_files_only"], name = True, part.config.name_or_path
+        arguments["local_files_only"], name = locally, part.config.name_or_path
     if not name:
         return None
     found = _tokenizer_at(name, arguments)

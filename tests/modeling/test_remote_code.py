@@ -24,11 +24,13 @@ NEW = {"max_new_tokens": 6, "do_sample": False}
 SCRIPT = """
 import json, sys
 sys.modules["semcot_hf"] = None
+import builtins
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
+builtins.input = lambda *_: sys.exit("a question was asked")
 root, question, new = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 found = {}
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -203,6 +204,75 @@ def test_a_damaged_tokenizer_is_not_taken_for_none(tiny_lm, tiny_tokenizer, char
         OSError, match="other': its tokenizer .tokenizer.json. is cut off or damaged .*copy or download"
     ):
         SemCoTForCausalLM.from_host_generator_pretrained(host, other)
+
+
+@pytest.fixture
+def own_code(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path, monkeypatch):
+    """A folder with a host, and a generator whose tokenizer has code of its own; nobody answers questions."""
+    tiny_lm(dtype=torch.float32, eos_token_id=2).save_pretrained(tmp_path / "host")
+    tiny_tokenizer.save_pretrained(tmp_path / "host")
+    tiny_lm(hidden_size=16, dtype=torch.float32, eos_token_id=2).save_pretrained(tmp_path / "generator")
+    char_tokenizer.save_pretrained(tmp_path / "generator")
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (tmp_path / "generator" / "own.py").write_text(code)
+    written = tmp_path / "generator" / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}, "tokenizer_class": "OwnTokenizer"}
+    written.write_text(json.dumps({**json.loads(written.read_text()), **own}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return tmp_path
+
+
+def test_a_tokenizer_with_code_of_its_own_runs_it_when_it_is_trusted(own_code, char_tokenizer):
+    pair = SemCoTForCausalLM.from_host_generator_pretrained
+    parts = {"host": own_code / "host", "generator": own_code / "generator"}
+    named = {f"{role}_tokenizer": folder for role, folder in parts.items()}
+    with pytest.raises(ValueError, match="generator' has code of its own: pass trust_remote_code=True in generator_k"):
+        pair(**parts, **named)
+    with pytest.raises(ValueError, match="No tokenizer of the generator is found .*: pass tokenizer=, or trust_remot"):
+        pair(**parts, recipe="prompted")
+    trusted = {"generator_kwargs": {"trust_remote_code": True}}
+    for options in ({}, named, {"recipe": "prompted"}):
+        model = pair(**parts, **trusted, **options)
+        assert type(model.generator_tokenizer).__name__ == "OwnTokenizer"
+    model.save_pretrained(own_code / "saved")
+    for loader in (SemCoTForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="(?s)contains custom code .*trust_remote_code=True"):
+            loader.from_pretrained(own_code / "saved")
+        loaded = loader.from_pretrained(own_code / "saved", trust_remote_code=True)
+        assert type(loaded.generator_tokenizer).__name__ == "OwnTokenizer"
+        assert loaded.generator_tokenizer.get_vocab() == char_tokenizer.get_vocab()
+    other = shutil.copytree(own_code / "generator", own_code / "other")
+    (other / "own.py").write_text((other / "own.py").read_text() + "# Another one.\n")
+    model.host_tokenizer = AutoTokenizer.from_pretrained(other, trust_remote_code=True)
+    with pytest.raises(
+        ValueError, match="generator_tokenizer has code of its own in own.py, and host_tokenizer has o"
+    ):
+        model.save_pretrained(own_code / "two")
+    assert not (own_code / "two").exists()
+
+
+def test_thought_prompts_are_of_the_tokenizers_in_subfolders(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path):
+    small = {"dtype": torch.float32, "eos_token_id": 2}
+    with_tokenizer(tiny_lm(**small), tiny_tokenizer, tmp_path / "hosts" / "small")
+    with_tokenizer(tiny_lm(hidden_size=16, **small), tiny_tokenizer, tmp_path / "generators" / "small")
+    inner = {f"{role}_kwargs": {"subfolder": "small"} for role in ("host", "generator")}
+    prompt = [{"role": "user", "content": "Think."}]
+    pair = SemCoTForCausalLM.from_host_generator_pretrained
+    wanted = pair(
+        tmp_path / "hosts" / "small", tmp_path / "generators" / "small", recipe="prompted", thought_prompt=prompt
+    )
+    # Another one above them is not theirs.
+    for folder in (None, tmp_path / "hosts", tmp_path / "generators"):
+        if folder is not None:
+            char_tokenizer.save_pretrained(folder)
+        model = pair(tmp_path / "hosts", tmp_path / "generators", recipe="prompted", thought_prompt=prompt, **inner)
+        assert model.config.thought_prompt_ids == wanted.config.thought_prompt_ids
+        assert model.config.end_of_thought_token_ids == wanted.config.end_of_thought_token_ids
+    model.config.generator_name_or_path = None
+    assert model.words_tokenizer().get_vocab() == tiny_tokenizer.get_vocab()
 
 
 def test_a_tokenizer_with_code_of_its_own_is_told(tiny_lm, char_tokenizer, tmp_path, caplog, monkeypatch):
