@@ -53,7 +53,8 @@ class Comparison:
         self._tokenizer = tokenizer
         stored = getattr(model.config, "escalation", None)
         rule = None if stored is None else Escalation.from_dict(stored)
-        known = rule is not None and all(self._model.signal_problem(name) is None for name in rule.signals)
+        problem = getattr(model, "signal_problem", None)
+        known = rule is not None and problem is not None and not any(map(problem, rule.signals))
         self._rule = rule if known else None
 
     def ask(self, question: str, max_new_tokens: int, other: str | None = None) -> Compared:
