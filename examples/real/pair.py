@@ -23,7 +23,10 @@ from semcot_hf import load_reasoning_dataset
 from semcot_hf.data.splits import normalise_question
 from semcot_hf.storage import read_json_lines, write_json, write_json_lines
 
-KEPT = ("index", "extracted", "correct", "thought", "thought_right", "thought_ended", "implicit_tokens", "new_tokens")
+KEPT = (
+    "index", "extracted", "correct", "thought", "thought_right", "thought_ended", "implicit_tokens", "new_tokens",
+    "route", "confidence",
+)  # fmt: skip
 
 
 def rows_of(paths: list[str]) -> list[dict]:

@@ -19,6 +19,7 @@ TITLES = {
     "cot": "host, explicit CoT",
     "condensed": "host, its own condensed CoT (prompted)",
     "semcot": "**SemCoT**",
+    "escalated": "SemCoT, escalated by its calibrated rule",
     "semcot_hard": "SemCoT, the most probable words as tokens",
     "words": "host that reads the same words as text",
     "generator": "**the generator alone**, in words",

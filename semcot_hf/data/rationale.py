@@ -22,8 +22,9 @@ def rationale_agrees(reasoning: str, answer: str, answer_type: str) -> bool | No
     """Return whether `reasoning` ends on `answer`, `None` when it states no answer.
 
     Of the final three steps, the last one that states an answer decides. A numeric step states the result of an
-    equation or what `extract_answer` finds; it agrees when the answer is among its numbers, operands excluded ("3/6 =
-    .5 hour, which is 30 minutes"). For sequences, only a step with "answer is", "answer:" or "####" states an answer.
+    equation or what `extract_answer` finds; it agrees when the answer is among its numbers from its last equation's
+    result on, operands excluded ("3/6 = .5 hour, which is 30 minutes"). For sequences, only a step with "answer is",
+    "answer:" or "####" states an answer.
 
     Raises:
         ValueError: when `answer` is not of `answer_type`.
@@ -40,8 +41,10 @@ def rationale_agrees(reasoning: str, answer: str, answer_type: str) -> bool | No
             continue
         if answer_type == "numeric":
             step = _UNSOLVED.sub(" ", _MARKUP.sub("", step))
-            results = _RESULT.findall(step)
-            texts = [*results[-1:], step, *_STATED.findall(step)]
+            # The results before the last one are steps on the way.
+            results = list(_RESULT.finditer(step))
+            last = step[results[-1].start() :] if results else step
+            texts = [*(result[1] for result in results[-1:]), step, *_STATED.findall(last)]
             agrees = any(check_answer(text, answer, "numeric") for text in texts)
             if results or extract_answer(step, "numeric") is not None or (agrees and back == 0):
                 return agrees
