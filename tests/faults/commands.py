@@ -150,8 +150,3 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-def grow(folder: Path, size: int) -> None:
-    """Change the size of a mounted file system."""
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

@@ -3,50 +3,34 @@
     python tests/faults/fork_server.py
 
 Each line on its standard input is a request, as JSON: `argv` (of `semcot`), `log` (file of what the command prints),
-and optionally `folder`, `kill_at` (number of a write in that folder, before which the fork kills itself), `full_at`
-(number of a write, before which `folder`, a mounted tmpfs, is shrunk to what it holds) and `kill_after` (seconds after
-which it is killed). Each line on its standard output is the answer: `code` (-9 if killed), `writes` (in the folder,
-until then), `peak` (the most bytes in use on the folder's file system before any of them) and `seconds`.
+and optionally `folder`, `kill_at` (number of a write in that folder, before which the fork kills itself), `disks`
+(arguments of `FullDisks`, with `folder` a mounted tmpfs) and `kill_after` (seconds after which it is killed). Each
+line on its standard output is the answer: `code` (-9 if killed), `writes` (in the folder, until then) and `seconds`.
 """
 
-import ctypes
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
+
+from full_disks import FullDisks
 
 # What changes a folder: opening to write, and these.
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
-MS_REMOUNT = 32
-
-
-def used(folder: str) -> int:
-    """Return the bytes in use on a folder's file system."""
-    usage = os.statvfs(folder)
-    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
-
-
-def fill(folder: str) -> None:
-    """Shrink a mounted tmpfs to what it holds, so that nothing more can be written to it."""
-    size = used(folder)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_REMOUNT, f"size={max(4096, size)}".encode()):
-        raise OSError(ctypes.get_errno(), f"{folder} could not be shrunk")
-
-
 def counter(
-    folder: str, count_file: int, kill_at: int | None, full_at: int | None
+    folder: str, count_file: int, kill_at: int | None, before: Callable[[int], None] | None
 ) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that counts writes in a folder, and kills the process or fills the disk before one."""
-    count = peak = 0
+    """Return an audit hook that counts writes in a folder, and kills the process or calls a function before one."""
+    count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count, peak
+        nonlocal count
         if event == "open":
             flags = arguments[2] or 0
             if not flags & (os.O_WRONLY | os.O_RDWR):
@@ -57,12 +41,11 @@ def counter(
         if not isinstance(path, str | bytes | os.PathLike) or not os.fsdecode(path).startswith(folder):
             return
         count += 1
-        peak = max(peak, used(folder))
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if count == full_at:
-            fill(folder)
-        os.pwrite(count_file, f"{count:08d}{peak:016d}".encode(), 0)
+        os.pwrite(count_file, f"{count:08d}".encode(), 0)
+        if before is not None:
+            before(count)
 
     return hook
 
@@ -79,8 +62,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.environ.update(request.get("environment", {}))
+        disks = FullDisks(request["folder"], **request["disks"]) if "disks" in request else None
         if "folder" in request:
-            sys.addaudithook(counter(request["folder"], count_file, request.get("kill_at"), request.get("full_at")))
+            sys.addaudithook(
+                counter(request["folder"], count_file, request.get("kill_at"), disks.before if disks else None)
+            )
         code = 70
         try:
             code = main(request["argv"])
@@ -91,7 +77,13 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
+            try:
+                code = disks.finish(code) if disks else code
+            except BaseException:
+                code = 71
+                traceback.print_exc()
+            finally:
+                os._exit(code)
     limit = request.get("kill_after")
     while True:
         pid, status = os.waitpid(child, os.WNOHANG if limit is not None else 0)
@@ -101,10 +93,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             os.kill(child, signal.SIGKILL)
             limit = None
         time.sleep(0.002)
-    writes, peak = (int(os.pread(count_file, size, place) or 0) for size, place in ((8, 0), (16, 8)))
+    writes = int(os.pread(count_file, 8, 0) or 0)
     os.close(count_file)
     code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "writes": writes, "peak": peak, "seconds": time.monotonic() - start}
+    return {"code": code, "writes": writes, "seconds": time.monotonic() - start}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import pytest
 import torch
-from commands import COMMANDS, Server, arguments, grow, result, resumed, small_disk
+from commands import COMMANDS, Server, arguments, result, resumed, small_disk
+from full_disks import BLOCK
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data.tasks import coin_flip
@@ -16,8 +17,6 @@ from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 
 KILLS = int(os.environ.get("SEMCOT_FAULTS_KILLS", 2))
 DISKS = int(os.environ.get("SEMCOT_FAULTS_DISKS", 2))
-# Bytes of a block of a tmpfs, and the blocks of the file that is on a disk before a command writes to it.
-BLOCK, BEFORE = os.sysconf("SC_PAGE_SIZE"), 2
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("faults")]
 
 
@@ -124,40 +123,51 @@ def note(text):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_told_and_nothing_is_lost(models, server, whole, tmp_path, name):
-    """On a file system that is too small by some of its blocks, or is full from a write on; then it grows."""
+    """Full at a write of the command, or some blocks behind it; then there is room, and it is run again."""
     expected, _, _ = whole(name)
     disk = tmp_path / "disk"
     argv = arguments(name, models, disk, few_checkpoints=True)
-    try:
+    before = b"kept" * BLOCK
+
+    def run(results, cases):
+        """Run the command on a disk with a file of the first run; return the blocks in use before each write."""
+        results.mkdir()
         with small_disk(disk, 2**30):
-            first = server.run(argv, folder=str(disk))
-            assert first["code"] == 0, first["printed"]
+            (disk / "before.txt").write_bytes(before)
+            done = server.run(argv, folder=str(disk), disks={"cases": cases, "results": str(results)})
+            assert done["code"] == 0, done["printed"]
+            (disk / "before.txt").unlink()
+            compare(result(name, disk), expected, "not disturbed")
+        return json.loads((results / "used.json").read_text())
+
+    try:
+        used = run(tmp_path / "first", {})
     except PermissionError as error:
         pytest.skip(f"a small file system cannot be mounted here: {error}")
-    rng, full = random.Random(name), 0
     # Code that is not Python's writes without notice to the hook that counts, but it needs blocks.
-    blocks = range(BEFORE, BEFORE + first["peak"] // BLOCK)
-    sizes = [BLOCK * number for number in rng.sample(blocks, min(len(blocks), DISKS // 2))]
-    writes = range(1, first["writes"] + 1)
-    note(f"disk {name}: {len(blocks)} blocks, {len(writes)} writes, {first['seconds']:.1f} s")
-    cases = [(size, {}) for size in sizes]
-    cases += [(2**30, {"full_at": at}) for at in rng.sample(writes, min(len(writes), DISKS - len(sizes)))]
-    for size, moment in cases:
-        # A file of the first run is there before.
-        with small_disk(disk, 2**30):
-            (disk / "before.txt").write_bytes(b"kept" * (BEFORE * BLOCK // 4))
-            grow(disk, size)
-            done = server.run(argv, folder=str(disk), **moment)
-            if done["code"]:
-                full += 1
-                assert "the disk is full" in done["printed"], (size, moment, done["printed"])
-            assert (disk / "before.txt").read_bytes() == b"kept" * (BEFORE * BLOCK // 4)
-            check_models(name, disk, expected)
-            grow(disk, 2**30)
-            again = server.run(resumed(name, argv))
-            if done["code"]:
-                assert again["code"] == 0, (size, moment, again["printed"])
-            (disk / "before.txt").unlink()
-            compare(result(name, disk), expected, (size, moment))
-            note(f"disk {name} {moment or size} code {done['code']}, again: same result")
-    assert full
+    cases = [(n + 1, free) for n in range(len(used) - 1) for free in range(max(1, used[n + 1] - used[n]))]
+    note(f"disk {name}: {len(used) - 1} writes, {len(cases)} blocks and writes")
+    chosen: dict[int, list[int]] = {}
+    for write, free in sorted(random.Random(name).sample(cases, min(len(cases), DISKS))):
+        chosen.setdefault(write, []).append(free)
+    run(tmp_path / "results", chosen)
+    found = [json.loads(line) for line in (tmp_path / "results" / "cases.jsonl").read_text().splitlines()]
+    assert [(case["write"], case["free"]) for case in found] == [(n, free) for n in chosen for free in chosen[n]]
+    states = {}
+    for case in found:
+        # Where what is left is the same to the byte, so is the next run.
+        states.setdefault((case["state"], case["code"]), []).append(case)
+        if case["code"]:
+            assert "the disk is full" in case["printed"], case
+    for (state, code), left in states.items():
+        shutil.rmtree(disk)
+        shutil.copytree(tmp_path / "results" / state, disk, symlinks=True)
+        assert (disk / "before.txt").read_bytes() == before
+        check_models(name, disk, expected)
+        again = server.run(resumed(name, argv))
+        if code:
+            assert again["code"] == 0, (left[0], again["printed"])
+        (disk / "before.txt").unlink()
+        compare(result(name, disk), expected, left[0])
+        note(f"disk {name} {[(case['write'], case['free']) for case in left]} code {code}, again: same result")
+    assert any(case["code"] for case in found)
