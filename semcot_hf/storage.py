@@ -27,11 +27,23 @@ _Self = TypeVar("_Self", bound="Journal")
 
 
 @contextmanager
+def name_path(path: str | os.PathLike) -> Iterator[None]:
+    """Give an OSError a path if it has none, as errors of writing to an open file have."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path, and move it to `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with name_path(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -190,7 +202,7 @@ class Journal:
     def append(self, *records: Mapping) -> None:
         """Append records, as one write handed to the operating system; all of them, or none where that fails."""
         lines = memoryview(b"".join(_line_of(record, self._context) for record in records))
-        with self._thread_lock:
+        with self._thread_lock, name_path(self.path):
             start = self._file.seek(0, os.SEEK_END)
             try:
                 while lines:

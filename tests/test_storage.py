@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from semcot_hf.storage import (
     Journal,
+    atomic_path,
     check_same_run,
     read_json_lines,
     weights_digest,
@@ -137,12 +139,18 @@ def test_a_record_that_does_not_fit_the_disk_leaves_none_of_it(tmp_path, monkeyp
             return getattr(file, name)
 
     monkeypatch.setattr(journal, "_file", FullDisk())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left.*/j'"):
         journal.append({"a": 2})
     monkeypatch.setattr(journal, "_file", file)
     journal.append({"a": 3})
     journal.close()
     assert read_json_lines(tmp_path / "j", "") == [{"a": 1}, {"a": 3}]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_an_error_of_writing_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left.*/a.json'"), atomic_path(tmp_path / "a.json"):
+        Path("/dev/full").write_bytes(b"1")
 
 
 def test_two_writers_are_refused_until_the_first_has_closed(tmp_path):

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         # safetensors and torch report a full disk with their own exceptions.
         if "No space left on device" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-            where = getattr(error, "filename", None) or error
+            # Of a copy, the first name is that of its source.
+            where = getattr(error, "filename2", None) or getattr(error, "filename", None) or error
             print(f"semcot: the disk is full ({where}); free space and rerun.", file=sys.stderr)
             return 1
         if not isinstance(error, (OSError, ValueError)):

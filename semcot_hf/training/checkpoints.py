@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..storage import write_json
+from ..storage import name_path, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -22,6 +23,7 @@ CHECKSUMS_NAME = "checksums.json"
 _BLOCK = 2**24
 # Bytes that a full disk may still have free.
 _FULL = 2**20
+_NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -98,27 +100,33 @@ def _checksum(path: Path) -> str:
 
 @contextmanager
 def name_full_disk(folder: str | os.PathLike) -> Iterator[None]:
-    """Raise an OSError that says why in place of the errors of `torch.save`, which give neither file nor cause.
+    """Raise an OSError that names a folder and says why in place of errors of writing that do not.
+
+    Those of safetensors are no OSErrors, and those of `torch.save` do not say that the disk is full.
 
     Args:
         folder: an existing folder, in which the block writes.
 
     Raises:
-        OSError: with `errno.ENOSPC` where the disk is full, else with `errno.EIO`.
+        OSError: with `errno.ENOSPC` where the disk is full, else with `errno.EIO` or the block's own number.
     """
     try:
-        yield
-    except RuntimeError as error:
+        with name_path(folder):
+            yield
+    except (RuntimeError, SafetensorError) as error:
         if not _is_writing_error(error):
             raise
-        code = errno.ENOSPC if shutil.disk_usage(folder).free < _FULL else errno.EIO
-        reason = f"{os.strerror(code)}: a file could not be written (torch: {error})"
+        full = _NO_SPACE in str(error) or shutil.disk_usage(folder).free < _FULL
+        code = errno.ENOSPC if full else errno.EIO
+        reason = f"{os.strerror(code)}: a file could not be written ({type(error).__module__.split('.')[0]}: {error})"
         raise OSError(code, reason, str(folder)) from error
 
 
 def _is_writing_error(error: BaseException | None) -> bool:
-    """Return whether an error, or the one it was raised for, is that of the stream to which torch writes a file."""
+    """Return whether an error, or the one it was raised for, is of a file that torch or safetensors writes."""
     while error is not None:
+        if isinstance(error, SafetensorError) and _NO_SPACE in str(error):
+            return True
         if isinstance(error, RuntimeError) and re.search(r"iostream error|inline_container\.cc", str(error)):
             return True
         error = error.__context__

@@ -49,6 +49,8 @@ def test_bad_values_end_in_one_line(capsys, tmp_path):
     ("failure", "status", "text"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x.json"), 1, "the disk is full (x.json)"),
+        # What shutil raises for a copy names its source first.
+        (OSError(errno.ENOSPC, "No space left on device", "a.py", None, "b.py"), 1, "the disk is full (b.py)"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from distillation_models import make_model, train
 from peft import LoraConfig
+from safetensors import SafetensorError
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.training.checkpoints import check_checkpoint, last_complete_checkpoint
@@ -82,6 +83,25 @@ def test_torch_says_nothing_of_a_full_disk_the_trainer_does(tiny_folder, tmp_pat
         train(tiny_folder, tmp_path, **OPTIONS)
     assert failure.value.errno == error and str(tmp_path) in failure.value.filename
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_folder(tiny_folder, tmp_path, monkeypatch, failure):
+    """Errors of writing to an open file, and those of safetensors, name no file."""
+
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        train(tiny_folder, tmp_path, **OPTIONS)
+    assert raised.value.errno == errno.ENOSPC and str(tmp_path) in raised.value.filename
 
 
 def test_only_unfinished_checkpoints_start_anew_and_none_is_an_error(tmp_path):

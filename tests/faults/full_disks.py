@@ -61,11 +61,10 @@ class FullDisks:
         for free in self.cases.get(str(write), []):
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            parent = os.getpid()
             # os.fork would call what modules do after a fork, such as giving up locks; the fork is to be the command.
-            child = ctypes.PyDLL(None).fork()
+            child, parent = ctypes.PyDLL(None).fork(), os.getppid
             if child == 0:
-                os.getpid = lambda: parent
+                os.getpid = parent
                 self.case = {"write": write, "free": free}
                 log = self.results / f"{write}-{free}.log"
                 descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
