@@ -171,6 +171,10 @@ class SemCoTConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike) -> Any:
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Push the configuration alone to the Hub as transformers does, if it names no path of this machine.
 

@@ -97,6 +97,10 @@ class CommonTests(ModelTesterMixin):
     def test_sdpa_can_dispatch_non_composite_models(self):
         pass
 
+    @unittest.skip("It replaces the weights of a saved checkpoint, which from_pretrained refuses by their checksum.")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
     @unittest.skip("A plain LM's checkpoint lacks the generator: from_pretrained refuses it and says what to do.")
     def test_correct_missing_keys(self):
         pass

@@ -155,3 +155,14 @@ def test_adapters_on_a_checkpoint_do_not_count(folders, tmp_path):
     adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
     adapted.save_pretrained(tmp_path / "merged")
     SemCoTForCausalLM.from_pretrained(tmp_path / "merged")
+
+
+def test_a_configuration_read_from_its_file(tiny_semcot, tmp_path):
+    tiny_semcot().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    read = SemCoTConfig.from_json_file(path)
+    assert read.to_dict() == SemCoTConfig.from_pretrained(tmp_path).to_dict()
+    assert not hasattr(read, "config_checksum")
+    path.write_text(path.read_text().replace('"num_implicit_tokens": 3', '"num_implicit_tokens": 4'))
+    with pytest.raises(ValueError, match="config.json.*is not as it was saved"):
+        SemCoTConfig.from_json_file(path)
