@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -102,7 +101,7 @@ def _checksum(path: Path) -> str:
 def name_full_disk(folder: str | os.PathLike) -> Iterator[None]:
     """Raise an OSError that names a folder and says why in place of errors of writing that do not.
 
-    Those of safetensors are no OSErrors, and those of `torch.save` do not say that the disk is full.
+    Those of safetensors and tokenizers are no OSErrors, and those of `torch.save` do not say that the disk is full.
 
     Args:
         folder: an existing folder, in which the block writes.
@@ -113,19 +112,20 @@ def name_full_disk(folder: str | os.PathLike) -> Iterator[None]:
     try:
         with name_path(folder):
             yield
-    except (RuntimeError, SafetensorError) as error:
+    except OSError:
+        raise
+    except Exception as error:
         if not _is_writing_error(error):
             raise
         full = _NO_SPACE in str(error) or shutil.disk_usage(folder).free < _FULL
         code = errno.ENOSPC if full else errno.EIO
-        reason = f"{os.strerror(code)}: a file could not be written ({type(error).__module__.split('.')[0]}: {error})"
-        raise OSError(code, reason, str(folder)) from error
+        raise OSError(code, f"{os.strerror(code)}: a file could not be written ({error})", str(folder)) from error
 
 
 def _is_writing_error(error: BaseException | None) -> bool:
-    """Return whether an error, or the one it was raised for, is of a file that torch or safetensors writes."""
+    """Return whether an error, or the one it was raised for, is of a file that torch or code in Rust writes."""
     while error is not None:
-        if isinstance(error, SafetensorError) and _NO_SPACE in str(error):
+        if _NO_SPACE in str(error):
             return True
         if isinstance(error, RuntimeError) and re.search(r"iostream error|inline_container\.cc", str(error)):
             return True

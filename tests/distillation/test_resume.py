@@ -90,10 +90,11 @@ def test_torch_says_nothing_of_a_full_disk_the_trainer_does(tiny_folder, tmp_pat
     [
         OSError(errno.ENOSPC, "No space left on device"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
     ],
 )
 def test_a_full_disk_is_told_with_the_folder(tiny_folder, tmp_path, monkeypatch, failure):
-    """Errors of writing to an open file, and those of safetensors, name no file."""
+    """Errors of writing to an open file, and those of safetensors and tokenizers, name no file."""
 
     def fail(*_, **__):
         raise failure
