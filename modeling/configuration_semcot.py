@@ -1,5 +1,6 @@
 """Configuration of a SemCoT model: the frozen host LLM, the implicit-token generator, and how tokens are made."""
 
+import os
 from os import PathLike
 from typing import Any
 
@@ -8,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .checksums_semcot import content_checksum
 from .escalation_semcot import Escalation
-from .folders_semcot import is_folder
+from .folders_semcot import check_target, is_folder
 
 GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
@@ -174,6 +175,16 @@ class SemCoTConfig(PreTrainedConfig):
     @classmethod
     def from_json_file(cls, json_file: str | PathLike) -> Any:
         return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Save the configuration as transformers does, but never over that of the host or the generator.
+
+        Raises:
+            ValueError: for the folder of either.
+        """
+        host = self.host_name_or_path and os.path.join(self.host_name_or_path, self.host_subfolder or "")
+        check_target(save_directory, [("host", host), ("generator", self.generator_name_or_path)])
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Push the configuration alone to the Hub as transformers does, if it names no path of this machine.

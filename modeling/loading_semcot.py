@@ -6,17 +6,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .checksums_semcot import base_state, has_checksum, saved_weights
 from .configuration_semcot import SemCoTConfig
+from .folders_semcot import TOKENIZERS
 from .offloading_semcot import in_memory, memory_left
 from .parts_semcot import unquantized
 from .saving_semcot import SemCoTSavingMixin, generation_checksum
@@ -25,13 +20,13 @@ from .sources_semcot import (
     HUB_ARGUMENTS,
     KNOWN_ARGUMENTS,
     SHARED_ARGUMENTS,
-    TOKENIZERS,
     HostPlace,
     ModelSource,
     TokenizerSource,
     base_of_adapters,
     check_part,
     check_source,
+    check_source_type,
     load_generator,
     load_host,
     load_tokenizer,
@@ -109,6 +104,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 "one of the two out."
             )
         named = {"host": (host, host_kwargs), "generator": (generator, generator_kwargs)}
+        for role, (given, _) in named.items():
+            check_source_type(role, _plain(given))
         tokenizers: list[Any] = [host_tokenizer, generator_tokenizer]
         if host_tokenizer is None and tokenizer is None:
             tokenizers = own_tokenizers((_plain(host), host_kwargs), (_plain(generator), generator_kwargs))
@@ -299,6 +296,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             config = SemCoTConfig.from_pretrained(source, **pick(kwargs, FILE_ARGUMENTS))
             for name in [name for name in kwargs if hasattr(config, name) and name not in SHARED_ARGUMENTS]:
                 setattr(config, name, kwargs.pop(name))
+        if host is not None:
+            check_source_type("host", _plain(host))
         if pretrained_model_name_or_path is None and host is None:
             # As for any model of transformers, all weights come from `state_dict`, the host's too.
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
@@ -392,6 +391,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
 def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace, bool | None]:
     """Return a host, loaded if it is an id or path, what names its weights, and whether a loader finds them so."""
     host = _plain(host)
+    check_source_type("host", host)
     if isinstance(host, PreTrainedModel):
         check_part("host", host)
         check_structure("host", host)
@@ -432,7 +432,9 @@ def _load_host(
     arguments.update(host_kwargs or {})
     check_source("host", name, arguments)
     try:
-        AutoConfig.from_pretrained(name, **pick(arguments, (*FILE_ARGUMENTS, "gguf_file")))
+        # The configuration of adapters is that of their base.
+        base, options = base_of_adapters(name, arguments)
+        AutoConfig.from_pretrained(base, **pick(options, (*FILE_ARGUMENTS, "gguf_file")))
     except (OSError, ValueError) as error:
         raise OSError(
             f"This checkpoint holds the generator alone; its host {name!r}"

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .checksums_semcot import content_checksum, saved_weights, tokenizer_checksum, weights_checksum
-from .folders_semcot import ReplacedFolder, is_folder
+from .folders_semcot import TOKENIZERS, ReplacedFolder, check_target, copy_code, is_folder
 from .parts_semcot import SemCoTPreTrainedModel
-from .sources_semcot import TOKENIZERS, HostPlace, changed_settings, check_target, load_host, settings_of
+from .sources_semcot import HostPlace, changed_settings, load_host, settings_of
 from .structure_semcot import check_saved_structure, plain_class
 from .weights_semcot import (
     adapted_layers,
@@ -250,14 +249,12 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         """
         for name in TOKENIZERS:
             getattr(self, name).save_pretrained(os.path.join(folder, name))
-            for code in Path(folder, name).glob("*.py"):
-                beside = Path(folder, code.name)
-                if beside.exists() and beside.read_bytes() != code.read_bytes():
-                    raise ValueError(
-                        f"{name} has code of its own in {code.name}, and host_tokenizer has other code under this "
-                        "name: pass one of them as a tokenizer of transformers."
-                    )
-                beside.write_bytes(code.read_bytes())
+            other = copy_code(os.path.join(folder, name), folder)
+            if other is not None:
+                raise ValueError(
+                    f"{name} has code of its own in {other}, and host_tokenizer has other code under this name: pass "
+                    "one of them as a tokenizer of transformers."
+                )
 
     def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
         # Of the folder that the files move to before they are uploaded.

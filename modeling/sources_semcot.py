@@ -33,7 +33,6 @@ SHARED_ARGUMENTS = (
 PLACE_ARGUMENTS = ("revision", "subfolder", "variant", "gguf_file")
 # With other arguments the host may have weights that its name alone does not stand for.
 KNOWN_ARGUMENTS = {*FILE_ARGUMENTS, *SHARED_ARGUMENTS, *PLACE_ARGUMENTS, "torch_dtype", "trust_remote_code"}
-TOKENIZERS = ("host_tokenizer", "generator_tokenizer")
 ModelSource: TypeAlias = str | PathLike | PreTrainedModel
 TokenizerSource: TypeAlias = str | PathLike | PreTrainedTokenizerBase
 # Settings without effect on what a frozen model computes, or that are saved elsewhere.
@@ -239,12 +238,20 @@ def check_source(role: str, name: str | PathLike, kwargs: dict[str, Any]) -> Non
         _check_type(role, repr(str(name)), config.get("model_type"), own_code)
 
 
+def check_source_type(role: str, source: Any) -> None:
+    """Raise ValueError for a host or generator that is neither a model of transformers nor names one."""
+    if not isinstance(source, PreTrainedModel) and not (isinstance(source, str | PathLike) and str(source)):
+        raise ValueError(f"{role}={str(source)[:80]!r}: pass an id, a path, or a model of transformers.")
+
+
 def check_part(role: str, part: PreTrainedModel) -> None:
     """Raise ValueError for a part that could not be used, or not be saved and loaded again.
 
     These are SemCoT models, models with code of their own, quantized generators and step decoders, encoder-decoders,
     and hosts and step decoders that do not write text from left to right.
     """
+    if not isinstance(part, PreTrainedModel):
+        raise ValueError(f"{role}={str(part)[:80]!r}: pass a model of transformers, without peft's wrapper.")
     own_code = any(type(item).__module__.startswith("transformers_modules") for item in (part, part.config))
     _check_type(role, f"a {type(part).__name__}", part.config.model_type, own_code)
     if role != "host" and is_quantized(part):
@@ -283,50 +290,6 @@ def _check_type(role: str, name: str, model_type: Any, own_code: bool) -> None:
             f"{role}={name} (model_type={model_type!r}) has code of its own, which no SemCoT checkpoint has: "
             "take a model type of transformers" + (", without trust_remote_code." if own_code else ".")
         )
-
-
-def check_target(
-    target: str | PathLike, sources: Iterable[tuple[str, str | PathLike | None]], argument: str = "save_directory"
-) -> None:
-    """Raise ValueError if saving to `target` would overwrite a model that the checkpoint needs, or was made of.
-
-    Args:
-        target: the folder that is to be written.
-        sources: (role, id or path) of such models. An id counts as the relative path of this name, too, since
-            transformers would find the new folder under it.
-        argument: name of the argument that gave `target`.
-    """
-    # The tokenizers of a checkpoint have folders of their own.
-    targets = [str(target), *(os.path.join(target, name) for name in TOKENIZERS)]
-    for role, source in sources:
-        if source and any(_same_place(folder, str(source)) for folder in targets):
-            raise ValueError(
-                f"{argument}={str(target)!r} is where the {role} comes from, which would be overwritten: choose "
-                "another folder."
-            )
-
-
-def check_run_folder(folder: str | PathLike, sources: Iterable[tuple[str, str | PathLike | None]]) -> None:
-    """Raise ValueError if a training run in `folder` would overwrite or delete a model in it.
-
-    That are models in `folder` itself, and in the places of its checkpoints, which `Trainer` also deletes.
-    """
-    sources = list(sources)
-    check_target(folder, sources, "output_dir")
-    for role, source in sources:
-        path = os.path.realpath(source) if source else ""
-        is_checkpoint = os.path.basename(path).startswith("checkpoint-")
-        if is_checkpoint and _same_place(os.path.dirname(path), str(folder)):
-            raise ValueError(
-                f"output_dir={str(folder)!r} holds the {role}, {os.path.basename(path)}, which this run's "
-                "checkpoints could replace: choose another folder."
-            )
-
-
-def _same_place(first: str, second: str) -> bool:
-    if os.path.exists(first) and os.path.exists(second):
-        return os.path.samefile(first, second)
-    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def shares_tokenizer(host_tokenizer: PreTrainedTokenizerBase, generator_tokenizer: PreTrainedTokenizerBase) -> bool:

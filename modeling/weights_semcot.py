@@ -77,6 +77,9 @@ def shares_weights(first: nn.Module | None, second: nn.Module | None) -> bool:
     """Return whether two models have a weight in common, so that training one changes the other."""
     if first is None or second is None:
         return False
+    # Offloaded weights have no storage, but may be the same parameters.
+    if {id(value) for value in first.parameters()} & {id(value) for value in second.parameters()}:
+        return True
     places = [{_place(value) for value in part.parameters()} for part in (first, second)]
     # Weights without storage (on meta) are at 0.
     return bool((places[0] & places[1]) - {0})

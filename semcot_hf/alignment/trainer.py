@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from ..modeling.sources_semcot import check_run_folder
+from ..modeling.folders_semcot import check_run_folder
 from ..training.adapters import ADAPTERS_NAME, add_adapters, load_apart, merged_adapters, save_adapters
 from ..training.trainer import SemCoTTrainer, load_tokenizer, no_loading_bars
 from .config import SemCoTAlignmentConfig

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
 from ..modeling.configuration_semcot import SemCoTConfig
+from ..modeling.folders_semcot import TOKENIZERS
 from ..modeling.modeling_semcot import SemCoTForCausalLM
-from ..modeling.sources_semcot import TOKENIZERS
 from ..training.adapters import HALF, add_adapters
 from ..training.trainer import load_tokenizer
 from .config import SemCoTDistillationConfig

@@ -21,8 +21,8 @@ from ..inference.answering import Answerer
 from ..inference.prompting import prompt_text
 from ..inference.settings import AnswerSettings
 from ..modeling import SemCoTForCausalLM
+from ..modeling.folders_semcot import check_run_folder
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
-from ..modeling.sources_semcot import check_run_folder
 from ..training.dataset_checks import column_names
 from .batches import Batch, DistillationCollator, completion_width, curriculum_stage, with_words
 from .config import SemCoTDistillationConfig

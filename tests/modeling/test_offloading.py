@@ -104,6 +104,19 @@ def test_max_memory_is_for_both_parts(folders):
     assert model.hf_device_map == {"": "cpu", "host": "disk"}
 
 
+def test_one_offloaded_object_as_host_and_generator_is_two(folders):
+    for offload in (accelerate.cpu_offload, lambda model: model):
+        one = offload(AutoModelForCausalLM.from_pretrained(folders / "host"))
+        torch.manual_seed(0)
+        model = SemCoTForCausalLM.from_host_generator_pretrained(one, one, num_implicit_tokens=3)
+        assert not set(model.generator.modules()) & set(model.host.modules())
+        assert all(value.requires_grad for value in model.generator.parameters())
+        if offload is accelerate.cpu_offload:
+            expected = outputs(model)
+        else:
+            assert_same(model, expected)
+
+
 def test_an_offloaded_host_is_compared(folders, tiny_lm):
     host = accelerate.cpu_offload(AutoModelForCausalLM.from_pretrained(folders / "host"))
     model = SemCoTForCausalLM.from_pretrained(folders / "linear", host=host)

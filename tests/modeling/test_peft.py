@@ -114,6 +114,21 @@ def test_a_folder_of_adapters_is_a_model(folders, part, loader):
     )
 
 
+def test_a_folder_of_a_hosts_adapters_is_a_host_for_a_checkpoint(folders, tiny_semcot, tmp_path):
+    root, _ = folders
+    host = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(root / "host"), LoraConfig(target_modules=["q_proj"], **LORA)
+    )
+    host.save_pretrained(tmp_path / "adapters")
+    logits = SemCoTForCausalLM.from_pretrained(root / "base", host=host)(**INPUTS).logits
+    model = SemCoTForCausalLM.from_pretrained(root / "base", host=tmp_path / "adapters")
+    assert torch.equal(model(**INPUTS).logits, logits)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.config.includes_host
+    torch.testing.assert_close(loaded(**INPUTS).logits, logits, rtol=1e-4, atol=1e-4)
+
+
 def test_a_model_with_loaded_adapters_is_saved_merged(folders, tmp_path):
     root, logits = folders
     for part in TARGETS:

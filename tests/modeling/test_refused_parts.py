@@ -16,12 +16,12 @@ from transformers import (
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    pipeline,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from semcot_hf import SemCoTForCausalLM
-from semcot_hf.modeling.folders_semcot import is_folder
-from semcot_hf.modeling.sources_semcot import check_run_folder
+from semcot_hf.modeling.folders_semcot import check_run_folder, is_folder
 
 pair = SemCoTForCausalLM.from_host_generator_pretrained
 
@@ -291,6 +291,51 @@ def test_a_configuration_alone_publishes_no_path(folders, uploads):
     config.host_name_or_path = "lab/host"
     config.push_to_hub("lab/config")
     assert json.loads(uploads["lab/config"]["config.json"])["host_name_or_path"] == "lab/host"
+
+
+def test_a_saved_folder_and_a_pipeline_publish_no_path_either(folders, uploads, tiny_tokenizer):
+    """Inside `for_the_hub`, whatever saves the model."""
+    tiny_tokenizer.save_pretrained(folders / "generator")
+    model = pair(folders / "host", folders / "generator")
+    model.save_pretrained(folders / "attached")
+    tiny_tokenizer.save_pretrained(folders / "attached")
+    pipe = pipeline("text-generation", model=str(folders / "attached"))
+    with pipe.model.for_the_hub():
+        pipe.push_to_hub("lab/pipeline")
+        pipe.save_pretrained(folders / "for-the-hub")
+    for content in (uploads["lab/pipeline"]["config.json"], (folders / "for-the-hub" / "config.json").read_bytes()):
+        assert json.loads(content)["includes_host"] and str(folders).encode() not in content
+
+
+def test_a_configuration_is_not_saved_over_that_of_a_part(folders):
+    config = pair(folders / "host", folders / "generator").config
+    before = contents(folders)
+    for part in ("host", "generator"):
+        with pytest.raises(ValueError, match=f"save_directory=.* is where the {part} comes from, which would be over"):
+            config.save_pretrained(folders / part)
+    inner = pair(folders / "hosts", folders / "generator", host_kwargs={"subfolder": "host_tokenizer"}).config
+    with pytest.raises(ValueError, match="is where the host comes from"):
+        inner.save_pretrained(folders / "hosts" / "host_tokenizer")
+    assert contents(folders) == before
+    config.save_pretrained(folders / "config")
+
+
+@pytest.mark.parametrize("value", [None, 3, torch.nn.Linear(2, 2), LlamaConfig()])
+@pytest.mark.parametrize("role", ["host", "generator"])
+def test_what_is_no_model_and_no_name(folders, role, value):
+    parts = {"host": folders / "host", "generator": folders / "generator", role: value}
+    with pytest.raises(ValueError, match=f"{role}=.*: pass an id, a path, or a model of transformers"):
+        pair(**parts)
+    if value is None:
+        return
+    model = pair(folders / "host", folders / "generator")
+    model.save_pretrained(folders / "attached")
+    with pytest.raises(ValueError, match="host=.*: pass an id, a path, or a model of transformers"):
+        SemCoTForCausalLM.from_pretrained(folders / "attached", host=value)
+    for attach, name in ((model.attach_host, "host"), (model.add_step_decoder, "step decoder")):
+        for wrong in (value, folders / "host"):
+            with pytest.raises(ValueError, match=f"{name}=.*: pass a model of transformers"):
+                attach(wrong)
 
 
 def test_folders_and_ids(tmp_path, monkeypatch):

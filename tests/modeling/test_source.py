@@ -65,7 +65,7 @@ def test_imports(tree):
             continue
         else:
             continue
-        more = {"pathlib", "re", "shutil", "types"} if getattr(tree, "replaces_files", False) else set()
+        more = {"filecmp", "pathlib", "re", "shutil", "types"} if getattr(tree, "replaces_files", False) else set()
         assert roots <= STANDARD | LIBRARIES | more, ast.unparse(node)
         assert roots - LIBRARIES <= set(sys.stdlib_module_names)
 
