@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..answers import check_answer, extract_answer, infer_answer_type
 from ..data.rationale import rationale_agrees
@@ -39,6 +40,8 @@ from .plots import save_plots
 from .predictions import Predictions, open_run
 from .report import markdown_report
 from .summary import count_name, summarize
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,13 @@ def evaluate(
             check_answer("", gold, answer_type)
         except ValueError as error:
             raise ValueError(f"dataset row {index}: {error}") from error
+    own_examples = config.thought_prompt or getattr(model.config, "thought_prompt_ids", None)
+    if "condensed" in methods and answer_type != "numeric" and not own_examples:
+        logger.warning(
+            "methods has 'condensed', whose worked examples are equations, but the answers are of the type %r: show "
+            "examples of these questions by thought_prompt, a JSON file of chat messages.",
+            answer_type,
+        )
 
     jobs, prompts_digest = _make_jobs(model, tokenizer, settings, methods, controls, config, queries)
     folder = None if config.output_dir is None else Path(config.output_dir)

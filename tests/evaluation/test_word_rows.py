@@ -1,6 +1,7 @@
 """Rows of a report that thoughts in words need: who reads them, who answers alone, and whether they end right."""
 
 import json
+import sys
 
 import pytest
 from evaluation_models import answering_host, coin_flip_tokenizer, tiny_llama
@@ -130,7 +131,13 @@ def test_a_second_run_makes_nothing_again(finished, model, tokenizer, monkeypatc
     assert [row["method"] for row in compare_runs(finished[0], finished[0])] == METHODS
 
 
-def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path):
+def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        sys.modules["semcot_hf.evaluation.evaluate"].logger,
+        "warning",
+        lambda text, *values: told.append(text % values),
+    )
     path = tmp_path / "prompt.json"
     options = dict(OPTIONS, methods=["condensed"], controls=False, latency_samples=0)
     shown = [
@@ -141,12 +148,14 @@ def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path):
     path.write_text(json.dumps(shown))
     folder = tmp_path / "run"
     own = evaluate(model.host, tokenizer, ROWS, thought_prompt=str(path), output_dir=folder, **options)
-    assert [row["method"] for row in own["rows"]] == ["condensed"]
+    assert [row["method"] for row in own["rows"]] == ["condensed"] and not told
     with pytest.raises(ValueError, match="another run .thought_prompt: "):
         evaluate(model.host, tokenizer, ROWS, output_dir=folder, **options)
     default = evaluate(model.host, tokenizer, ROWS, output_dir=tmp_path / "default", **options)
     thoughts = [record["thought"] for record in records_of(folder, "condensed")]
     assert thoughts != [record["thought"] for record in records_of(tmp_path / "default", "condensed")]
+    (warning,) = {*told}
+    assert "'condensed', whose worked examples are equations" in warning and "'yes_no'" in warning
     assert default["rows"][0]["n"] == 10
     for text, problem in [
         ("[", "is not JSON"),
