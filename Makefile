@@ -31,11 +31,12 @@ common-tests: $(VENV)/.installed-test ## Run transformers' own common tests of m
 	$(PIP) parameterized==0.9.0
 	OMP_NUM_THREADS=1 $(BIN)/python tests/common/fetch_and_run.py
 
-# The same tests as in `make test-all`, with many more cases; SEMCOT_FAULTS_LOG=FILE lists the outcome of each.
+# The same tests as in `make test-all`, with many more cases; SEMCOT_FAULTS_LOG=FILE lists the outcome of each, and
+# SEMCOT_FAULTS_RERUNS=10 runs a command again after ten of the full disks only.
 faults: $(VENV)/.installed-test ## Run the tests of faults and load with all their cases
-	SEMCOT_FAULTS_CALLS=2000 SEMCOT_FAULTS_FILES=200 SEMCOT_FAULTS_KILLS=20 SEMCOT_FAULTS_DISKS=20 \
+	SEMCOT_FAULTS_CALLS=2000 SEMCOT_FAULTS_FILES=200 SEMCOT_FAULTS_KILLS=20 SEMCOT_FAULTS_DISKS=1000 \
 		SEMCOT_FAULTS_PROCESSES=16 SEMCOT_FAULTS_ROUNDS=5 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n 0 tests/faults
+		$(BIN)/python -m pytest -n 0 tests/faults $(FAULTS)
 
 # vLLM (3.5 GB) and the clients of OpenAI's API get environments of their own.
 VLLM_ENV ?= build/vllm
