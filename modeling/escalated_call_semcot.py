@@ -140,13 +140,11 @@ class EscalatedCall:
             self._put(name, self.all_rows, self._provided(name, self.prompts, None))
         if rule.router is None:
             return self.all_rows
-        sure = rule.router_confidence(self.signals)
-        at_once = rule.router["sends"] == "at_once"
-        chosen = sure >= rule.router["threshold"] if at_once else sure < rule.router["threshold"]
+        chosen, sure = rule.routed(self.signals)
         rows = chosen.nonzero()[:, 0]
         if len(rows):
             self.confidence[rows] = sure[rows].to(self.confidence)
-            self._finish(rows, "at_once" if at_once else "explicit", self.prompts)
+            self._finish(rows, rule.router["sends"], self.prompts)
         return (~chosen).nonzero()[:, 0]
 
     def _answer_implicitly(self, rows: Tensor) -> None:

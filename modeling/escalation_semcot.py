@@ -125,21 +125,32 @@ class Escalation:
         """Return the rule as a dictionary of JSON's types."""
         return asdict(self)
 
+    @property
+    def read_signals(self) -> list[str]:
+        """Names of the signals that the confidence is made of: `signals`, or the one of a rule without calibration."""
+        return self.signals if self.calibration is not None else ["answer_probability"]
+
     def confidence(self, signals: Mapping[str, Tensor]) -> Tensor:
         """Return the confidence (batch,), from 0 to 1, that the implicit answers are right.
 
         Args:
-            signals: FloatTensor (batch,) by name; those of `self.signals`, or "answer_probability" without a
-                calibration. Values that are no numbers give a confidence of 0.
+            signals: FloatTensor (batch,) by name; those of `read_signals`. Values that are no numbers give a
+                confidence of 0.
         """
-        names = self.signals if self.calibration is not None else ["answer_probability"]
-        return _calibrated(signals, names, self.calibration)
+        return _calibrated(signals, self.read_signals, self.calibration)
 
     def router_confidence(self, signals: Mapping[str, Tensor]) -> Tensor:
         """Return the router's confidence (batch,) in the way that it is about; see `router`."""
         if self.router is None:
             raise ValueError("escalation has no router: calibrate one, or leave router_confidence out.")
         return _calibrated(signals, self.router["signals"], self.router["calibration"])
+
+    def routed(self, signals: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return which questions the router sends its way, BoolTensor (batch,), and its confidence (batch,)."""
+        if self.router is None:
+            raise ValueError("escalation has no router: calibrate one, or leave routed out.")
+        sure, threshold = self.router_confidence(signals), self.router["threshold"]
+        return (sure >= threshold if self.router["sends"] == "at_once" else sure < threshold), sure
 
 
 def _calibrated(signals: Mapping[str, Tensor], names: Sequence[str], calibration: Mapping[str, Any] | None) -> Tensor:

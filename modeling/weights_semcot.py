@@ -35,8 +35,8 @@ def check_adapters(model: nn.Module, *parts: nn.Module | None) -> None:
     """Raise ValueError if a model has adapters without values, which peft adds to modules with offloaded weights.
 
     Args:
-        model: the model; its layers are searched only if it, or one of its parts, has a hook of accelerate and
-            adapters, since every call of a model calls this.
+        model: the model; its layers are searched, at each call, only if it, or one of its parts, has a hook of
+            accelerate and adapters. A model that was compiled before it was adapted is not checked.
         parts: those of its modules that are models themselves.
     """
     known = [vars(part) for part in (model, *parts) if part is not None]

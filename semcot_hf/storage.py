@@ -32,7 +32,8 @@ def name_path(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        # One without a number has a message instead, which a path would replace.
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 

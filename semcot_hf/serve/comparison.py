@@ -22,15 +22,15 @@ class Compared:
     Args:
         answers: by method, a key of `METHODS`; their seconds include the implicit tokens.
         words: the words of the implicit tokens, each with its share in its token; `None` for tokens that are none.
-        confidence: that of the checkpoint's calibration in the answer with the question's own implicit tokens; `None`
-            without one.
-        escalates: whether explicit reasoning would replace this answer by the checkpoint's rule; `None` likewise.
+        route: "at_once", "implicit" or "explicit", the answer that the checkpoint's rule of escalation would give;
+            `None` without a rule, or for the implicit tokens of another question.
+        confidence: that of the rule in the answer with implicit tokens, or of its router where that decides.
     """
 
     answers: dict[str, Answer]
     words: list[tuple[str, float]] | None
+    route: str | None = None
     confidence: float | None = None
-    escalates: bool | None = None
 
 
 class Comparison:
@@ -54,8 +54,8 @@ class Comparison:
         stored = getattr(model.config, "escalation", None)
         rule = None if stored is None else Escalation.from_dict(stored)
         problem = getattr(model, "signal_problem", None)
-        known = rule is not None and problem is not None and not any(map(problem, rule.signals))
-        self._rule = rule if known else None
+        self._signals = [] if rule is None else [*rule.read_signals, *(rule.router or {}).get("signals", ())]
+        self._rule = None if problem is None or any(map(problem, self._signals)) else rule
 
     def ask(self, question: str, max_new_tokens: int, other: str | None = None) -> Compared:
         """Answer a question by each method.
@@ -75,7 +75,7 @@ class Comparison:
         words = None
         for method in METHODS:
             # Implicit tokens of another question say nothing of how sure the model is of this one.
-            signals = self._rule.signals if self._rule and method == "semcot" and other is None else []
+            signals = self._signals if self._rule and method == "semcot" and other is None else []
             settings = AnswerSettings(method=method, max_new_tokens=max_new_tokens, signals=signals)
             answerer = Answerer(self._model, self._tokenizer, settings)
             asked = [question.strip(), *([] if other is None else [other.strip()])]
@@ -90,12 +90,19 @@ class Comparison:
                     options["implicit_embeddings_for"] = lambda _, ids=prompts[-1]: self._tokens(ids)
                 words = self._words(prompts[-1])
             [(_, [answers[method]])] = answerer.parts(prompts, [0], **options)
-        confidence = escalates = None
-        found = answers["semcot"].signals
-        if self._rule is not None and found:
-            confidence = float(self._rule.confidence({name: torch.tensor([value]) for name, value in found.items()}))
-            escalates = confidence < self._rule.threshold
-        return Compared(answers, words, confidence, escalates)
+        return Compared(answers, words, *self._route(answers["semcot"].signals))
+
+    def _route(self, signals: dict[str, float] | None) -> tuple[str | None, float | None]:
+        """Return the rule's route and confidence by the signals of an implicit answer."""
+        if self._rule is None or not signals:
+            return None, None
+        known = {name: torch.tensor([value]) for name, value in signals.items()}
+        if self._rule.router is not None:
+            chosen, sure = self._rule.routed(known)
+            if chosen:
+                return str(self._rule.router["sends"]), float(sure)
+        confidence = float(self._rule.confidence(known))
+        return "implicit" if confidence >= self._rule.threshold else "explicit", confidence
 
     def _tokens(self, ids: Sequence[int]) -> Any:
         with torch.no_grad():

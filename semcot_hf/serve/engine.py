@@ -112,10 +112,9 @@ class TransformersEngine:
         with self._changed:
             if self._closed or not self._thread.is_alive():
                 raise RequestError(503, "The server is shutting down.", code="unavailable")
-            if len(self._waiting) >= self._max_queue:
-                raise RequestError(
-                    429, f"{len(self._waiting)} requests are waiting already: try again later.", code="queue_full"
-                )
+            waiting = self._number_waiting()
+            if waiting >= self._max_queue:
+                raise RequestError(429, f"{waiting} requests are waiting already: try again later.", code="queue_full")
             self._waiting.append(job)
             self._changed.notify()
 
@@ -158,7 +157,11 @@ class TransformersEngine:
         self._fail([*(row.job for row in self._rows), *self._waiting], RequestError(503, "The server was stopped."))
 
     def _report(self) -> None:
-        self._observer.load(len(self._waiting), len(self._rows))
+        self._observer.load(self._number_waiting(), len(self._rows))
+
+    def _number_waiting(self) -> int:
+        """Return the number of jobs that wait to be begun; those between two parts of their work are not counted."""
+        return sum(not job.begun for job in tuple(self._waiting))
 
     def _admitted(self) -> list[Job]:
         """Take the waiting jobs that fit beside the running ones, in the order of their arrival."""
@@ -180,16 +183,14 @@ class TransformersEngine:
     def _start(self, jobs: list[Job]) -> None:
         """Compute the prompts of jobs, and choose the first token of each answer."""
         now = time.monotonic()
-        groups: dict[tuple[int, bool], list[Job]] = {}
         for job in jobs:
             if not job.begun:
                 self._observer.seconds("queue", now - job.arrived)
                 self._observer.tokens("prompt", job.prompt_tokens)
                 job.begun = True
-            groups.setdefault(_kind(job), []).append(job)
-        pending = list(groups.values())
+        pending = _grouped(jobs)
         while pending:
-            group = pending.pop(0)
+            group, rows = pending.pop(0), len(self._rows)
             try:
                 if group[0].asks_host:
                     self._ask_host(group)
@@ -198,18 +199,24 @@ class TransformersEngine:
             except Exception as error:  # The prompt that is to blame must not fail the others.
                 if isinstance(error, RuntimeError) and is_out_of_memory(error):
                     self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+                self._rows = self._rows[:rows]
+                self._batch.keep(list(range(rows)))
                 if len(group) == 1:
                     self._fail(group, error)
                     continue
                 middle = len(group) // 2
-                halves = [group[:middle], group[middle:]]
-                pending[:0] = halves if self._batch.joins else halves[:1]
-                if not self._batch.joins:
-                    self._put_back(halves[1])
+                # The routes of some may have been decided before the failure.
+                parts = [part for half in (group[:middle], group[middle:]) for part in _grouped(half)]
+                now_on, later = (parts, []) if self._batch.joins else (parts[:1], parts[1:])
+                pending[:0] = now_on
+                self._put_back([job for part in later for job in part])
 
     @torch.no_grad()
     def _ask_host(self, jobs: list[Job]) -> None:
-        """Find the signals of questions by the host's next tokens; those that it answers at once begin."""
+        """Find the signals of questions by the host's next tokens; those that it answers at once begin.
+
+        On hosts whose batches none can join, they wait for a batch of their own.
+        """
         ids, mask = (part.to(self._device) for part in pad_left([job.prompt for job in jobs], self._pad))
         start = time.perf_counter()
         outputs = self._generated(ids, mask, no_thoughts(len(jobs)))
@@ -335,6 +342,14 @@ class TransformersEngine:
         for job in dict.fromkeys(jobs):
             if not job.cancelled:
                 job.emit(error)
+
+
+def _grouped(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return jobs in groups that can be computed in one batch each."""
+    groups: dict[tuple[int, bool], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(_kind(job), []).append(job)
+    return list(groups.values())
 
 
 def _kind(job: Job) -> tuple[int, bool]:

@@ -140,16 +140,16 @@ class Job:
         """Whether the host's own next token is to be known first, without implicit tokens."""
         if self.rule is None or not self.held:
             return False
-        names = {*self.rule.signals, *(self.rule.router or {}).get("signals", ())}
+        names = {*self.rule.read_signals, *(self.rule.router or {}).get("signals", ())}
         return bool(names & {*ROUTER_SIGNALS} - {*self.signals})
 
     def ask_router(self) -> None:
         """Choose the route where the rule has a router that is sure by the signals of the question."""
         if self.rule is None or self.rule.router is None:
             return
-        router, sure = self.rule.router, float(self.rule.router_confidence(self._tensors()))
-        if sure >= router["threshold"] if router["sends"] == "at_once" else sure < router["threshold"]:
-            self.confidence, self.route, self.count = sure, router["sends"], 0
+        chosen, sure = self.rule.routed(self._tensors())
+        if chosen:
+            self.confidence, self.route, self.count = float(sure), self.rule.router["sends"], 0
             if self.route == "explicit":
                 self._reason()
 

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 QUESTION = "Ann flips the coin. Bob does not flip the coin. Is the coin still heads up?"
 _LONGEST_QUESTION = 4000
+# What the checkpoint's rule of escalation would do, by its route.
+_CHOSEN = {
+    "at_once": "the host would answer at once",
+    "implicit": "kept",
+    "explicit": "explicit reasoning would replace it",
+}
 _STYLE = """
 .thought { display: flex; flex-wrap: wrap; gap: 0.4rem; }
 .thought span { border: 1px solid var(--border-color-primary); border-radius: 0.4rem; padding: 0.1rem 0.5rem; }
@@ -38,9 +44,8 @@ def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
             answer = compared.answers[method]
             said = f"{answer.seconds:.2f} s, {answer.new_tokens} new tokens"
             said += "" if answer.finished else ", not ended"
-            if method == "semcot" and compared.confidence is not None:
-                then = "explicit reasoning would replace it" if compared.escalates else "kept"
-                said += f"; confidence {compared.confidence:.0%}: {then}".replace("%", " %")
+            if method == "semcot" and compared.route is not None:
+                said += f"; confidence {compared.confidence:.0%}: {_CHOSEN[compared.route]}".replace("%", " %")
             shown += [answer.output.strip(), said]
         return [*shown, thought_html(compared.words)]
 

@@ -165,24 +165,22 @@ class Service:
 
     def _rule(self, request: AnswerRequest, prompts: list[list[int]], count: int, field: str) -> Escalation | None:
         """Return when the answers are replaced by explicit reasoning."""
-        asked = self._escalation if request.escalation is None else request.escalation
-        if asked is None or asked is False:
-            return None
-        problem = None
+        ends = self._ends
+        asked, problem = request.escalation, None
         if request.choices > 1:
             problem = f"n={request.choices} answers cannot be asked for with it: leave one of the two out."
-        elif self._ends and any(
-            len(ids) <= len(self._ends) or ids[-len(self._ends) :] != self._ends for ids in prompts
-        ):
+        elif ends and any(len(ids) <= len(ends) or ids[-len(ends) :] != ends for ids in prompts):
             problem = f"{field} must end on the answer prompt {self._answer_prompt!r}, without which the host reasons."
+        if asked is None and problem is None and count > 0:
+            # The server's own rule is for these requests only.
+            asked = self._escalation
+        if asked is None or asked is False:
+            return None
         try:
             if problem is not None:
                 raise ValueError(problem)
             return self._followed(asked, count)
         except ValueError as error:
-            if request.escalation is None:
-                # The server's own rule is for the requests that it fits.
-                return None
             raise RequestError(400, f"escalation: {error}", "escalation") from error
 
     def _followed(self, asked: bool | float, count: int) -> Escalation:
@@ -192,9 +190,11 @@ class Service:
             ValueError: if the engine cannot follow it.
         """
         if self._signal_problem is None or not self._ends:
-            raise ValueError("this engine or model does not escalate: leave it out.")
+            raise ValueError(
+                "this server does not escalate: leave it out, or serve a SemCoT checkpoint by --engine transformers."
+            )
         rule = Escalation.of(asked, self._model_config.escalation)
-        for name in [*([] if rule.calibration is None else rule.signals), *(rule.router or {}).get("signals", ())]:
+        for name in [*rule.read_signals, *(rule.router or {}).get("signals", ())]:
             problem = self._signal_problem(name, count)
             if problem is not None:
                 raise ValueError(

@@ -160,9 +160,11 @@ def test_the_servers_own_rule(model, tokenizer):
         assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, 1.0)[:2]
         (choice,) = ask(address, "completions", prompt=[prompt], escalation=0.0).json()["choices"]
         assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, 0.0)[:2]
-        for options in ({"escalation": False}, {"n": 2}, {"prompt": "no answer prompt"}):
+        for options in ({"escalation": False}, {"n": 2}, {"prompt": "no answer prompt"}, {"implicit_tokens": 0}):
             answer = ask(address, "completions", **{"prompt": [prompt], **options})
             assert answer.status_code == 200 and "route" not in answer.json()["choices"][0]
+    with pytest.raises(ValueError, match="escalate='own' needs --engine transformers"):
+        ServeConfig(model="tiny", escalate="own", engine="vllm")
     with pytest.raises(ValueError, match="escalate='often'"):
         ServeConfig(model="tiny", escalate="often")
     plain = copy.deepcopy(model)
@@ -202,10 +204,7 @@ def router_of(sends):
     return {"signals": names, "calibration": logistic(names), "threshold": 0.5, "sends": sends}
 
 
-@pytest.mark.parametrize("joins", [True, False], ids=["joins", "one-batch"])
-@pytest.mark.parametrize("sends", [None, "at_once", "explicit"])
-def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, joins, sends):
-    """Signals of thoughts and questions, and routers, as `generate` has them for each prompt alone."""
+def calibrated_model(tiny_lm, tiny_semcot, tiny_tokenizer, joins):
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     model = tiny_semcot(
         tiny_lm(eos_token_id=END, **({} if joins else {"rope_parameters": rope})),
@@ -219,7 +218,11 @@ def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, joins
         num_implicit_tokens=4,
     )
     assert RunningBatch(model.host).joins == joins
-    prompts = [ids_of(tokenizer, text) for text in TEXTS]
+    return model
+
+
+def calibrate(model, tokenizer, prompts, sends):
+    """Give a model a rule by which its answers go different ways; return those of `generate` for each prompt alone."""
     names = [*SIGNALS]
     rule = Escalation(0.0, names, logistic(names), max_reasoning_tokens=REASONING)
     sure = sorted(expected(model, tokenizer, prompt, rule)[2] for prompt in prompts)
@@ -233,15 +236,53 @@ def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, joins
     wanted = [expected(model, tokenizer, prompt, rule) for prompt in prompts]
     assert sends is None or sends in [route for _, route, _ in wanted]
     assert len({route for _, route, _ in wanted}) > 1
+    return wanted
+
+
+def check_choices(choices, wanted):
+    for (text, route, confidence), choice in zip(wanted, choices, strict=True):
+        assert (choice["text"], choice["route"]) == (text, route)
+        assert choice["confidence"] == pytest.approx(confidence, abs=1e-4)
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["joins", "one-batch"])
+@pytest.mark.parametrize("sends", [None, "at_once", "explicit"])
+def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, joins, sends):
+    """Signals of thoughts and questions, and routers, as `generate` has them for each prompt alone."""
+    model = calibrated_model(tiny_lm, tiny_semcot, tiny_tokenizer, joins)
+    prompts = [ids_of(tokenizer, text) for text in TEXTS]
+    wanted = calibrate(model, tokenizer, prompts, sends)
     with running(app_of(model, tokenizer, ServeConfig(model="tiny"))) as address:
         body = ask(address, "completions", prompt=prompts, escalation=True).json()
         metrics = httpx2.get(f"{address}/metrics").text
-    for (text, route, confidence), choice in zip(wanted, body["choices"], strict=True):
-        assert (choice["text"], choice["route"]) == (text, route)
-        assert choice["confidence"] == pytest.approx(confidence, abs=1e-4)
+    check_choices(body["choices"], wanted)
     assert body["usage"]["prompt_tokens"] == sum(map(len, prompts))
     for kind in ("prompt", "implicit"):
         (counted,) = [
             line for line in metrics.splitlines() if line.startswith(f'semcot_tokens_total{{kind="{kind}"}}')
         ]
         assert float(counted.rpartition(" ")[2]) == body["usage"][f"{kind}_tokens"]
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["joins", "one-batch"])
+@pytest.mark.parametrize("sends", ["at_once", "explicit"])
+def test_memory_that_runs_out_once_routes_are_decided(
+    tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, monkeypatch, joins, sends
+):
+    model = calibrated_model(tiny_lm, tiny_semcot, tiny_tokenizer, joins)
+    prompts = [ids_of(tokenizer, text) for text in TEXTS]
+    wanted = calibrate(model, tokenizer, prompts, sends)
+    whole, failures = RunningBatch.join, []
+
+    def fail_after_joining(self, cache, width, lengths, rows):
+        whole(self, cache, width, lengths, rows)
+        # A prompt that is too large by itself is an error.
+        if len(rows) > 1 and not failures:
+            failures.append(rows)
+            raise torch.OutOfMemoryError("told to")
+
+    monkeypatch.setattr(RunningBatch, "join", fail_after_joining)
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny"))) as address:
+        body = ask(address, "completions", prompt=prompts, escalation=True).json()
+    assert len(failures) == 1
+    check_choices(body["choices"], wanted)

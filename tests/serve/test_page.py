@@ -85,14 +85,23 @@ def test_confidence_of_a_calibrated_checkpoint(words_model, tokenizer, monkeypat
         return_dict_in_generate=True,
     )
     compared = Comparison(words_model, tokenizer).ask(QUESTION, 6)
-    assert compared.confidence == pytest.approx(float(made.confidence), abs=1e-4) and compared.escalates
+    assert compared.confidence == pytest.approx(float(made.confidence), abs=1e-4)
+    assert compared.route == "explicit"
     rule.threshold = compared.confidence / 2
     monkeypatch.setattr(words_model.config, "escalation", rule.to_dict())
-    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).escalates is False
-    assert Comparison(words_model, tokenizer).ask(QUESTION, 6, OTHER).confidence is None
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).route == "implicit"
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6, OTHER).route is None
+    router = {"signals": ["host_probability"], "calibration": None, "threshold": 0.0, "sends": "at_once"}
+    monkeypatch.setattr(words_model.config, "escalation", {**rule.to_dict(), "router": router})
+    routed = Comparison(words_model, tokenizer).ask(QUESTION, 6)
+    assert routed.route == "at_once" and 0 < routed.confidence < 1
+    # A rule without calibration goes by the answer's probability, whatever signals it names.
+    plain = Escalation(1.0, ["thought_entropy"])
+    monkeypatch.setattr(words_model.config, "escalation", plain.to_dict())
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).route == "explicit"
     rule.signals = ["similarity"]
     monkeypatch.setattr(words_model.config, "escalation", rule.to_dict())
-    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).confidence is None
+    assert Comparison(words_model, tokenizer).ask(QUESTION, 6).route is None
 
 
 @pytest.mark.parametrize("fields", [{"projection": "vocabulary"}, {}], ids=["words", "vectors"])
