@@ -234,6 +234,8 @@ def test_hub_and_quantization_arguments_reach_the_host(folders, monkeypatch):
         "dtype": torch.bfloat16,
         "local_files_only": True,
         "quantization_config": quantization,
+        # Nothing asks whether to run code.
+        "trust_remote_code": False,
     }
 
 
