@@ -130,6 +130,11 @@ class Escalation:
         """Names of the signals that the confidence is made of: `signals`, or the one of a rule without calibration."""
         return self.signals if self.calibration is not None else ["answer_probability"]
 
+    @property
+    def all_signals(self) -> list[str]:
+        """Names of all signals that the rule goes by, its router's too."""
+        return list(dict.fromkeys([*self.read_signals, *(self.router or {}).get("signals", ())]))
+
     def confidence(self, signals: Mapping[str, Tensor]) -> Tensor:
         """Return the confidence (batch,), from 0 to 1, that the implicit answers are right.
 

@@ -16,6 +16,7 @@ from semcot_hf.storage import (
     Journal,
     atomic_path,
     check_same_run,
+    name_path,
     read_json_lines,
     weights_digest,
     write_atomically,
@@ -202,3 +203,14 @@ def test_digests_of_weights_tell_trained_models_apart_and_skip_offloaded_ones():
         model.weight += 1e-3
     assert weights_digest(model) != before
     assert weights_digest(torch.nn.Linear(2, 2, device="meta")) == weights_digest(torch.nn.Linear(2, 2, device="meta"))
+
+
+def test_errors_get_the_path_that_they_lack_and_keep_their_message(tmp_path):
+    for error, told in (
+        (OSError(errno.EIO, "broken"), f"[Errno {errno.EIO}] broken: '{tmp_path}'"),
+        (OSError(errno.EIO, "broken", "its/own"), f"[Errno {errno.EIO}] broken: 'its/own'"),
+        (OSError("push failed: 403"), "push failed: 403"),
+    ):
+        with pytest.raises(OSError) as raised, name_path(tmp_path):
+            raise error
+        assert str(raised.value) == told

@@ -53,6 +53,8 @@ def write_verdicts(report: Path, path: Path) -> None:
         for predictions in sorted(report.glob("predictions-*.jsonl")):
             for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
                 kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+                if row.get("signals"):
+                    kept["signals"] = {name: round(value, 6) for name, value in row["signals"].items()}
                 method = predictions.stem.removeprefix("predictions-")
                 file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
 

@@ -246,11 +246,11 @@ def route(rule: Escalation, signals: Mapping[str, Array], ways: Ways) -> Routed:
     escalated = confidence < rule.threshold
     at_once, direct = np.zeros_like(escalated), np.zeros_like(escalated)
     if rule.router is not None:
-        found = rule.router_confidence(tensors).numpy()
+        chosen = rule.routed(tensors)[0].numpy()
         if rule.router["sends"] == "explicit":
-            direct = found < rule.router["threshold"]
+            direct = chosen
         else:
-            at_once = found >= rule.router["threshold"]
+            at_once = chosen
     if at_once.any() and ways.at_once is None:
         raise ValueError("the rule's router answers questions at once, and their answers are missing: add 'no_cot'.")
     first = ways.implicit if ways.at_once is None else ways.at_once.where(at_once, ways.implicit)

@@ -54,7 +54,7 @@ class Comparison:
         stored = getattr(model.config, "escalation", None)
         rule = None if stored is None else Escalation.from_dict(stored)
         problem = getattr(model, "signal_problem", None)
-        self._signals = [] if rule is None else [*rule.read_signals, *(rule.router or {}).get("signals", ())]
+        self._signals = [] if rule is None else rule.all_signals
         self._rule = None if problem is None or any(map(problem, self._signals)) else rule
 
     def ask(self, question: str, max_new_tokens: int, other: str | None = None) -> Compared:

@@ -161,7 +161,8 @@ class TransformersEngine:
 
     def _number_waiting(self) -> int:
         """Return the number of jobs that wait to be begun; those between two parts of their work are not counted."""
-        return sum(not job.begun for job in tuple(self._waiting))
+        with self._changed:
+            return sum(not job.begun for job in self._waiting)
 
     def _admitted(self) -> list[Job]:
         """Take the waiting jobs that fit beside the running ones, in the order of their arrival."""

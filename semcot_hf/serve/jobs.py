@@ -140,8 +140,7 @@ class Job:
         """Whether the host's own next token is to be known first, without implicit tokens."""
         if self.rule is None or not self.held:
             return False
-        names = {*self.rule.read_signals, *(self.rule.router or {}).get("signals", ())}
-        return bool(names & {*ROUTER_SIGNALS} - {*self.signals})
+        return bool({*self.rule.all_signals} & {*ROUTER_SIGNALS} - {*self.signals})
 
     def ask_router(self) -> None:
         """Choose the route where the rule has a router that is sure by the signals of the question."""

@@ -176,9 +176,9 @@ class Service:
             asked = self._escalation
         if asked is None or asked is False:
             return None
+        if problem is not None:
+            raise RequestError(400, f"escalation: {problem}", "escalation")
         try:
-            if problem is not None:
-                raise ValueError(problem)
             return self._followed(asked, count)
         except ValueError as error:
             raise RequestError(400, f"escalation: {error}", "escalation") from error
@@ -194,7 +194,7 @@ class Service:
                 "this server does not escalate: leave it out, or serve a SemCoT checkpoint by --engine transformers."
             )
         rule = Escalation.of(asked, self._model_config.escalation)
-        for name in [*rule.read_signals, *(rule.router or {}).get("signals", ())]:
+        for name in rule.all_signals:
             problem = self._signal_problem(name, count)
             if problem is not None:
                 raise ValueError(

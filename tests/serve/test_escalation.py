@@ -2,16 +2,19 @@
 
 import copy
 import json
+import threading
 
 import httpx2
 import pytest
 import torch
 from served import running
 
+from semcot_hf.cli.arguments import parse
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
-from semcot_hf.serve.jobs import RequestError
+from semcot_hf.serve.engine import TransformersEngine
+from semcot_hf.serve.jobs import Job, RequestError
 from semcot_hf.serve.launch import app_of, signal_problem_of
 from semcot_hf.serve.protocol import ChatRequest
 from semcot_hf.serve.running import RunningBatch
@@ -163,6 +166,8 @@ def test_the_servers_own_rule(model, tokenizer):
         for options in ({"escalation": False}, {"n": 2}, {"prompt": "no answer prompt"}, {"implicit_tokens": 0}):
             answer = ask(address, "completions", **{"prompt": [prompt], **options})
             assert answer.status_code == 200 and "route" not in answer.json()["choices"][0]
+    for flags, asked in ((["--escalate"], "own"), (["--escalate", "0.9"], "0.9"), ([], None)):
+        assert parse("semcot serve", (ServeConfig,), ["--model", "tiny", *flags])[0].escalate == asked
     with pytest.raises(ValueError, match="escalate='own' needs --engine transformers"):
         ServeConfig(model="tiny", escalate="own", engine="vllm")
     with pytest.raises(ValueError, match="escalate='often'"):
@@ -171,6 +176,27 @@ def test_the_servers_own_rule(model, tokenizer):
     plain.config.escalation = None
     with pytest.raises(ValueError, match="escalate='own'.*semcot calibrate"):
         app_of(plain, tokenizer, ServeConfig(model="tiny", escalate="own"))
+
+
+def test_requests_in_progress_do_not_fill_the_queue(model, tokenizer, monkeypatch):
+    started, held = threading.Event(), threading.Event()
+
+    def start(self, jobs):
+        started.set()
+        held.wait(60)
+
+    monkeypatch.setattr(TransformersEngine, "_start", start)
+    engine = TransformersEngine(model, tokenizer, max_queue=1)
+    first, between, waiting, refused = (Job([1, 2], lambda event: None) for _ in range(4))
+    engine.submit(first)
+    assert started.wait(60)
+    between.begun = True
+    engine._put_back([between])
+    engine.submit(waiting)
+    with pytest.raises(RequestError, match="1 requests are waiting"):
+        engine.submit(refused)
+    held.set()
+    engine.close()
 
 
 def test_hosts_that_sequences_cannot_join(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer):
