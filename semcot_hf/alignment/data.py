@@ -67,7 +67,7 @@ def training_and_validation(
         if train is not None:
             _check_overlap(train, validation)
     elif train is not None and args.eval_strategy != "no":
-        train, validation = _split(train, args.validation_fraction)
+        train, validation = hold_out(train, args.validation_fraction)
     if train is not None:
         _check_negatives(train)
         train = train.select_columns(list(PAIR_COLUMNS))
@@ -87,8 +87,14 @@ def _check_negatives(train: Dataset) -> None:
             )
 
 
-def _split(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """Hold out the rows whose question (or reasoning) hashes below `fraction`; equal questions stay together."""
+def hold_out(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Return training and validation rows: those whose question (or reasoning) hashes below `fraction` are held out.
+
+    Equal questions stay together.
+
+    Raises:
+        ValueError: for a fraction that leaves too few pairs.
+    """
     keys = pairs["query" if "query" in pairs.column_names else "reasoning"]
     held_out = [question_fraction(key, _SPLIT_SEED) < fraction for key in keys]
     train = pairs.select([i for i, out in enumerate(held_out) if not out])

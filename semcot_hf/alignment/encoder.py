@@ -70,7 +70,7 @@ def build_alignment_encoder(
     backbone = backbone_of(host)
     _, layers = layer_list(backbone)
     check_word_size(backbone)
-    first_layer, last_layer = _layer_range(first_layer, last_layer, len(layers))
+    first_layer, last_layer = layer_range(first_layer, last_layer, len(layers))
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")
     if embedding_dim < 1:
@@ -230,7 +230,12 @@ def _takes_hidden_states(backbone: PreTrainedModel, first_layer: int) -> bool:
     return bool(difference <= 1e-2 * whole.last_hidden_state.abs().max())
 
 
-def _layer_range(first: int | None, last: int | None, count: int) -> tuple[int, int]:
+def layer_range(first: int | None, last: int | None, count: int) -> tuple[int, int]:
+    """Return (first, last) layer of an encoder cut out of a host of `count` layers; `None` takes `default_layers`.
+
+    Raises:
+        ValueError: for layers that the host does not have.
+    """
     default_first, default_last = default_layers(count)
     if last is None:
         last = default_last if first is None else max(default_last, first)

@@ -1,6 +1,7 @@
 """Outputs of the encoder's frozen layers for the training texts, computed once: hidden states and pooled vectors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -135,6 +136,41 @@ class FromStates(nn.Module):
     def forward(self, features: Features) -> Features:
         embedding = encode_hidden_states(self.encoder, features["states"], features["attention_mask"])
         return {"sentence_embedding": embedding}
+
+
+class StoredStatesEncoder:
+    """An encoder in the form that `PairRetrievalEvaluator` calls, which reads its texts' stored hidden states.
+
+    Several encoders that begin at one layer of one host share the states: the layers below are run once.
+
+    Args:
+        encoder: an alignment encoder, which takes hidden states.
+        texts: all texts that it will be given.
+        batch_size: texts encoded at a time.
+        budget: maximum bytes of the states; beyond it the encoder reads the texts themselves.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, texts: Iterable[str], batch_size: int, budget: float):
+        self.encoder = encoder
+        self.states = LayerStates(TrainingTexts(encoder, texts, batch_size), budget)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], batch_size: int = 64, **options: Any) -> torch.Tensor:
+        """Return f of the texts, (texts, embedding_dim), on the encoder's device; other options are not used."""
+        if not self.states.fits:
+            return self.encoder.encode(list(texts), batch_size=batch_size, **options)
+        was_training = self.encoder.training
+        self.encoder.eval()
+        # Texts of similar length need little padding.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        pieces = []
+        for start in range(0, len(order), batch_size):
+            batch = self.encoder.preprocess([texts[index] for index in order[start : start + batch_size]])
+            batch = batch_to_device(batch, self.encoder.device)
+            states = self.states(batch["input_ids"], batch["attention_mask"])
+            pieces.append(encode_hidden_states(self.encoder, states, batch["attention_mask"]))
+        self.encoder.train(was_training)
+        return torch.cat(pieces)[torch.tensor(order).argsort()]
 
 
 def token_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:

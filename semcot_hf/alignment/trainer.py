@@ -277,9 +277,17 @@ def retrieval_scores(similarity: torch.Tensor, related: torch.Tensor) -> tuple[f
     >>> round(top1, 3), round(mrr, 3)
     (0.333, 0.667)
     """
+    return _scores_of(retrieval_ranks(similarity, related))
+
+
+def retrieval_ranks(similarity: torch.Tensor, related: torch.Tensor) -> torch.Tensor:
+    """Return the rank (queries,) of the best related candidate of each row, from 1; see `retrieval_scores`."""
     best = similarity.masked_fill(~related, -torch.inf).max(dim=1, keepdim=True).values
-    ranks = 1 + ((similarity >= best) & ~related).sum(dim=1).double()
-    return (ranks == 1).double().mean().item(), ranks.reciprocal().mean().item()
+    return 1 + ((similarity >= best) & ~related).sum(dim=1)
+
+
+def _scores_of(ranks: torch.Tensor) -> tuple[float, float]:
+    return (ranks == 1).double().mean().item(), ranks.double().reciprocal().mean().item()
 
 
 class PairRetrievalEvaluator(BaseEvaluator):
@@ -296,33 +304,43 @@ class PairRetrievalEvaluator(BaseEvaluator):
         super().__init__()
         self.primary_metric = "mrr"
         self.batch_size = batch_size
-        self.texts, columns = [], []
+        self.texts: list[list[str]] = []
+        # The number of each pair's text among the distinct ones, for each column.
+        self.columns: list[list[int]] = []
         for name in PAIR_COLUMNS:
             index = {text: i for i, text in enumerate(dict.fromkeys(pairs[name]))}
             self.texts.append(list(index))
-            columns.append([index[text] for text in pairs[name]])
+            self.columns.append([index[text] for text in pairs[name]])
         self.related = torch.zeros(*map(len, self.texts), dtype=torch.bool)
-        self.related[columns[0], columns[1]] = True
+        self.related[self.columns[0], self.columns[1]] = True
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
+        metrics = self.metrics(*self.ranks(model))
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    def ranks(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ranks of the condensed reasonings, by distinct reasoning, and of the reasonings, the reverse."""
         reasoning, condensed = (
             model.encode(texts, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
             for texts in self.texts
         )
         similarity = (reasoning.float() @ condensed.float().T).cpu()
-        top1, mrr = retrieval_scores(similarity, self.related)
-        top1_back, mrr_back = retrieval_scores(similarity.T, self.related.T)
-        metrics = {
+        return retrieval_ranks(similarity, self.related), retrieval_ranks(similarity.T, self.related.T)
+
+    @staticmethod
+    def metrics(forth: torch.Tensor, back: torch.Tensor) -> dict[str, float]:
+        """Return the metrics of the `ranks` of both directions."""
+        (top1, mrr), (top1_back, mrr_back) = _scores_of(forth), _scores_of(back)
+        return {
             "top1_reasoning_to_condensed": top1,
             "top1_condensed_to_reasoning": top1_back,
             "mrr_reasoning_to_condensed": mrr,
             "mrr_condensed_to_reasoning": mrr_back,
             "mrr": (mrr + mrr_back) / 2,
         }
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
-        return metrics
 
 
 def _show_example(card: Any, pairs: Dataset | None) -> None:

@@ -8,6 +8,7 @@ from .arguments import parse
 BENCHES = {
     "speed": "latency, throughput and memory of each method, relative to a lower bound",
     "methods": "accuracy and cost of SemCoT and its peers, trained and evaluated the same way",
+    "alignment": "settings of stage 1, one at a time, judged by retrieval; and what the alignment loss adds",
 }
 
 
@@ -15,7 +16,7 @@ def run(argv: list[str]) -> int:
     """Run `semcot bench NAME [flags]` and return the exit status."""
     name, *rest = argv or ["--help"]
     usage = ["usage: semcot bench NAME [--config FILE.yaml] [flags]", ""]
-    usage += [f"  {bench:<8} {text}" for bench, text in BENCHES.items()]
+    usage += [f"  {bench:<9} {text}" for bench, text in BENCHES.items()]
     usage += ["", "semcot bench NAME --help explains its flags."]
     if name in ("-h", "--help"):
         print("\n".join(usage))
@@ -24,10 +25,7 @@ def run(argv: list[str]) -> int:
         print("\n".join([f"semcot bench: unknown benchmark {name!r}\n", *usage]), file=sys.stderr)
         return 2
     command = shlex.join(["semcot", "bench", *argv])
-    if name == "methods":
-        _bench_methods(rest, command)
-    else:
-        _bench_speed(rest, command)
+    {"methods": _bench_methods, "speed": _bench_speed, "alignment": _bench_alignment}[name](rest, command)
     return 0
 
 
@@ -48,3 +46,27 @@ def _bench_speed(argv: list[str], command: str) -> None:
     (settings,) = parse("semcot bench speed", (SpeedSettings,), argv)
     print_report(measure_speed(settings, command, lambda line: print(line, flush=True)))
     print(f"{REPORT}, {TABLES} and {PLOT} are in {settings.output_dir}.")
+
+
+def _bench_alignment(argv: list[str], command: str) -> None:
+    from ..alignment.config import SemCoTAlignmentConfig
+    from ..bench.alignment.report import TABLES, sweep_table
+    from ..bench.alignment.settings import DEFAULTS, AlignmentBenchSettings
+    from ..bench.alignment.sweep import sweep_alignment
+    from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits
+
+    parts = (AlignmentBenchSettings, DataArguments, ModelArguments, PeftArguments, SemCoTAlignmentConfig)
+    settings, data, models, peft, args = parse("semcot bench alignment", parts, argv, DEFAULTS)
+    splits = load_splits(data, "train")
+    report = sweep_alignment(
+        settings,
+        splits,
+        models.host,
+        models.generator,
+        args,
+        lambda: peft.peft_config,
+        command,
+        lambda line: print(line, flush=True),
+    )
+    print("\n".join(sweep_table(report)))
+    print(f"The report is {args.output_dir}/{TABLES}, the best encoder {report['encoder']}.")

@@ -93,6 +93,11 @@ class ControlTokens:
         """Implicit tokens of every question, (questions, k, host hidden size), on the CPU."""
         return self._made[0]
 
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """Which tokens are used, (questions, k), if thoughts have different lengths; else `None`."""
+        return self._made[1]
+
     @cached_property
     def _others(self) -> list[int]:
         return derangement(len(self.prompts), self.seed)

@@ -21,6 +21,7 @@ def test_usage_lists_every_command(capsys):
     "command",
     [
         *(name for name in sorted(COMMANDS) if name not in ("bench", "data")),
+        "bench alignment",
         "bench methods",
         "bench speed",
         "data check",

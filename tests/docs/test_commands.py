@@ -39,6 +39,8 @@ SMALL = {
     "semcot data": "",
     "semcot bench methods": "--methods no_cot --seeds 0 --steps 1 --learning_rates 1e-3 --train_questions 8 "
     "--batch_size 2 --eval_questions 2 --latency_samples 1 --models_steps_factor 0.001",
+    "semcot bench alignment": f"{TRAINING} --temperatures 0.05 --poolings mean --layers 5 --learning_rates 1e-5 "
+    "--batch_sizes 64 --combine False",
     "semcot bench speed": "--methods semcot_parallel --batch_sizes 1 --prompt_lengths 16 --implicit_tokens 2 "
     "--answer_tokens 2 --seconds 0.1",
     "python examples/bench/train_speed.py": "--sizes toy --batch_size 4 --steps 2 --plain_samples 2 --parts stage2 "
