@@ -8,15 +8,21 @@ Without --model, an untrained pair of --host and --generator is served: the time
 is compared alternates in blocks, so that other load on the machine meets both sides. Answers are greedy, and end where
 the host ends them, or at --new_tokens; explicit reasoning at --reasoning_tokens.
 
-- Without --engine_url: requests a second of --clients clients at once, and of one after another.
-- With --engine_url: seconds a request of vLLM itself, asked with embeddings that are ready, and through the front,
-  which makes them; with implicit tokens, and for the host alone (token ids). Both are asked for the same answers.
-- Both: answers a second with implicit tokens and with explicit reasoning of the host, --clients at once. A thousand
-  answers cost 1000 / (answers a second) / 3600 x the price of the machine for an hour (--price).
+--parts chooses among
+
+- batching (without --engine_url): requests a second of --clients clients at once, and of one after another.
+- overhead (with --engine_url): seconds a request, mean, of vLLM itself, asked with embeddings that are ready, and
+  through the front, which makes them; with implicit tokens, and for the host alone (token ids). Both are asked for the
+  same answers. "front adds" leaves out the generator's own seconds, which are given apart. With many clients requests
+  wait for the generator's batches of others too, so that only the host's row says what the front itself adds.
+- cost: answers a second with implicit tokens, by the checkpoint's rule of escalation where it has one, and with
+  explicit reasoning of the host, --clients at once. A thousand answers cost 1000 / (answers a second) / 3600 x the
+  price of the machine for an hour (--price).
 """
 
 import asyncio
 import json
+import re
 import statistics
 import threading
 import time
@@ -38,7 +44,7 @@ from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.inference.settings import AnswerSettings
 from semcot_hf.options import option
 from semcot_hf.serve.config import ServeConfig
-from semcot_hf.serve.front import Front
+from semcot_hf.serve.front import Front, load_front
 from semcot_hf.serve.jobs import Job
 from semcot_hf.serve.launch import app_of
 from semcot_hf.serve.remote import encoded
@@ -53,7 +59,10 @@ class Arguments:
     generator: str = option(str(GENERATOR_PATH), "Id or path of the generator.")
     implicit_tokens: int = option(6, "Implicit tokens of the untrained pair.")
     engine_url: str = option("", "Address of a `vllm serve` of the same host.")
+    dtype: str = option("auto", "Data type of the weights of --model; of its generator where an engine has the host.")
+    parts: list[str] = option(["batching", "overhead", "cost"], "What is measured.")
     dataset: str = option("examples/data/arithmetic", "Dataset with the questions, as `semcot distill` takes it.")
+    split: str = option("train", "Its split.")
     requests: int = option(64, "Requests of each block.")
     clients: int = option(16, "Clients at once.")
     new_tokens: int = option(24, "Most tokens of an answer.")
@@ -82,7 +91,7 @@ def served(app: Any) -> Iterator[str]:
 
 
 def timed(ask: Ask, requests: int, clients: int) -> dict[str, float]:
-    """Return seconds in all, median seconds a request and mean tokens of an answer of requests by clients at once."""
+    """Return seconds in all, mean seconds a request and mean tokens of an answer of requests by clients at once."""
 
     async def all_() -> tuple[float, list[float], list[int]]:
         gate, seconds = asyncio.Semaphore(clients), []
@@ -100,7 +109,7 @@ def timed(ask: Ask, requests: int, clients: int) -> dict[str, float]:
             return time.perf_counter() - start, seconds, tokens
 
     whole, seconds, tokens = asyncio.run(all_())
-    return {"seconds": whole, "a request": statistics.median(seconds), "tokens": statistics.mean(tokens)}
+    return {"seconds": whole, "a request": statistics.mean(seconds), "tokens": statistics.mean(tokens)}
 
 
 def asking(url: str, body: Callable[[int], dict[str, Any]]) -> Ask:
@@ -114,16 +123,30 @@ def asking(url: str, body: Callable[[int], dict[str, Any]]) -> Ask:
     return ask
 
 
-def alternated(sides: dict[str, tuple[Ask, int]], requests: int, blocks: int) -> dict[str, list[dict[str, float]]]:
-    """Return the times of each side (a way to ask, and its number of clients), whose blocks alternate."""
+def generator_seconds(url: str) -> float:
+    """Return for how many seconds a server has made implicit tokens."""
+    found = re.search(r'^semcot_phase_seconds_sum\{phase="implicit"\} (\S+)$', httpx2.get(f"{url}/metrics").text, re.M)
+    assert found is not None, "the server does not tell"
+    return float(found.group(1))
+
+
+def alternated(
+    sides: dict[str, tuple[Ask, int]], requests: int, blocks: int, url: str
+) -> dict[str, list[dict[str, float]]]:
+    """Return the times of each side (a way to ask, and its number of clients), whose blocks alternate.
+
+    The generator's seconds a request are those of the server at `url`.
+    """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for ask, clients in sides.values():
-        timed(ask, min(requests, clients), clients)  # Not counted: first calls allocate and compile.
+        timed(ask, min(requests, 2), clients)  # Not counted: first calls allocate and compile.
     for block in range(blocks):
         # Each side is the first one in every second block.
         for name in list(sides)[:: 1 if block % 2 == 0 else -1]:
             ask, clients = sides[name]
-            found[name].append(timed(ask, requests, clients))
+            before = generator_seconds(url)
+            times = timed(ask, requests, clients)
+            found[name].append({**times, "generator": (generator_seconds(url) - before) / requests})
     return found
 
 
@@ -145,6 +168,7 @@ def measure(arguments: Arguments, model: Any, tokenizer: Any, prompts: dict[str,
     ways: dict[str, Callable[[int], dict[str, Any]]] = {
         "implicit tokens": lambda number: {"prompt": prompts["semcot"][number], "max_tokens": new},
         "host alone": lambda number: {"prompt": prompts["semcot"][number], "max_tokens": new, "implicit_tokens": 0},
+        "escalated": lambda number: {"prompt": prompts["semcot"][number], "max_tokens": new, "escalation": True},
         "explicit reasoning": lambda number: {
             "prompt": prompts["cot"][number],
             "max_tokens": arguments.reasoning_tokens,
@@ -154,7 +178,7 @@ def measure(arguments: Arguments, model: Any, tokenizer: Any, prompts: dict[str,
     result: dict[str, Any] = {"settings": vars(arguments)}
     with served(app_of(model, tokenizer, config, [url] if url else None)) as own:
         asks = {name: asking(own, body) for name, body in ways.items()}
-        if url:
+        if url and "overhead" in arguments.parts:
             name = httpx2.get(f"{url}/v1/models").json()["data"][0]["id"]
             jobs = [Job(ids, lambda event: None, count=model.config.num_implicit_tokens) for ids in prompts["semcot"]]
             front = Front(model, tokenizer)
@@ -167,34 +191,44 @@ def measure(arguments: Arguments, model: Any, tokenizer: Any, prompts: dict[str,
             for way, body in direct.items():
                 for clients in (1, arguments.clients):
                     sides = {"vLLM": (asking(url, body), clients), "front": (asks[way], clients)}
-                    blocks = alternated(sides, requests, arguments.blocks)
+                    blocks = alternated(sides, requests, arguments.blocks, own)
                     alone, through = (median(blocks[side], "a request") for side in ("vLLM", "front"))
-                    shares = {"vLLM a request": alone, "front a request": through, "front adds": through / alone - 1}
-                    result[f"{way}, {clients} clients"] = {**shares, "blocks": blocks}
-        else:
+                    generator = median(blocks["front"], "generator")
+                    result[f"{way}, {clients} clients"] = {
+                        "vLLM a request": alone,
+                        "front a request": through,
+                        "generator a request": generator,
+                        "front adds": (through - generator) / alone - 1,
+                        "blocks": blocks,
+                    }
+        if not url and "batching" in arguments.parts:
             sides = {"one": (asks["implicit tokens"], 1), "many": (asks["implicit tokens"], arguments.clients)}
-            blocks = alternated(sides, requests, arguments.blocks)
+            blocks = alternated(sides, requests, arguments.blocks, own)
             rates = {side: requests / median(blocks[side], "seconds") for side in sides}
             gain = rates["many"] / rates["one"]
             result["batching"] = {"requests a second": rates, "times": gain, "blocks": blocks}
-        sides = {name: (asks[name], arguments.clients) for name in ("implicit tokens", "explicit reasoning")}
-        blocks = alternated(sides, requests, arguments.blocks)
-        rates = {side: requests / median(blocks[side], "seconds") for side in sides}
-        costs = {side: 1000 / rate / 3600 * arguments.price for side, rate in rates.items()}
-        tokens = {side: median(blocks[side], "tokens") for side in sides}
-        result["cost"] = {
-            "answers a second": rates,
-            "a thousand answers": costs,
-            "generated tokens": tokens,
-            "blocks": blocks,
-        }
+        if "cost" in arguments.parts:
+            names = ["implicit tokens", "escalated", "explicit reasoning"]
+            names = [name for name in names if name != "escalated" or model.config.escalation is not None]
+            sides = {name: (asks[name], arguments.clients) for name in names}
+            blocks = alternated(sides, requests, arguments.blocks, own)
+            rates = {side: requests / median(blocks[side], "seconds") for side in sides}
+            costs = {side: 1000 / rate / 3600 * arguments.price for side, rate in rates.items()}
+            result["cost"] = {
+                "answers a second": rates,
+                "a thousand answers": costs,
+                "share of explicit reasoning": {side: costs[side] / costs["explicit reasoning"] for side in sides},
+                "generated tokens": {side: median(blocks[side], "tokens") for side in sides},
+                "blocks": blocks,
+            }
     return result
 
 
 def main() -> None:
     (arguments,) = TrlParser(Arguments).parse_args_and_config()
     if arguments.model:
-        model = SemCoTForCausalLM.from_pretrained(arguments.model)
+        load = load_front if arguments.engine_url else SemCoTForCausalLM.from_pretrained
+        model = load(arguments.model, dtype=arguments.dtype)
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.host)
@@ -205,7 +239,7 @@ def main() -> None:
             answer_prompt_ids=answer_prompt_ids(tokenizer),
         )
         tokenizer = with_answer_prompt(tokenizer)
-    queries = load_reasoning_dataset(arguments.dataset)["train"]["query"]
+    queries = load_reasoning_dataset(arguments.dataset)[arguments.split]["query"]
     queries = [queries[number % len(queries)] for number in range(arguments.requests)]
     prompts = {
         method: list(Answerer(model, tokenizer, AnswerSettings(method=method)).prompts(queries))

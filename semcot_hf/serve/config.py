@@ -63,8 +63,7 @@ class ServeConfig:
         for url in self.engine_url or ():
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"engine_url={url!r}: must start with http:// or https://.")
-        if escalation_argument(self.escalate) is not None and self.engine == "vllm":
-            raise ValueError(f"escalate={self.escalate!r} needs --engine transformers: the other does not escalate.")
+        escalation_argument(self.escalate)
         limits = ("tokens_per_batch", "max_queue", "max_prompt_tokens", "max_answer_tokens", "max_choices")
         check_range(self, "[1, inf)", *limits, "max_body_bytes")
         check_range(self, "(0, inf)", "request_timeout")

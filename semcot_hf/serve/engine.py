@@ -171,7 +171,7 @@ class TransformersEngine:
         while self._waiting:
             job = self._waiting[0]
             if not job.cancelled:
-                if not self._batch.joins and (running or jobs and _kind(jobs[0]) != _kind(job)):
+                if not self._batch.joins and (running or jobs and jobs[0].kind != job.kind):
                     break
                 rows = len(running) + sum(other.choices for other in jobs) + job.choices
                 longest = max(other.longest for other in [*running, *jobs, job])
@@ -349,13 +349,8 @@ def _grouped(jobs: Sequence[Job]) -> list[list[Job]]:
     """Return jobs in groups that can be computed in one batch each."""
     groups: dict[tuple[int, bool], list[Job]] = {}
     for job in jobs:
-        groups.setdefault(_kind(job), []).append(job)
+        groups.setdefault(job.kind, []).append(job)
     return list(groups.values())
-
-
-def _kind(job: Job) -> tuple[int, bool]:
-    """Return what jobs must have in common to be computed in one batch."""
-    return (0, True) if job.asks_host else (job.count, False)
 
 
 def _logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:

@@ -113,7 +113,8 @@ class Front:
     def prompts(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return the embeddings (length + implicit tokens, hidden size) of each job's prompt.
 
-        The jobs, which have the same count, learn the numbers of their implicit tokens and what these say.
+        The jobs, which have the same count, learn the numbers of their implicit tokens, what these say and their
+        signals.
         """
         device = self._table.weight.device
         ids, mask = (part.to(device) for part in pad_left([job.prompt for job in jobs]))
@@ -123,6 +124,7 @@ class Front:
         found = []
         for row, job in enumerate(jobs):
             job.implicit_tokens, job.thought = thoughts.lengths[row], thoughts.texts[row]
+            job.signals |= thoughts.signals[row]
             embeds = self._table(ids[row : row + 1])[0, ids.shape[1] - len(job.prompt) :]
             if thoughts.embeddings is not None:
                 place = int(columns[row]) - (ids.shape[1] - len(job.prompt))

@@ -142,6 +142,11 @@ class Job:
             return False
         return bool({*self.rule.all_signals} & {*ROUTER_SIGNALS} - {*self.signals})
 
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What jobs must have in common to be computed in one batch."""
+        return (0, True) if self.asks_host else (self.count, False)
+
     def ask_router(self) -> None:
         """Choose the route where the rule has a router that is sure by the signals of the question."""
         if self.rule is None or self.rule.router is None:

@@ -73,21 +73,29 @@ def app_of(
     engine = VllmEngine(Front(model, tokenizer), urls, api_key=config.engine_api_key, observer=metrics, **limits)
     try:
         engine.check()
-        service = Service(model.config, tokenizer, config, positions=engine.positions, **kinds)
+        kinds |= {"positions": engine.positions, "signal_problem": signal_problem_of(model, engine.signal_problem)}
+        service = Service(model.config, tokenizer, config, **kinds)
     except BaseException:
         engine.close()
         raise
     return make_app(service, engine, metrics)
 
 
-def signal_problem_of(model: PreTrainedModel) -> Callable[[str, int], str | None] | None:
-    """Return the function that says why the server does not know a signal; `None` for models without escalation."""
+def signal_problem_of(
+    model: PreTrainedModel, of_engine: Callable[[str], str | None] = lambda name: None
+) -> Callable[[str, int], str | None] | None:
+    """Return the function that says why the server does not know a signal; `None` for models without escalation.
+
+    Args:
+        model: the model.
+        of_engine: says why the engine does not give a signal, or `None`.
+    """
     own: Callable[[str, int], str | None] | None = getattr(model, "signal_problem", None)
 
     def found(name: str, count: int) -> str | None:
         if name == "agreement":
             return "it takes a second answer, which the server does not make"
-        return None if own is None else own(name, count)
+        return (None if own is None else own(name, count)) or of_engine(name)
 
     return None if own is None else found
 

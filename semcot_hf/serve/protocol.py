@@ -1,9 +1,8 @@
 """The requests of OpenAI's API: their fields, what they may hold, and the sampling that they ask for."""
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from .jobs import Sampling
 
@@ -71,7 +70,26 @@ class Message(Fields):
         return {"role": self.role, "content": content}
 
 
-class AnswerRequest(Fields):
+class SamplingFields(Fields):
+    """How tokens are chosen."""
+
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+
+
+class Configured(SamplingFields):
+    """What is read of a GenerationConfig."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    max_new_tokens: Positive | None = None
+    do_sample: bool | None = None
+
+
+class AnswerRequest(SamplingFields):
     """What both kinds of requests have."""
 
     model: str | None = None
@@ -80,11 +98,6 @@ class AnswerRequest(Fields):
     n: Positive | None = 1
     stop: Text | list[Text] | None = None
     max_tokens: Positive | None = None
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     implicit_tokens: Annotated[int, Field(ge=0, le=4096)] | Literal["text"] | None = None
     escalation: bool | Annotated[float, Field(ge=0, le=1)] | None = None
@@ -115,8 +128,13 @@ class AnswerRequest(Fields):
     @field_validator("generation_config")
     @classmethod
     def _config(cls, value: str | None) -> str | None:
-        if value is not None and not isinstance(_loaded(value), dict):
-            raise ValueError("must be the JSON text of a GenerationConfig")
+        try:
+            _configured(value)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"]))
+            said = f"{field}: {problem['msg']}" if field else "must be the JSON text of a GenerationConfig"
+            raise ValueError(said) from error
         return value
 
     @property
@@ -131,24 +149,23 @@ class AnswerRequest(Fields):
 
     def asked_tokens(self) -> int | None:
         """Return the limit of new tokens that the request sets, or `None`."""
-        found = self._configured("max_new_tokens")
-        return self.max_tokens if self.max_tokens is not None else found if isinstance(found, int) else None
+        return self.max_tokens if self.max_tokens is not None else _configured(self.generation_config).max_new_tokens
 
     def sampling(self) -> Sampling:
         """Return how tokens are chosen; fields of the request take precedence over its `generation_config`."""
-        temperature = self.temperature
-        if temperature is None and self._configured("do_sample") is False:
-            temperature = 0.0
-        names = ("top_p", "top_k", "min_p", "repetition_penalty")
-        given = {name: getattr(self, name) for name in names}
-        given = {name: self._configured(name) if value is None else value for name, value in given.items()}
+        config = _configured(self.generation_config)
+        given = {
+            name: getattr(config, name) if getattr(self, name) is None else getattr(self, name)
+            for name in SamplingFields.model_fields
+        }
+        if self.temperature is None and config.do_sample is False:
+            given["temperature"] = 0.0
         top_k = given.pop("top_k")
-        if temperature is None:
-            temperature = self._configured("temperature")
-        return Sampling(temperature, top_k=None if top_k is None else max(0, top_k), seed=self.seed, **given)
+        return Sampling(top_k=None if top_k is None else max(0, top_k), seed=self.seed, **given)
 
-    def _configured(self, name: str) -> Any:
-        return None if self.generation_config is None else _loaded(self.generation_config).get(name)
+
+def _configured(text: str | None) -> Configured:
+    return Configured() if text is None else Configured.model_validate_json(text)
 
 
 class LoadRequest(Fields):
@@ -192,10 +209,3 @@ class CompletionRequest(AnswerRequest):
         if all(isinstance(part, int) for part in self.prompt):
             return [list(self.prompt)] if self.prompt else []  # type: ignore[arg-type]  # all of them are numbers
         return list(self.prompt)  # type: ignore[arg-type]  # none of them is
-
-
-def _loaded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -81,60 +82,97 @@ class RemoteEngine:
                 raise EngineDown(f"{self.url}: {error!r}") from error
         return self._model
 
-    async def pieces(self, job: Job, prompt: Tensor | list[int], settings: dict[str, Any]) -> AsyncIterator[Piece]:
-        """Yield the pieces of a job's answers; its number of completion tokens is set with the last one.
+    async def next_token(self, prompt: Tensor | Sequence[int], top: int, temperature: float = 0.0) -> dict[int, float]:
+        """Return the log-probabilities of the `top` most probable next tokens by id; of all tokens with -1.
+
+        Args:
+            prompt: embeddings (length, hidden size), or token ids.
+            top: number of tokens.
+            temperature: of the token that is chosen, which may be among them too.
+
+        Raises:
+            EngineDown, RequestError: as in `pieces`.
+        """
+        body = {**_prompt(prompt), "max_tokens": 1, "temperature": temperature}
+        body |= {"logprobs": top, "return_tokens_as_token_ids": True}
+        async with self._answer(body) as answer:
+            [choice] = json.loads(await answer.aread())["choices"]
+            [token] = _logprobs(choice["logprobs"])
+            return dict(token.top)
+
+    async def pieces(
+        self,
+        job: Job,
+        prompt: Tensor | Sequence[int],
+        settings: dict[str, Any],
+        logprobs: list[float] | None = None,
+    ) -> AsyncIterator[Piece]:
+        """Yield the pieces of a job's answers; its number of completion tokens is raised with the last one.
 
         Args:
             job: the job.
             prompt: embeddings (length, hidden size), or token ids.
             settings: further fields of the request.
+            logprobs: gets the log-probability of each generated token, one that ends the answer included.
 
         Raises:
             EngineDown: when the engine cannot be reached, is too busy, fails, or its connection breaks.
             RequestError: when it refuses the request.
         """
-        fields = {"prompt": prompt} if isinstance(prompt, list) else {"prompt_embeds": encoded(prompt)}
         # Greedy answers are all the same, and vLLM refuses to make several.
         copies = job.choices if settings.get("temperature") == 0 else 1
         body = {
             **settings,
-            **fields,
-            "model": await self.model(),
+            **_prompt(prompt),
             "n": job.choices // copies,
             "max_tokens": job.max_new_tokens,
             "stop": list(job.stops),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if job.top_logprobs is not None:
-            body |= {"logprobs": job.top_logprobs, "return_tokens_as_token_ids": True}
+        if job.top_logprobs is not None or logprobs is not None:
+            body |= {"logprobs": job.top_logprobs or 0, "return_tokens_as_token_ids": True}
+        async with self._answer(body) as answer:
+            ended, completion = False, 0
+            async for line in answer.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                text = line[5:].strip()
+                ended = text == "[DONE]"
+                if ended:
+                    break
+                chunk = json.loads(text)
+                if "error" in chunk:
+                    raise self._failed("it sent an error instead of an answer")
+                if chunk.get("usage"):
+                    completion = copies * int(chunk["usage"]["completion_tokens"])
+                for choice in chunk.get("choices", ()):
+                    tokens, reason = _logprobs(choice.get("logprobs")), choice["finish_reason"]
+                    if logprobs is not None:
+                        logprobs += [token.logprob for token in tokens]
+                    if job.top_logprobs is None:
+                        tokens = ()
+                    elif reason == "stop" and not isinstance(choice.get("stop_reason"), str):
+                        # A token that ends the answer is no part of it.
+                        tokens = tokens[:-1]
+                    if choice["text"] or tokens or reason:
+                        for index in range(copies) if copies > 1 else (choice["index"],):
+                            yield Piece(index, choice["text"], tokens, _reason(reason))
+            if not ended:
+                raise EngineDown(f"{self.url}: the answer broke off")
+            job.completion_tokens += completion
+
+    @asynccontextmanager
+    async def _answer(self, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
+        """Send a request for a completion; yield the response, and turn what goes wrong into errors of this module."""
+        body["model"] = await self.model()
         self.busy += 1
         try:
             async with self._client.stream("POST", f"{self.url}/v1/completions", json=body) as answer:
                 if answer.status_code != 200:
                     raise self._refusal(answer.status_code, (await answer.aread()).decode(errors="replace"))
-                ended = False
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    text = line[5:].strip()
-                    ended = text == "[DONE]"
-                    if ended:
-                        break
-                    chunk = json.loads(text)
-                    if "error" in chunk:
-                        raise self._failed("it sent an error instead of an answer")
-                    if chunk.get("usage"):
-                        job.completion_tokens = copies * int(chunk["usage"]["completion_tokens"])
-                    for choice in chunk.get("choices", ()):
-                        logprobs = _logprobs(choice.get("logprobs"))
-                        if choice["text"] or logprobs or choice["finish_reason"]:
-                            reason = _reason(choice["finish_reason"])
-                            for index in range(copies) if copies > 1 else (choice["index"],):
-                                yield Piece(index, choice["text"], logprobs, reason)
-                if not ended:
-                    raise EngineDown(f"{self.url}: the answer broke off")
-        except (httpx2.TransportError, ValueError, LookupError) as error:
+                yield answer
+        except (httpx2.TransportError, ValueError, LookupError, TypeError) as error:
             self._model = None
             raise EngineDown(f"{self.url}: {error!r}") from error
         finally:
@@ -161,6 +199,10 @@ class RemoteEngine:
         return EngineDown(
             f"{self.url}: {text}", RequestError(502, f"The engine failed: {text}.", code="engine_failed")
         )
+
+
+def _prompt(prompt: Tensor | Sequence[int]) -> dict[str, Any]:
+    return {"prompt_embeds": encoded(prompt)} if isinstance(prompt, Tensor) else {"prompt": list(prompt)}
 
 
 def _reason(reason: str | None) -> str | None:

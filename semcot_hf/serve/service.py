@@ -45,7 +45,7 @@ class Service:
         makes_tokens: whether the model makes implicit tokens.
         says_words: whether these can be read.
         signal_problem: called with a signal's name and a number of implicit tokens, why the engine does not know this
-            signal of `Escalation`, or `None` if it does; itself `None` for an engine that replaces no answers by
+            signal of `Escalation`, or `None` if it does; itself `None` for a model that replaces no answers by
             explicit reasoning.
         positions: most positions of a prompt with its answer, where the engine takes fewer than the host has.
 
@@ -190,9 +190,7 @@ class Service:
             ValueError: if the engine cannot follow it.
         """
         if self._signal_problem is None or not self._ends:
-            raise ValueError(
-                "this server does not escalate: leave it out, or serve a SemCoT checkpoint by --engine transformers."
-            )
+            raise ValueError("this server does not escalate: leave it out, or serve a SemCoT checkpoint.")
         rule = Escalation.of(asked, self._model_config.escalation)
         for name in rule.all_signals:
             problem = self._signal_problem(name, count)

@@ -200,6 +200,15 @@ def test_models_health_and_metrics(url, client):
         ({"prompt_embeds": "AAAA"}, "prompt_embeds", "not supported"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
         ({"generation_config": "no"}, "generation_config", "JSON text"),
+        ({"generation_config": "[1]"}, "generation_config", "JSON text"),
+        ({"generation_config": "[" * 100_000}, "generation_config", "JSON text"),
+        ({"generation_config": '{"temperature": "hot"}'}, "generation_config", "temperature: Input should be a"),
+        ({"generation_config": '{"temperature": -1.0}'}, "generation_config", "temperature: Input should be greater"),
+        ({"generation_config": '{"top_k": "x"}'}, "generation_config", "top_k: Input should be a"),
+        ({"generation_config": '{"top_p": 5.0}'}, "generation_config", "top_p: Input should be less"),
+        ({"generation_config": '{"repetition_penalty": 0}'}, "generation_config", "repetition_penalty: Input should"),
+        ({"generation_config": '{"max_new_tokens": 1.5}'}, "generation_config", "max_new_tokens: Input should"),
+        ({"generation_config": '{"do_sample": "no"}'}, "generation_config", "do_sample: Input should"),
     ],
 )
 def test_bad_requests_get_400_with_the_fields_name(url, change, param, said):

@@ -1,5 +1,6 @@
-"""Requests with `escalation`: answers, routes and usage as `generate`'s, whoever else is answered; what is refused."""
+"""Requests with `escalation`, by both engines: answers, routes and usage as `generate`'s; what is refused."""
 
+import contextlib
 import copy
 import json
 import threading
@@ -7,6 +8,7 @@ import threading
 import httpx2
 import pytest
 import torch
+from embeds_engine import EmbedsEngine
 from served import running
 
 from semcot_hf.cli.arguments import parse
@@ -46,10 +48,26 @@ def tokenizer(tiny_tokenizer):
     return with_answer_prompt(tiny_tokenizer)
 
 
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def engine(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def url(model, tokenizer):
-    with running(app_of(model, tokenizer, ServeConfig(model="tiny", max_answer_tokens=100))) as address:
+def url(model, tokenizer, engine):
+    with answering(engine, model, tokenizer, max_answer_tokens=100) as address:
         yield address
+
+
+@contextlib.contextmanager
+def answering(engine, model, tokenizer, **options):
+    """Serve a model by an engine, "vllm" for a stand-in of it; yield the address."""
+    config = ServeConfig(model="tiny", engine=engine, **options)
+    with contextlib.ExitStack() as stack:
+        urls = None
+        if engine == "vllm":
+            urls = [stack.enter_context(running(EmbedsEngine(model.host, tokenizer, max_logprobs=-1).app))]
+        yield stack.enter_context(running(app_of(model, tokenizer, config, urls)))
 
 
 def ids_of(tokenizer, text):
@@ -57,6 +75,12 @@ def ids_of(tokenizer, text):
 
 
 def expected(model, tokenizer, prompt, escalation):
+    ids, route, confidence = generated(model, prompt, escalation)
+    return tokenizer.decode(ids, skip_special_tokens=True), route, confidence
+
+
+def generated(model, prompt, escalation):
+    """Return the answer's tokens without its end, the route and the confidence of `generate`."""
     rule = escalation
     if isinstance(escalation, float):
         rule = Escalation(escalation, max_reasoning_tokens=REASONING)
@@ -64,7 +88,7 @@ def expected(model, tokenizer, prompt, escalation):
         torch.tensor([prompt]), max_new_tokens=NEW, escalation=rule, return_dict_in_generate=True, do_sample=False
     )
     new = [token for token in out.sequences[0, len(prompt) :].tolist() if token != END]
-    return tokenizer.decode(new, skip_special_tokens=True), out.route[0], float(out.confidence)
+    return new, out.route[0], float(out.confidence)
 
 
 def threshold_of(model, tokenizer):
@@ -89,6 +113,12 @@ def test_a_batch_of_prompts(model, tokenizer, url):
     assert "route" not in plain["choices"][0]
     replaced = sum(choice["route"] == "explicit" for choice in body["choices"])
     assert body["usage"]["completion_tokens"] > plain["usage"]["completion_tokens"] and replaced == 2
+    assert plain["choices"][0]["logprobs"] is body["choices"][0]["logprobs"] is None
+    told = ask(url, "completions", prompt=prompts, escalation=threshold, logprobs=2).json()
+    for prompt, choice in zip(prompts, told["choices"], strict=True):
+        ids, found = generated(model, prompt, threshold)[0], choice["logprobs"]
+        assert found["tokens"] == [tokenizer.decode([token]) for token in ids]
+        assert len(found["top_logprobs"]) == len(found["token_logprobs"]) == len(ids)
 
 
 @pytest.mark.parametrize("escalation", [True, 0.0])
@@ -155,10 +185,10 @@ def test_rules_that_the_server_cannot_follow(model, tokenizer, monkeypatch, rule
     assert raised.value.status == 400
 
 
-def test_the_servers_own_rule(model, tokenizer):
+def test_the_servers_own_rule(model, tokenizer, engine):
     """It holds for requests without the field, where it can be followed."""
     prompt = ids_of(tokenizer, TEXTS[0])
-    with running(app_of(model, tokenizer, ServeConfig(model="tiny", escalate="own"))) as address:
+    with answering(engine, model, tokenizer, escalate="own") as address:
         (choice,) = ask(address, "completions", prompt=[prompt]).json()["choices"]
         assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, 1.0)[:2]
         (choice,) = ask(address, "completions", prompt=[prompt], escalation=0.0).json()["choices"]
@@ -168,8 +198,6 @@ def test_the_servers_own_rule(model, tokenizer):
             assert answer.status_code == 200 and "route" not in answer.json()["choices"][0]
     for flags, asked in ((["--escalate"], "own"), (["--escalate", "0.9"], "0.9"), ([], None)):
         assert parse("semcot serve", (ServeConfig,), ["--model", "tiny", *flags])[0].escalate == asked
-    with pytest.raises(ValueError, match="escalate='own' needs --engine transformers"):
-        ServeConfig(model="tiny", escalate="own", engine="vllm")
     with pytest.raises(ValueError, match="escalate='often'"):
         ServeConfig(model="tiny", escalate="often")
     plain = copy.deepcopy(model)
@@ -271,14 +299,18 @@ def check_choices(choices, wanted):
         assert choice["confidence"] == pytest.approx(confidence, abs=1e-4)
 
 
-@pytest.mark.parametrize("joins", [True, False], ids=["joins", "one-batch"])
+@pytest.mark.parametrize(
+    ("by", "joins"),
+    [("transformers", True), ("transformers", False), ("vllm", True)],
+    ids=["joins", "one-batch", "vllm"],
+)
 @pytest.mark.parametrize("sends", [None, "at_once", "explicit"])
-def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, joins, sends):
+def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, by, joins, sends):
     """Signals of thoughts and questions, and routers, as `generate` has them for each prompt alone."""
     model = calibrated_model(tiny_lm, tiny_semcot, tiny_tokenizer, joins)
     prompts = [ids_of(tokenizer, text) for text in TEXTS]
     wanted = calibrate(model, tokenizer, prompts, sends)
-    with running(app_of(model, tokenizer, ServeConfig(model="tiny"))) as address:
+    with answering(by, model, tokenizer) as address:
         body = ask(address, "completions", prompt=prompts, escalation=True).json()
         metrics = httpx2.get(f"{address}/metrics").text
     check_choices(body["choices"], wanted)

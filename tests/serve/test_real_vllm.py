@@ -15,11 +15,13 @@ import api_clients
 import httpx2
 import openai
 import pytest
+import torch
 from served import free_port, running
 from transformers import AutoTokenizer
 from word_models import POSITIONS, answer_of, make_models
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.front import Front, load_front
 from semcot_hf.serve.jobs import Job
@@ -48,15 +50,15 @@ SLACK = 1e-3
 class Engine:
     """A stock `vllm serve HOST --enable-prompt-embeds`, which can be killed and started again at the same address."""
 
-    def __init__(self, host):
-        self.host, self.port = host, free_port()
+    def __init__(self, host, *options):
+        self.host, self.port, self.options = host, free_port(), [*OPTIONS.split(), *options]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
 
     def start(self):
         command = [f"{VLLM}/vllm", "serve", self.host, "--enable-prompt-embeds", "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", *OPTIONS.split()],
+            [*command, "--host", "127.0.0.1", *self.options],
             env={**os.environ, **SETTINGS},
             start_new_session=True,
         )
@@ -88,7 +90,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engines(folder):
-    made = [Engine(str(folder / "host")) for _ in range(2)]
+    # Probabilities of all tokens can be had of the second one.
+    made = [Engine(str(folder / "host")), Engine(str(folder / "host"), "--max-logprobs", "-1")]
     try:
         for engine in made:
             engine.start()
@@ -226,6 +229,62 @@ def test_thoughts_of_different_lengths(folder, tokenizer, engines, tmp_path):
         for question, answer in zip(questions, answers, strict=True):
             assert answer["choices"][0]["message"]["content"] == answer_of(own, tokenizer, question, 6)
         assert len({answer["usage"]["implicit_tokens"] for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("sends", [None, "at_once", "explicit"])
+def test_escalation_goes_the_ways_of_generate(folder, tokenizer, engines, tmp_path, sends):
+    """Text, route and confidence; the host's entropy takes an engine that tells the probabilities of all tokens."""
+    fields = {"projection": "vocabulary", "generator_mode": "sequential", "thought_length": "adaptive"}
+    make_models(tmp_path, **fields, end_of_thought_token_ids=list(range(0, len(tokenizer), 4)))
+    own = SemCoTForCausalLM.from_pretrained(tmp_path / "model")
+    sizes = {"answer_probability": 0.2, "min_token_probability": 0.1, "thought_entropy": 3.0, "thought_ended": 0.5}
+    sizes |= {"host_probability": 0.2, "host_entropy": 3.0, "question_tokens": 20.0}
+    asked = [f"{name} flips the coin {count} times." for name in ("Ann", "Bob", "Eve") for count in range(1, 5)]
+    chats = [[{"role": "user", "content": text}] for text in asked]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
+
+    def calibration(names):
+        found = [sizes[name] for name in names]
+        signs = [(-1.0) ** place for place in range(len(names))]
+        return {"kind": "logistic", "coefficients": signs, "intercept": 0.0, "means": found, "scales": found}
+
+    def made(prompt, rule):
+        out = own.generate(
+            torch.tensor([prompt]), max_new_tokens=6, escalation=rule, return_dict_in_generate=True, do_sample=False
+        )
+        text = tokenizer.decode(out.sequences[0, len(prompt) :], skip_special_tokens=True)
+        return text, out.route[0], float(out.confidence)
+
+    def between(rule):
+        """Return a threshold in the widest gap amid the confidences, which no rounding crosses."""
+        values = sorted(made(prompt, rule)[2] for prompt in prompts)
+        low, high = max(zip(values[3:-3], values[4:-2], strict=True), key=lambda pair: pair[1] - pair[0])
+        return (low + high) / 2
+
+    rule = Escalation(0.0, [*sizes], calibration([*sizes]), max_reasoning_tokens=20)
+    rule.threshold = between(rule)
+    if sends is not None:
+        names = ["host_probability", "host_entropy", "question_tokens"]
+        router = {"signals": names, "calibration": calibration(names), "sends": sends}
+        always = Escalation(0.0, router={**router, "threshold": float(sends == "explicit")})
+        rule.router = {**router, "threshold": between(always)}
+    own.config.escalation = rule.to_dict()
+    own.save_pretrained(tmp_path / "model")
+    wanted = [made(prompt, rule) for prompt in prompts]
+    assert {route for _, route, _ in wanted} >= {"explicit", sends or "implicit"}
+    first, every = engines
+    with fronted(tmp_path, tokenizer, every, escalate="own") as url:
+        body = {"prompt": prompts, "temperature": 0, "max_tokens": 6}
+        answer = httpx2.post(f"{url}/v1/completions", json=body, timeout=300).json()
+        for choice, (text, route, confidence) in zip(answer["choices"], wanted, strict=True):
+            assert (choice["text"], choice["route"]) == (text, route)
+            assert choice["confidence"] == pytest.approx(confidence, abs=1e-3)
+        assert f'"route": "{wanted[0][1]}"' in ask(url, asked[0], stream=True).text
+    with (
+        pytest.raises(ValueError, match="'host_entropy', but the engine tells the probabilities of few tokens only"),
+        fronted(tmp_path, tokenizer, first, escalate="own"),
+    ):
+        pass
 
 
 def test_a_thousand_requests_of_64_clients(folder, model, tokenizer, engines):

@@ -108,7 +108,7 @@ def test_answers_are_those_of_generate_alone(family, fields, model_of, tokenizer
                 ids = tokenizer.apply_chat_template(question(text), add_generation_prompt=True)["input_ids"]
                 made = model.implicit_embeddings(torch.tensor([ids]), None, count)
                 assert answer.usage.implicit_tokens == made.shape[1]
-    alone = [body for body in engine.asked[6:] if "prompt" in body]
+    alone = [body for body in engine.asked if body["stream"] and "prompt" in body]
     assert len(alone) == len(texts) and all(body["positions"] == len(body["prompt"]) for body in alone)
 
 
@@ -157,6 +157,24 @@ def test_what_a_request_leaves_out_comes_from_the_checkpoint(model_of, tokenizer
         ):
             assert ask(url, max_tokens=2, **given).status_code == 200
             assert [engine.asked[-1].get(name) for name in names] == sent
+
+
+def test_the_token_that_ends_an_answer_is_not_reported(model_of, tokenizer):
+    """As by the embedded engine; vLLM reports it."""
+    model = model_of()
+    ids = torch.tensor([tokenizer.apply_chat_template(question("How many?"), add_generation_prompt=True)["input_ids"]])
+    new = model.generate(ids, max_new_tokens=8)[0, ids.shape[1] :].tolist()
+    model.generation_config.eos_token_id = end = new[5]
+    for urls in (None, [EmbedsEngine(model.host, tokenizer)]):
+        with contextlib.ExitStack() as stack:
+            urls = urls and [stack.enter_context(running(engine.app)) for engine in urls]
+            url = stack.enter_context(running(app_of(model, tokenizer, ServeConfig(model="tiny"), urls)))
+            for stop, kept in ((None, new.index(end)), ([content(ask(url, max_tokens=3))], 3)):
+                answer = ask(url, max_tokens=8, logprobs=True, stop=stop).json()
+                [choice] = answer["choices"]
+                assert choice["finish_reason"] == "stop"
+                told = [token["token"] for token in choice["logprobs"]["content"]]
+                assert told == [tokenizer.decode([token]) for token in new[:kept]]
 
 
 def test_the_engines_limits_are_the_servers(model_of, tokenizer):
