@@ -104,6 +104,10 @@ def check_target(
             transformers would find the new folder under it.
         argument: name of the argument that gave `target`.
     """
+    sources = list(sources)
+    if re.fullmatch(r"checkpoint-\d+", os.path.basename(os.path.abspath(target))):
+        # A trainer's, which deletes older ones beside it, and ends by saving in the folder above.
+        check_run_folder(os.path.dirname(os.path.abspath(target)), sources)
     # The tokenizers of a checkpoint have folders of their own.
     targets = [str(target), *(os.path.join(target, name) for name in TOKENIZERS)]
     for role, source in sources:

@@ -81,7 +81,7 @@ def shares_weights(first: nn.Module | None, second: nn.Module | None) -> bool:
     if {id(value) for value in first.parameters()} & {id(value) for value in second.parameters()}:
         return True
     places = [{_place(value) for value in part.parameters()} for part in (first, second)]
-    # Weights without storage (on meta) are at 0.
+    # Weights without storage, such as those on meta, are at 0.
     return bool((places[0] & places[1]) - {0})
 
 
@@ -96,8 +96,12 @@ def whole_shape(value: Any) -> tuple[int, ...]:
 
 
 def _place(value: Any) -> int:
-    """Return where the values of a weight are in memory, or those that this process holds."""
-    return (value.to_local() if hasattr(value, "to_local") else value).untyped_storage().data_ptr()
+    """Return where the values of a weight are in memory, or those that this process holds; 0 for none."""
+    try:
+        return (value.to_local() if hasattr(value, "to_local") else value).untyped_storage().data_ptr()
+    except RuntimeError:
+        # A tensor that is made of others, as torchao and quanto quantize weights, has no storage of its own.
+        return 0
 
 
 def is_quantized(model: Any) -> bool:

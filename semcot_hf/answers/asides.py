@@ -3,8 +3,16 @@
 import re
 
 _TAG = r"(?:think(?:ing)?|thoughts?|reasoning|scratchpad|reflection)"
-_OPENED = re.compile(rf"<{_TAG}>|\[THINK\]|\u25c1think\u25b7", re.IGNORECASE)
-_CLOSED = re.compile(rf"</{_TAG}>|\[/THINK\]|\u25c1/think\u25b7", re.IGNORECASE)
+# The last of each are gpt-oss's channels, with their special tokens and as they are decoded without them.
+_OPENED = re.compile(
+    rf"<{_TAG}>|\[THINK\]|\u25c1think\u25b7|<\|channel\|>(?:analysis|commentary)\b[^<]*(?:<\|message\|>)?"
+    r"|\A(?-i:analysis)(?=(?-i:[A-Z]))",
+    re.IGNORECASE,
+)
+_CLOSED = re.compile(
+    rf"</{_TAG}>|\[/THINK\]|\u25c1/think\u25b7|<\|channel\|>final\b[^<]*<\|message\|>|assistantfinal(?=\S)",
+    re.IGNORECASE,
+)
 
 _WORK = r"(?:\s+(?:this|that|it|(?:the|our|my|your)\s+(?:\w+\s+)?(?:answer|result|solution|work|calculations?|total)))"
 _CHECK = re.compile(
@@ -20,7 +28,7 @@ _OPENS_CONCLUSION = re.compile(r"[\s\W]*" + CONCLUDES.pattern, re.IGNORECASE)
 
 _KNOW = (
     r"(?:determin|answer|solv|calculat|comput|know|sa(?:y|id)|t(?:ell|old)|choos|provid|see|view|access|help|find|found"
-    r"|conclu|infer|deduc|decid)\w*"
+    r"|conclu|infer|deduc|decid|figur|work(?=(?:\s+\w+){0,3}\s+out\b))\w*"
 )
 _REFUSAL = re.compile(
     r"\b(?:not|in)[-\s]?(?:enough|sufficient)\s+(?:\w+\s+)?(?:information|data|context|details?)\b"
@@ -29,6 +37,8 @@ _REFUSAL = re.compile(
     rf"|\b(?:impossible|not\s+possible|no\s+way)\s+(?:for\s+\w+\s+)?to\s+(?:\w+ly\s+)?(?:be\s+)?{_KNOW}"
     r"|\b(?:do\s+not|don['\u2019]?t|does\s+not|doesn['\u2019]?t|did\s+not|didn['\u2019]?t)\s+"
     r"(?:say|state|tell|specify|mention|give|provide)\s+(?:us\s+)?(?:how|what|which|whether|enough)\b"
+    r"|\b(?:(?:do|does|did)(?:\s+not|n['\u2019]t)\s+have|ha(?:s|ve)\s+no)\s+(?:(?:any|enough|sufficient)\s+)?"
+    r"(?:access|information|data|details?|way\s+(?:to|of)\s+(?:\w+ly\s+)?(?:tell|know|determin|find|calculat)\w*)\b"
     r"|\bnone\s+of\s+(?:the|these|those)\s+(?:\w+\s+)?(?:options|choices|answers)\b"
     r"|\b(?P<unsure>(?:not|n['\u2019]t)\s+(?:\w+\s+)?(?:sure|certain)|unsure|no\s+idea"
     r"|(?:do\s+not|don['\u2019]?t)\s+know)\b",

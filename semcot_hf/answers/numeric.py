@@ -55,6 +55,12 @@ _DIGITS = re.compile(r"\d[\d.,]*\d|\d")
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
 # "Answer: - 5"; on a line of its own "- 5" is an item of a list.
 _SPACED_MINUS = re.compile(rf"((?:[:=]|\b(?:is|are|was|equals))[*_]*[ \t]*)[-\u2013][ \t]+{BEGINS}", re.I)
+_SPELLED_MINUS = re.compile(
+    rf"(^[\s\"'*(]*|[:=(]\s*|\b(?:is|are|was|were|be|equals|gives|to|of)\s+[*_]*)(?:minus|negative)\s+{BEGINS}",
+    re.I | re.M,
+)
+# "12 apples, 5 of which are red": a part of the number before it.
+_PART = re.compile(r"(?:\s+[a-z]+)?\s+of\s+(?:which|whom)\b", re.I)
 # Numbers of list items ("1. First, ...") and steps ("Step 2:") are not the output's own.
 _ITEM = re.compile(r"^([ \t#*-]*)(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _EQUALS = re.compile(r"\b(?:is\s+equal\s+to|equals?)\b")
@@ -86,7 +92,7 @@ def number_stated(output: str) -> str | None:
     '2\\sqrt{2}'
     """
     text = _PRICED.sub("", _HALF.sub(r"\1 1/2", plain(own_part(output))))
-    text = _EQUALS.sub("=", _STEP.sub("", text))
+    text = _SPELLED_MINUS.sub(r"\1-", _EQUALS.sub("=", _STEP.sub("", text)))
     if any(item[2] == "1" for item in _ITEM.finditer(text)):
         text = _ITEM.sub(r"\1", text)
     fallbacks = (_first_line,) if is_cut_off(own_part(output)) else (_first_line, _closing)
@@ -144,6 +150,8 @@ def _opening(text: str) -> set[str]:
     if not found or not _FILLER.fullmatch(text[: found[0][0].start()]):
         return set()
     for (left, _), (right, _) in zip(found, found[1:], strict=False):
+        if _PART.match(text, right.end()):
+            break
         between = text[left.end() : right.start()]
         joined = left is found[0][0] and _JOINED.fullmatch(between)
         # 18 (9 * 2) explains itself, 5 (6) is two answers.

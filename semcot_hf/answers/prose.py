@@ -9,9 +9,13 @@ _RESULTING = (
     r"(?:leaving|making|giving|resulting|yielding|bringing|total{1,2}ing|equal{1,2}ing|meaning|earning|costing|saving"
     r"|needing|requiring|remaining)"
 )
+# "to hold the remaining 23 books" gives no result.
+_NO_DETERMINER = "".join(
+    rf"(?<!\b{word})" for word in ("the", "his", "her", "its", "our", "my", "their", "these", "all")
+)
 # A clause that opens with one of these words says what follows from the clauses before it.
 _CONNECTIVE = (
-    r"so(?!\s+(?:on|far|that|many|much|forth)\b)|therefore|thus|hence|consequently|i\.e\."
+    r"so(?!\s+(?:on|far|that|many|much|forth)\b)|therefore|thus|hence|consequently|i\.e|namely|in\s+other\s+words"
     r"|which\s+(?:is|are|was|equals|makes|means|gives|leaves|comes|totals)|that\s+is|that['\u2019]s"
 )
 _CUE = (
@@ -29,7 +33,7 @@ _ENDS_RESULT = re.compile(
 )
 _BREAK = re.compile(
     rf"[;:](?=\s)|,(?=\s)|\s(?:->|\u2192|=>)\s|\s[\u2013\u2014-]\s|(?<=[\w)])\s+(?=(?:and|but)\s+(?:{_CONNECTIVE})\b)"
-    rf"|(?<=[\w)])\s+(?=(?:{_RESULTING}|which\s+(?:is|are|equals|makes|means)|for\s+a\s+total|therefore|thus|hence)\b)",
+    rf"|(?<=[\w)]){_NO_DETERMINER}\s+(?=(?:{_RESULTING}|which\s+(?:is|are|equals|makes|means)|for\s+a\s+total|therefore|thus|hence)\b)",
     re.I,
 )
 # "after giving 2 away" and "by making 5" are no results.
@@ -50,6 +54,9 @@ _GIVEN = re.compile(
     rf"|(?!{_RESULTING}\b)[a-z]+ing\s+{_NOUN_PHRASE})\Z",
     re.I,
 )
+# "She would have 14 if she had not eaten any".
+_WOULD = re.compile(r"\b(?:would|could|might)(?:\s+not|n['\u2019]t)?\s+(?:\w+\s+){1,3}\Z", re.I)
+_IF = re.compile(r"[^,;]*\b(?:if|unless|had\s+(?:she|he|they|it|we|i|you)\b)", re.I)
 # "58 in all: 48 of one kind, 10 of another."
 _LISTING = re.compile(r"[^:]*\d[^:]*:\s")
 _FOR = re.compile(rf"\bfor\s+{_NOUN_PHRASE}\Z", re.I)
@@ -66,10 +73,16 @@ _RESULT_BEFORE = re.compile(
     re.I,
 )
 _RESULT_BEHIND = re.compile(r"(?:\s+[a-z]+){0,2}?\s+(?:total|in\s+total|altogether|in\s+all)\b", re.I)
+# "3 hours 20 minutes" is one quantity in two numbers, not a subject and what it does.
+_UNIT = (
+    r"(?:(?:hour|hr|minute|min|second|sec|day|week|month|year|dollar|cent|euro|pound|ounce|yard|mile|meter|metre"
+    r"|kilometer|centimeter|kilogram|gram|liter|litre|quart|gallon|pint|cup|degree)s?|foot|feet|inch(?:es)?)"
+)
 # "5 slices cost 10 dollars": a number that opens its clause is the subject's.
 _SUBJECT = re.compile(rf"\W*(?:{_CUE}\W*)?(?:the\s+)?\Z", re.I)
 _VERB_BEFORE = re.compile(
-    rf"\b(?:is|are|was|were|be|has|have|had|can|will|needs?|requires?|takes?|costs?|gets?|receives?|earns?|weighs?|\w+s)\s+{_QUALIFIED}\Z",
+    rf"\b(?:is|are|was|were|be|has|have|had|can|will|needs?|requires?|takes?|costs?|gets?|receives?|earns?|weighs?"
+    rf"|(?!{_UNIT}\b)\w+s)\s+{_QUALIFIED}\Z",
     re.I,
 )
 
@@ -152,7 +165,7 @@ def weights(text: str, spans: Sequence[Span]) -> list[int]:
             found.append(RESULT)
         elif _SUBORDINATE.search(clause) or _GIVEN.search(clause):
             found.append(GIVEN)
-        elif _COMPARED.match(text, end) or _FOR.search(clause):
+        elif _COMPARED.match(text, end) or _FOR.search(clause) or (_WOULD.search(clause) and _IF.match(text, end)):
             found.append(LESS)
         elif before is not None and _INFINITIVE.search(text[before:start]):
             found.append(PURPOSE)

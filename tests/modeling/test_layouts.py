@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from safetensors import safe_open
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
@@ -254,6 +255,23 @@ def test_a_quantized_host_leaves_no_trace_in_an_attached_checkpoint(folders, tmp
     loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "attached")
     ids = torch.arange(5, 12)[None]
     torch.testing.assert_close(loaded.implicit_embeddings(ids), model.implicit_embeddings(ids))
+
+
+def test_a_host_of_tensors_without_storage(folders, tmp_path):
+    """As torchao and quanto quantize weights: each is a tensor that is made of others."""
+    host = AutoModelForCausalLM.from_pretrained(folders / "host")
+    weight = host.model.layers[0].mlp.up_proj.weight.data
+    made = torch.nn.Parameter(TwoTensor(weight, weight.clone()), requires_grad=False)
+    with pytest.raises(RuntimeError, match="storage"):
+        made.untyped_storage().data_ptr()
+    host.model.layers[0].mlp.up_proj.weight, host.is_quantized = made, True
+    model = SemCoTForCausalLM.from_host_generator_pretrained(host, folders / "generator")
+    assert model.config.host_fingerprint is None
+    with pytest.raises(ValueError, match="include_host=True cannot save a quantized host"):
+        model.save_pretrained(tmp_path / "whole", include_host=True)
+    model.save_pretrained(tmp_path / "attached")
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "attached")
+    assert not loaded.config.includes_host and torch.equal(loaded.host.model.layers[0].mlp.up_proj.weight, weight)
 
 
 def test_shared_quantization_reaches_the_generator(folders):

@@ -1,5 +1,8 @@
 """Trainers of transformers and TRL: those that call the model train it with its tokens, others are refused."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from datasets import Dataset
@@ -70,6 +73,32 @@ def test_losses_from_a_backbones_states_are_refused(tiny_semcot, tiny_tokenizer,
         )
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("left_out", ["args", "processing_class", "ref_model"])
+def test_what_trl_would_load_by_the_name_of_a_new_pair(tiny_semcot, tiny_tokenizer, name, left_out, tmp_path):
+    """A reference model, a tokenizer, the name of a folder: TRL would look for the model "" on the Hub."""
+    trainer, config, rows, more = TRAINERS[name]
+    model = tiny_semcot().float()
+    assert model.config.name_or_path == ""
+    more = {key: value for key, value in more.items() if key != "ref_model"}
+    options = {**OPTIONS, **({"num_generations": 2, "beta": 0.1} if "reward_funcs" in more else {})}
+    arguments = {
+        "args": config(output_dir=str(tmp_path), per_device_train_batch_size=2, **options),
+        "processing_class": tiny_tokenizer,
+    }
+    arguments.pop(left_out, None)
+    with pytest.raises(ValueError, match="TRL.* leave the implicit tokens out. .*SemCoTDistillationTrainer"):
+        trainer(model=model, train_dataset=Dataset.from_list(rows), **arguments, **more)
+
+
+def test_others_read_the_name_of_a_new_pair(tiny_semcot):
+    config = tiny_semcot().config
+    assert config.name_or_path == config._name_or_path == getattr(config, "_name_or_path", None) == ""
+    config.name_or_path = "lab/semcot"
+    assert config._name_or_path == "lab/semcot" == copy.deepcopy(config).name_or_path
+    assert pickle.loads(pickle.dumps(config)).name_or_path == "lab/semcot"
+
+
 def test_what_stands_for_a_backbone_is_no_model(tiny_semcot):
     with pytest.raises(ValueError, match="has no such backbone. TRL's trainers .*model.host.base_model"):
         tiny_semcot().base_model(torch.tensor([[10, 11]]))
@@ -97,3 +126,23 @@ def test_the_trainer_of_transformers_trains_through_forward(tiny_semcot, tmp_pat
     assert find_labels(SemCoTForCausalLM) == ["labels"]
     loss = model(**{name: torch.tensor([value]) for name, value in row.items()}).loss
     assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoint-7"])
+def test_the_trainer_of_transformers_writes_no_checkpoint_beside_the_host(tiny_lm, place, tmp_path):
+    """It would end by overwriting the host, or delete it as one of its older checkpoints."""
+    tiny_lm().save_pretrained(tmp_path / "run" / place)
+    tiny_lm(hidden_size=16, seed=1).save_pretrained(tmp_path / "generator")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    model = SemCoTForCausalLM.from_host_generator_pretrained(tmp_path / "run" / place, tmp_path / "generator").float()
+    row = {"input_ids": [10, 11, 12, 13], "attention_mask": [1] * 4, "labels": [-100, -100, 12, 13]}
+    options = {**OPTIONS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    trainer = Trainer(
+        model, TrainingArguments(output_dir=str(tmp_path / "run"), **options), train_dataset=Dataset.from_list([row])
+    )
+    with pytest.raises(ValueError, match="output_dir=.*run' (is where|holds) the host.*: choose another folder"):
+        trainer.train()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    model.save_pretrained(tmp_path / "own" / "checkpoint-1")
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "own" / "checkpoint-1")
+    loaded.save_pretrained(tmp_path / "own" / "checkpoint-2")
