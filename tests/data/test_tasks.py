@@ -190,49 +190,50 @@ def test_graph_refuses_what_does_not_fit():
 
 def test_facts_of_training_questions_are_not_those_of_the_others():
     asked = {}
+
+    def pairs(rows):
+        return {(row["steps"][-1].split()[-1].rstrip("."), row["query"].rpartition(". ")[2]) for row in rows}
+
     for split in SPLITS:
         rows = facts.generate(3000, seed=0, split=split)
-        pairs = {(row["steps"][-1].split()[-1].rstrip("."), row["query"].rpartition(". ")[2]) for row in rows}
-        asked[split] = pairs
-        # Every person is the one pointed at in every split, and every place is as likely.
-        assert {name for name, _ in pairs} == set(facts.NAMES)
-        places = [row["steps"][-1].split()[1] for row in rows]
-        assert all(650 < places.count(seat) < 850 for seat in facts.SEATS)
+        asked[split] = pairs(rows)
+        # Walks end in every town of every split, and as often in each.
+        ends = [row["steps"][-1].split()[-1].rstrip(".") for row in rows]
+        assert all(130 < ends.count(town) < 250 for town in facts.TOWNS)
     assert asked["test"] == asked["validation"] and not asked["train"] & asked["test"]
-    assert len(asked["train"]) == len(asked["test"]) == len(facts.NAMES) * len(facts.ATTRIBUTES) / 2
-    every = facts.generate(3000, seed=0, all_facts=True)
-    assert {(row["steps"][-1].split()[-1].rstrip("."), row["query"].rpartition(". ")[2]) for row in every} == asked[
-        "train"
-    ] | asked["test"]
+    assert len(asked["train"]) == len(asked["test"]) == len(facts.TOWNS) * len(facts.ATTRIBUTES) / 2
+    assert pairs(facts.generate(3000, seed=0, all_facts=True)) == asked["train"] | asked["test"]
+    # Chance is one in eight: in each split every value is that of one town.
+    for attribute, (values, *_) in facts.ATTRIBUTES.items():
+        held_out = [facts.FACTS[town][attribute] for town in facts.TOWNS if facts.is_held_out(town, attribute)]
+        assert sorted(held_out) == sorted(values)
 
 
 def test_facts_are_in_no_question_and_no_step():
     values = {value for known in facts.FACTS.values() for value in known.values()}
     assert len(values) == 24
+    by = {"one": 1, "two": 2, "on": 1, "back": -1}
     for row in facts.generate(300, seed=1, max_steps=4):
         text = re.findall(r"\w+", f"{row['query']} {row['reasoning']} {row['condensed_reasoning']}")
         assert not values & set(text) and row["answer"] in values
         # The states follow one another by hand.
-        seats, start, *moves, _ = row["query"].split(". ")
-        seated = dict(part.split() for part in seats.removeprefix("Seats: ").split(", "))
-        place, clockwise = start.split()[-1], ["north", "east", "south", "west"]
+        start, *moves, _ = row["query"].split(". ")
+        place = facts.TOWNS.index(start.split()[-1])
         for move, step in zip(moves, row["steps"], strict=False):
-            quarter = {"right": 1, "around": 2, "left": 3}.get(move.split()[-1], 0)
-            place = clockwise[(clockwise.index(place) + quarter) % 4]
-            assert step.startswith(move) and step.endswith(f" {place}.")
-        assert row["steps"][-1] == f"Seat {place} {seated[place]}."
+            words = move.split()
+            place += 0 if words[1] == "keeps" else by[words[-2]] * by[words[-1]]
+            assert step.startswith(f"{words[0]} ") and step.endswith(f" {facts.TOWNS[place % 16]}.")
+        assert row["steps"][-1] == f"It ends in {facts.TOWNS[place % 16]}."
     told = facts.fact_rows()
-    assert len(told) == 120 and not any(row["reasoning"] or "arrow" in row["query"] for row in told)
-    assert all(
-        any(row["answer"] == known for known in facts.FACTS[name].values())
-        for row in told
-        for name in facts.NAMES
-        if re.search(rf"\b{name}\b", row["query"])
-    )
+    assert len(told) == 48 and not any(row["reasoning"] or "letter" in row["query"] for row in told)
+    named = [
+        (town, value) for row in told for town in facts.TOWNS if town in row["query"] for value in [row["answer"]]
+    ]
+    assert len(named) == 48 and all(value in facts.FACTS[town].values() for town, value in named)
 
 
 def test_facts_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="min_steps=3, max_steps=2: need 1 <= min_steps <= max_steps <= 36"):
+    with pytest.raises(ValueError, match="min_steps=3, max_steps=2: need 1 <= min_steps <= max_steps <= 40"):
         facts.generate(1, min_steps=3, max_steps=2)
-    with pytest.raises(ValueError, match="does not seat four people around an arrow"):
-        facts.solve("The arrow points north. Where does the one it points at live?")
+    with pytest.raises(ValueError, match="starts with no letter in a town"):
+        facts.solve("Eve carries it one back. Which fruit grows where it ends?")

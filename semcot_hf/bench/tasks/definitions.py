@@ -9,8 +9,8 @@ from .rows import (
     facts_rows,
     graph_rows,
     multiplication_rows,
-    person_rows,
     told_rows,
+    town_rows,
 )
 
 
@@ -66,7 +66,7 @@ BENCH_TASKS = {
     "facts": BenchTask(
         answer_type="sequence",
         generate=facts_rows(2, 5),
-        lessons=((person_rows(1, 2), 300), (person_rows(1, 3), 300), (person_rows(2, 5), 700)),
+        lessons=((town_rows(1, 2), 400), (town_rows(1, 3), 400), (town_rows(2, 5), 800)),
         host_rows=told_rows(2, 5),
         host_steps=360,
         direct_share=0.1,

@@ -100,7 +100,7 @@ def _without_people(row: dict) -> dict:
 
 
 def facts_rows(fewest: int, most: int) -> Generate:
-    """Return a generator of questions that need a chain of `fewest` to `most` steps and a fact."""
+    """Return a generator of questions that need a walk of `fewest` to `most` steps and a fact."""
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
         return facts.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most)
@@ -108,12 +108,12 @@ def facts_rows(fewest: int, most: int) -> Generate:
     return generate
 
 
-def person_rows(fewest: int, most: int) -> Generate:
-    """Return a generator of the same chains that ask for the person instead of a fact: what a generator learns from.
+def town_rows(fewest: int, most: int) -> Generate:
+    """Return a generator of the same walks that ask for the town instead of a fact: what a generator learns from.
 
-    >>> row = person_rows(2, 2)(1, 0)[0]
+    >>> row = town_rows(2, 2)(1, 0)[0]
     >>> row["query"].rpartition(". ")[2], row["reasoning"].rpartition(" ")[2] == row["answer"] + "."
-    ('At whom does it point?', True)
+    ('Where does it end?', True)
     """
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
@@ -121,8 +121,8 @@ def person_rows(fewest: int, most: int) -> Generate:
         return [
             {
                 **row,
-                "query": f"{row['query'].rpartition('. ')[0]}. At whom does it point?",
-                "answer": facts.person_of(row["query"]),
+                "query": f"{row['query'].rpartition('. ')[0]}. Where does it end?",
+                "answer": facts.town_of(row["query"]),
             }
             for row in rows
         ]
@@ -131,7 +131,7 @@ def person_rows(fewest: int, most: int) -> Generate:
 
 
 def told_rows(fewest: int, most: int) -> Generate:
-    """Return a generator of what the host of `facts` learns: a third single facts, else chains with any fact."""
+    """Return a generator of what the host of `facts` learns: a third single facts, else walks with any fact."""
 
     def generate(count: int, seed: int, split: str = "train") -> list[dict]:
         rows = facts.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, all_facts=True)
