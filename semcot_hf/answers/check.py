@@ -6,13 +6,14 @@ then in the closing sentence. The first of these places that holds a value decid
 different values are none. Of a closing sentence's several numbers, the one that it concludes on counts. Questions,
 refusals, thinking in tags and checks of the answer state nothing, a "Wait, ..." withdraws what precedes it, and
 nothing is read from the heading of a next question on. A sequence is all that follows the last `####` or answer
-phrase.
+phrase, and an expression what stands there before its result.
 
 Since an output has one answer whatever the question, no constant output scores above the most frequent answer.
 """
 
 from collections.abc import Iterable
 
+from .expressions import expression_stated, value_and_numbers
 from .latex import is_formula, same_formula
 from .numeric import is_quantity, number_stated, read_number
 from .options import choice_stated, yes_no_stated
@@ -23,6 +24,7 @@ READERS = {
     "choice": choice_stated,
     "yes_no": yes_no_stated,
     "sequence": sequence_stated,
+    "expression": expression_stated,
 }
 
 
@@ -31,7 +33,7 @@ def extract_answer(output: str, answer_type: str) -> str | None:
 
     Args:
         output: what the model wrote, without the prompt.
-        answer_type: "numeric", "choice", "yes_no" or "sequence".
+        answer_type: "numeric", "choice", "yes_no", "sequence" or "expression".
 
     Raises:
         ValueError: for another answer type.
@@ -57,12 +59,13 @@ def check_answer(output: str, gold: str, answer_type: str) -> bool:
 
     Numbers are compared exactly, as fractions: 1/2 is 0.5, and 0.33 is not 1/3. Units, currency and the percent sign
     are dropped from both sides, so "50%" is 50 and never 0.5: otherwise one constant would match two gold answers.
-    Formulas that are not plain numbers are compared by math-verify.
+    Formulas that are not plain numbers are compared by math-verify. An expression is right if it uses the same numbers
+    as `gold`, each as often, and has the same value.
 
     Args:
         output: what the model wrote, without the prompt.
         gold: the right answer alone, as the dataset has it.
-        answer_type: "numeric", "choice", "yes_no" or "sequence".
+        answer_type: "numeric", "choice", "yes_no", "sequence" or "expression".
 
     Raises:
         ValueError: for another answer type, or for a `gold` that is no answer of that type.
@@ -77,8 +80,15 @@ def check_answer(output: str, gold: str, answer_type: str) -> bool:
     (True, False)
     >>> check_answer("The answer is no.", "no", "yes_no"), check_answer("yes or no", "no", "yes_no")
     (True, False)
+    >>> check_answer("5 * (8 - 3) = 25", "(8 - 3) * 5", "expression"), check_answer("25", "(8 - 3) * 5", "expression")
+    (True, False)
     """
     stated = extract_answer(output, answer_type)
+    if answer_type == "expression":
+        wanted = value_and_numbers(gold)
+        if wanted is None:
+            raise ValueError(f"gold={gold!r} is no calculation with whole numbers; use another answer_type")
+        return stated is not None and value_and_numbers(stated) == wanted
     if answer_type == "numeric":
         right = read_number(gold)
         if right is None and not is_formula(gold):
@@ -96,7 +106,8 @@ def check_answer(output: str, gold: str, answer_type: str) -> bool:
 def infer_answer_type(answers: Iterable[str]) -> str:
     """Return the answer type of a column of right answers.
 
-    Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, else text.
+    Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, else text. Calculations are
+    expressions if each has three numbers or more.
 
     Raises:
         ValueError: when there are no answers.
@@ -105,6 +116,8 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     ('yes_no', 'choice', 'numeric')
     >>> infer_answer_type(["7 8 0 3", "0 3 5 9"]), infer_answer_type(["12", "twelve"])
     ('sequence', 'sequence')
+    >>> infer_answer_type(["(8 - 3) * 5", "1 + 2 + 3"]), infer_answer_type(["1/2", "3/4"])
+    ('expression', 'numeric')
     >>> infer_answer_type(["2", "9 eggs", "10"]), infer_answer_type(["2", "9 eggs"])
     ('numeric', 'sequence')
     """
@@ -113,6 +126,9 @@ def infer_answer_type(answers: Iterable[str]) -> str:
         raise ValueError("answers is empty: give at least one right answer to infer the answer type from")
     if all(answer.lower() in ("yes", "no") for answer in answers):
         return "yes_no"
+    parts = [value_and_numbers(answer) for answer in answers]
+    if all(part is not None and len(part[1]) > 2 for part in parts):
+        return "expression"
     if all(len(answer) == 1 and answer.upper() in "ABCDEFGHIJ" for answer in answers):
         return "choice"
     others = [answer for answer in answers if read_number(answer, units=False) is None and not is_formula(answer)]

@@ -47,8 +47,9 @@ class QuestionSet:
 class RunSettings:
     """Everything that determines a run's result; a finished run is only reused under the same settings.
 
-    The fields are those of `BenchSettings` and `TrainingSetup`, for one run. The budget is steps * batch_size
-    questions; SemCoT's other stages see further ones, which `seen_questions` of the result includes.
+    The fields are those of `BenchSettings` and `TrainingSetup`, for one run; `budget` is one of `budgets`. A run has
+    steps * budget * batch_size questions; SemCoT's other stages see further ones, which `seen_questions` of the result
+    includes.
     """
 
     task: str
@@ -71,11 +72,26 @@ class RunSettings:
     validation_questions: int
     latency_samples: int
     device: str
+    budget: float = 1.0
 
     @property
     def name(self) -> str:
         """The run's name in reports and progress lines."""
-        return f"{self.task}/{self.method}/seed{self.seed}"
+        return f"{self.task}/{self.method}/{run_name(self.seed, self.budget)}"
+
+    @property
+    def all_steps(self) -> int:
+        """Training steps with the budget."""
+        return max(1, round(self.steps * self.budget))
+
+
+def run_name(seed: int, budget: float) -> str:
+    """Return the name of a run's folder among those of its method.
+
+    >>> run_name(0, 1.0), run_name(2, 16.0)
+    ('seed0', 'seed2-x16')
+    """
+    return f"seed{seed}" + ("" if budget == 1 else f"-x{budget:g}")
 
 
 def run_method(
@@ -102,7 +118,8 @@ def run_method(
     if path.exists():
         known = json.loads(path.read_text())
         check_same_run(
-            {**known["settings"], **known.get("questions", digests)},
+            # Runs of earlier versions had one budget.
+            {"budget": 1.0, **known["settings"], **known.get("questions", digests)},
             {**asdict(settings), **digests},
             place=str(folder),
             remedy="Choose another output_dir, or delete it.",
@@ -112,14 +129,14 @@ def run_method(
     work.mkdir(parents=True)
     trains = settings.method != UNTRAINED
     rate, search = _search(settings, questions, folder.parent / "search.json", work) if trains else (0.0, None)
-    trained, seconds = _train(settings, questions, rate, settings.steps, work)
+    trained, seconds = _train(settings, questions, rate, settings.all_steps, work)
     report = _evaluate(settings, trained, questions, folder)
     run = {
         "settings": asdict(settings),
         "questions": digests,
         "training": {
             "seconds": round(seconds, 1),
-            "seen_questions": trained.seen_questions or trained.trained * settings.steps * settings.batch_size,
+            "seen_questions": trained.seen_questions or trained.trained * settings.all_steps * settings.batch_size,
             "operations": trained.operations,
             "trainable_parameters": trained.trainable_parameters,
             "generator_share": _generator_share(trained.model),
@@ -178,12 +195,15 @@ def _search(
 ) -> tuple[float, list[list[float]] | None]:
     """Find the learning rate with the highest validation accuracy after a short training, once for each method.
 
+    All budgets share it: the short training is a share of the steps of budget 1.
+
     Returns:
         The rate, the smallest of several best ones, and all (rate, accuracy) pairs; `None` without a search.
     """
     if len(settings.learning_rates) == 1:
         return settings.learning_rates[0], None
-    asked = as_json({**asdict(settings), "seed": 0, "eval_questions": 0, "latency_samples": 0})
+    fixed = {"seed": 0, "eval_questions": 0, "latency_samples": 0}
+    asked = as_json({name: fixed.get(name, value) for name, value in asdict(settings).items() if name != "budget"})
     digests = {split: rows for split, rows in questions.split_digests().items() if split != "test"}
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("settings") == asked and known.get("questions", digests) == digests:

@@ -47,14 +47,21 @@ def write_report(runs: Sequence[Run], output: Path, *, command: str) -> dict:
     Raises:
         ValueError: for runs of one task that differ in budget or questions.
     """
-    ordered = sorted(runs, key=lambda pair: pair[0]["settings"]["task"])
+    ordered = sorted(runs, key=_section)
     tasks = []
-    for _, grouped in groupby(ordered, key=lambda pair: pair[0]["settings"]["task"]):
+    for (_, factor), grouped in groupby(ordered, key=_section):
         found = list(grouped)
-        tasks.append({**summarize_task(found), "budget": _budget([run for run, _ in found])})
+        summary = summarize_task(found)
+        tasks.append({**summary, "budget": {**_budget([run for run, _ in found]), "factor": factor}})
     report = {"command": command, "environment": ordered[0][0]["report"]["environment"], "tasks": tasks}
     save_report(report, output)
     return report
+
+
+def _section(pair: Run) -> tuple[str, float]:
+    settings = pair[0]["settings"]
+    # Runs of earlier versions had one budget.
+    return settings["task"], settings.get("budget", 1.0)
 
 
 def save_report(report: dict, output: Path) -> None:
@@ -69,7 +76,8 @@ def save_report(report: dict, output: Path) -> None:
         for name, figure in figures.items():
             image = io.BytesIO()
             figure.savefig(image, format="png")
-            write_atomically(output / f"{name}-{folder_name(task['task'])}.png", image.getvalue())
+            file = f"{name}-{folder_name(task['task'])}{_times_text(task, '-x')}.png"
+            write_atomically(output / file, image.getvalue())
     write_atomically(output / "report.md", markdown(report))
     write_json(output / "report.json", report)
 
@@ -89,8 +97,13 @@ def markdown(report: dict) -> str:
     ]
     if len(report["tasks"]) > 1:
         lines += ["", "## All tasks", "", *overview(report)]
+    for name in dict.fromkeys(task["task"] for task in report["tasks"]):
+        sections = [task for task in report["tasks"] if task["task"] == name]
+        if len(sections) > 1:
+            lines += ["", f"## {name}: accuracy against seen questions", "", by_budget(sections)]
     for task in report["tasks"]:
-        lines += ["", f"## {task['task']}", "", _budget_text(task["budget"]), "", _table(task["rows"])]
+        title = task["task"] + _times_text(task, ", budget x ")
+        lines += ["", f"## {title}", "", _budget_text(task["budget"]), "", _table(task["rows"])]
         if _has_steps(task["rows"]):
             lines += ["", "Accuracy in % by number of reasoning steps:", "", _difficulty(task["rows"])]
     return "\n".join(lines) + "\n"
@@ -115,7 +128,7 @@ def overview(report: dict) -> list[str]:
         peers = [row for name, row in rows.items() if name in BENCH_METHODS and BENCH_METHODS[name].peer]
         peer = max(peers, key=lambda row: row["accuracy"], default=None)
         cells = [
-            task["task"],
+            task["task"] + _times_text(task, ", budget x "),
             _accuracy(rows.get("no_cot")),
             _accuracy(rows.get("cot"), timed=True),
             "–" if peer is None else f"{peer['title']} {_accuracy(peer, timed=True)}",
@@ -128,6 +141,35 @@ def overview(report: dict) -> list[str]:
         ]
         lines.append(cells)
     return markdown_table(header, lines).splitlines()
+
+
+def by_budget(sections: Sequence[dict]) -> str:
+    """Return the table of each method's accuracy with every budget, and the questions that it saw.
+
+    Args:
+        sections: the summaries of one task, one for each budget.
+    """
+    sections = sorted(sections, key=lambda task: task["budget"]["factor"])
+    found = [{row["method"]: row for row in task["rows"]} for task in sections]
+    titles = {row["method"]: row["title"] for task in sections for row in task["rows"]}
+    lines = []
+    for method, title in titles.items():
+        cells = []
+        for row in (rows.get(method) for rows in found):
+            if row is None:
+                cells.append("–")
+                continue
+            low, high = (100 * bound for bound in row["ci95"])
+            cells.append(f"{100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}] ({row['seen_questions']:,})")
+        lines.append([title, *cells])
+    header = ["method", *(f"budget x {task['budget']['factor']:g}" for task in sections)]
+    return markdown_table(header, lines)
+
+
+def _times_text(task: dict, before: str) -> str:
+    """Return a budget other than 1 as text."""
+    factor = task["budget"].get("factor", 1.0)
+    return "" if factor == 1 else f"{before}{factor:g}"
 
 
 def _accuracy(row: dict | None, timed: bool = False) -> str:
@@ -198,8 +240,9 @@ def _budget_text(budget: dict) -> str:
         if len(budget["learning_rates"]) > 1
         else "not searched"
     )
+    steps = max(1, round(budget["steps"] * budget.get("factor", 1.0)))
     return (
-        f"{budget['steps']} steps of {budget['batch_size']} of {budget['train_questions']:,} training questions, "
+        f"{steps} steps of {budget['batch_size']} of {budget['train_questions']:,} training questions, "
         f"learning rate {rates} ({searched}); {budget['eval_questions']} test questions."
     )
 

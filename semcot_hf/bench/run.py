@@ -15,8 +15,8 @@ from ..demo import GENERATOR_PATH, HOST_PATH
 from ..modeling.sources_semcot import shares_tokenizer
 from ..options import option
 from ..progress import progress_bar
-from .catalogue import BENCH_METHODS, chosen
-from .method_run import QuestionSet, RunSettings, run_method
+from .catalogue import BENCH_METHODS, UNTRAINED, chosen
+from .method_run import QuestionSet, RunSettings, run_method, run_name
 from .methods.coconut import LATENTS_PER_STEP, NUM_STAGES
 from .report import folder_name, write_report
 from .summary import own_row
@@ -38,7 +38,10 @@ class BenchSettings:
     )
     methods: list[str] = option(["all"], f"{', '.join(BENCH_METHODS)}, or all.")
     seeds: list[int] = option([0, 1, 2], "Training seeds.")
-    steps: int = option(300, "Training steps of each method.")
+    steps: int = option(300, "Training steps of each method, at budget 1.")
+    budgets: list[float] = option(
+        [1.0], "Multiples of steps; each method is trained anew with each, at the learning rate found for budget 1."
+    )
     batch_size: int = option(32, "Questions per step.")
     learning_rates: list[float] = option(
         [3e-4, 1e-3, 2e-3], "Learning rates to try on validation questions, for each method; one value: no search."
@@ -87,13 +90,21 @@ def run_bench(settings: BenchSettings, command: str = "semcot bench methods") ->
     # Each training would draw bars of its own; the bench prints a line for each run.
     disable_progress_bars()
     output, runs = Path(settings.output_dir), []
-    plan = [(task, seed, method) for task in tasks for seed in settings.seeds for method in methods]
-    folders = [output / folder_name(task) / method / f"seed{seed}" for task, seed, method in plan]
+    # A pair that is left untrained is the same with every budget.
+    plan = [
+        (task, budget, seed, method)
+        for budget in dict.fromkeys(settings.budgets)
+        for task in tasks
+        for seed in settings.seeds
+        for method in methods
+        if budget == settings.budgets[0] or method != UNTRAINED
+    ]
+    folders = [output / folder_name(task) / method / run_name(seed, budget) for task, budget, seed, method in plan]
     finished = [(folder / "run.json").exists() for folder in folders]
     questions: dict[str, QuestionSet] = {}
     models: dict[str, tuple[str, str]] = {}
     with progress_bar("bench", len(plan), sum(finished), not settings.report_only, lines=True) as advance:
-        for number, ((task, seed, method), folder) in enumerate(zip(plan, folders, strict=True)):
+        for number, ((task, budget, seed, method), folder) in enumerate(zip(plan, folders, strict=True)):
             if settings.report_only:
                 if finished[number]:
                     runs.append((json.loads((folder / "run.json").read_text()), folder))
@@ -101,7 +112,7 @@ def run_bench(settings: BenchSettings, command: str = "semcot bench methods") ->
             if task not in models:
                 models[task] = _models(settings, task)
                 questions[task] = _questions(settings, task)
-            run_settings = _run_settings(settings, task, method, seed, *models[task])
+            run_settings = _run_settings(settings, task, method, seed, budget, *models[task])
             start = time.monotonic()
             run = run_method(run_settings, questions[task], folder, settings.compiled_latency)
             runs.append((run, folder))
@@ -120,6 +131,8 @@ def _check(settings: BenchSettings, tasks: list[str]) -> None:
         raise ValueError(
             f"task={unknown}: choose among {', '.join(BENCH_TASKS)}, or pass --host and --generator with a dataset."
         )
+    if not settings.budgets or min(settings.budgets) <= 0:
+        raise ValueError(f"budgets={settings.budgets}: give one number or more, each above 0.")
     if (settings.host is None) != (settings.generator is None):
         raise ValueError("host and generator go together: pass both, or neither to use models made for the task.")
 
@@ -169,12 +182,12 @@ def _questions(settings: BenchSettings, task: str) -> QuestionSet:
 
 
 def _run_settings(
-    settings: BenchSettings, task: str, method: str, seed: int, host: str, generator: str
+    settings: BenchSettings, task: str, method: str, seed: int, budget: float, host: str, generator: str
 ) -> RunSettings:
     own = BENCH_TASKS.get(task)
     values: dict[str, Any] = {part.name: getattr(settings, part.name, None) for part in fields(RunSettings)}
     values |= {"task": task, "method": method, "seed": seed, "host": host, "generator": generator}
-    values |= {"learning_rates": tuple(settings.learning_rates)}
+    values |= {"learning_rates": tuple(settings.learning_rates), "budget": budget}
     defaults = {"num_implicit_tokens": 5, "steps_per_token": 1, "words_column": None, "coconut": COCONUT}
     for name, default in defaults.items():
         if values[name] is None:

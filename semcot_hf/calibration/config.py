@@ -31,7 +31,7 @@ class CalibrationConfig:
         None, "Folder or id of the encoder of semcot align, for the signal similarity."
     )
     answer_type: str | None = option(
-        None, "numeric, choice, yes_no or sequence; by default inferred from the answers."
+        None, "numeric, choice, yes_no, sequence or expression; by default inferred from the answers."
     )
     overwrite: bool = option(False, "Discard another run's answers in output_dir.")
     batch_size: int = option(64, "Questions answered at once.")

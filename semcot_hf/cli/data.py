@@ -22,7 +22,7 @@ class CheckArguments:
 
     answer_type: str | None = field(
         default=None,
-        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; inferred when left out."},
+        metadata={"help": "Answer type: numeric, choice, yes_no, sequence or expression; inferred when left out."},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Id or folder of the tokenizer that measures lengths."}

@@ -27,7 +27,7 @@ class CondenseConfig:
     )
     answer_type: str | None = field(
         default=None,
-        metadata={"help": "Answer type: numeric, choice, yes_no or sequence; inferred when left out."},
+        metadata={"help": "Answer type: numeric, choice, yes_no, sequence or expression; inferred when left out."},
     )
     max_words: int = field(default=10, metadata={"help": "Maximum words of a model's condensed reasoning."})
     max_attempts: int = field(default=3, metadata={"help": "Replies to request before a row is rejected."})

@@ -17,6 +17,7 @@ _ANSWER_FORMS = {
     "choice": "the letter of the right choice",
     "yes_no": "yes or no",
     "sequence": "the answer in the form that the question asks for",
+    "expression": "the calculation in one line",
 }
 _REASON = (
     "Solve the problem step by step, one short sentence a step. End with the sentence 'The answer is X.', where X is "

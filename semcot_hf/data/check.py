@@ -46,7 +46,7 @@ class DataReport:
     """The result of `check_dataset`.
 
     Attributes:
-        answer_type: "numeric", "choice", "yes_no" or "sequence", as given or inferred.
+        answer_type: "numeric", "choice", "yes_no", "sequence" or "expression", as given or inferred.
         sizes: rows of each split.
         findings: the faults, by split.
         token_lengths: median, 95th percentile and maximum of tokens per row (query, reasoning and answer), by split;

@@ -25,8 +25,8 @@ def rationale_agrees(reasoning: str, answer: str, answer_type: str) -> bool | No
 
     Of the final three steps, the last one that states an answer decides. A numeric step states the result of an
     equation or what `extract_answer` finds; it agrees when the answer is among its numbers, without operands and
-    without results that another calculation follows ("3/6 = .5 hour, which is 30 minutes"). For sequences, only a
-    step with "answer is", "answer:" or "####" states an answer.
+    without results that another calculation follows ("3/6 = .5 hour, which is 30 minutes"). For sequences and
+    expressions, only a step with "answer is", "answer:" or "####" states an answer.
 
     Raises:
         ValueError: when `answer` is not of `answer_type`.
@@ -39,7 +39,7 @@ def rationale_agrees(reasoning: str, answer: str, answer_type: str) -> bool | No
     False
     """
     for back, step in enumerate(reversed(split_steps(reasoning)[-3:])):
-        if answer_type == "sequence" and not _STATEMENT.search(step):
+        if answer_type in ("sequence", "expression") and not _STATEMENT.search(step):
             continue
         if answer_type == "numeric":
             step = _UNSOLVED.sub(" ", _MARKUP.sub("", step))

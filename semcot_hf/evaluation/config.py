@@ -14,7 +14,7 @@ class EvaluationConfig:
 
     output_dir: str | None = option(None, "Folder of predictions, report and plots; by default nothing is written.")
     answer_type: str | None = option(
-        None, "numeric, choice, yes_no or sequence; by default inferred from the answers."
+        None, "numeric, choice, yes_no, sequence or expression; by default inferred from the answers."
     )
     methods: list[str] | None = option(
         None, f"Of {', '.join(ANSWER_METHODS)}; by default all that the model has; condensed only beside words."

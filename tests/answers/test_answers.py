@@ -1195,3 +1195,34 @@ def test_absurd_formulas_end():
 )
 def test_numbers_of_what_is_not_done_and_of_what_has_a_price(output, stated):
     assert extract_answer(output, "numeric") == stated
+
+
+@pytest.mark.parametrize(
+    ("output", "right"),
+    [
+        ("(8 - 3) * 5", True),
+        ("5*(8-3) = 25", True),
+        ("The answer is 5 × (8 − 3).", True),
+        ("8 - 3 = 5. 5 * 5 = 25. #### 5 * (8 - 3)", True),
+        # Another value, numbers left out, used twice or made up, and what is no calculation.
+        ("(8 + 3) * 5", False),
+        ("5 * 5", False),
+        ("5 * (8 - 3) + 5 - 5", False),
+        ("25", False),
+        ("5 * (8 - 3 * 1)", False),
+        ("5 ** 2", False),
+        ("8 // 3 * 5", False),
+        ("-5 * (3 - 8)", False),
+        ("__import__('os')", False),
+        ("(" * 150 + "5", False),
+        ("5 / (3 - 3)", False),
+        ("", False),
+    ],
+)
+def test_a_calculation_is_right_by_its_numbers_and_its_value(output, right):
+    assert check_answer(output, "(8 - 3) * 5", "expression") is right
+
+
+def test_the_gold_answer_of_a_calculation_must_be_one():
+    with pytest.raises(ValueError, match="gold='8 apples' is no calculation"):
+        check_answer("8", "8 apples", "expression")

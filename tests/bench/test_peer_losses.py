@@ -182,16 +182,19 @@ def test_simcot_adds_the_decoders_loss_to_codis(tokenizer, rows):
 
 
 @pytest.mark.parametrize(("progress", "count", "gone"), [(0.0, 0, 0), (0.1, 1, 1), (0.2, 2, 2), (0.6, 6, None)])
-def test_simcot_adds_the_decoders_loss_to_coconuts(tokenizer, rows, progress, count, gone):
+@pytest.mark.parametrize("expanded", [False, True])
+def test_simcot_adds_the_decoders_loss_to_coconuts(tokenizer, rows, progress, count, gone, expanded):
     base = coconut.CoconutModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 1, simcot.NUM_LATENTS)
-    model = simcot.StepSupervised(base, tiny(tokenizer, 1), tokenizer.eos_token_id)
+    # From an expanded Coconut on: 0.55, where its last stage begins.
+    begins = {"begins": 0.55} if expanded else {}
+    model = simcot.StepSupervised(base, tiny(tokenizer, 1), tokenizer.eos_token_id, **begins)
     terms, latents, feed = [], [], scaled(base.host)
     for row in rows:
         left = [] if gone is None else [token for step in row.steps[gone:] for token in step]
         latents.append(latents_of(base.host, row, count, feed))
         terms.append(written(base.host, row, latents[-1], left + row.answer)[0])
     slow = torch.cat(terms).mean()
-    if count:
+    if count and not (expanded and progress < 0.55):
         slow = slow + decoded_slowly(model.decoder, latents, rows, tokenizer.eos_token_id, simcot.NUM_LATENTS)
     assert_same_loss_and_gradients(model, slow, model(rows, progress))
 
@@ -450,18 +453,20 @@ def test_learning_rates_follow_the_methods_schedule(name, tokenizer, tmp_path, m
     assert made == pytest.approx([1e-5 * share for share in falling], abs=1e-12)
 
 
-def test_simcots_decoder_starts_as_the_host_and_is_trained(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "begins"), [("simcot_codi", 0.0), ("simcot_coconut", 0.55)])
+def test_simcots_decoder_starts_as_the_host_and_is_trained(name, begins, tokenizer, tmp_path, monkeypatch):
     made = []
 
     class Noted(simcot.StepSupervised):
-        def __init__(self, base, decoder, end):
-            super().__init__(base, decoder, end)
-            made.append((copy.deepcopy(decoder.state_dict()), decoder))
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            assert self.begins == begins
+            made.append((copy.deepcopy(self.decoder.state_dict()), self.decoder))
 
     monkeypatch.setattr(simcot, "StepSupervised", Noted)
     setup = a_setup(tokenizer, tmp_path, 3)
     before = copy.deepcopy(setup.host.state_dict())
-    simcot.train_simcot_codi(setup)
+    BENCH_METHODS[name].train(setup)
     [(start, decoder)] = made
     assert all(torch.equal(start[name], before[name]) for name in before)
     layer = "model.layers.0.mlp.up_proj.weight"

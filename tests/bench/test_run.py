@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,61 @@ def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(t
     assert again == best and len(asked) == 3
     runs._search(given, replace(questions(), train=questions().validation), tmp_path / "search.json", tmp_path)
     assert len(asked) == 6
+
+
+def test_budgets_multiply_the_steps_and_share_one_search(tmp_path, monkeypatch):
+    trained = []
+
+    def train(settings, questions, rate, steps, work):
+        trained.append((settings.budget, rate, steps))
+        return None, 1.0
+
+    monkeypatch.setattr(runs, "_train", train)
+    monkeypatch.setattr(runs, "_accuracy", lambda *_: len(trained) % 2)
+    monkeypatch.setattr(runs, "_evaluate", lambda *_: 1 / 0)
+    for budget in (1.0, 4.0):
+        asked = settings(steps=10, budget=budget, learning_rates=(3e-4, 1e-3))
+        with pytest.raises(ZeroDivisionError):
+            run_method(asked, questions(), tmp_path / "pause" / runs.run_name(0, budget))
+    # The two rates of the search, then both trainings at the better one.
+    assert trained == [(1.0, 3e-4, 5), (1.0, 1e-3, 5), (1.0, 3e-4, 10), (4.0, 3e-4, 40)]
+    assert settings(budget=4.0).name == "coin_flip/no_cot/seed0-x4"
+
+
+def test_a_run_from_before_there_were_budgets_is_one_of_budget_1(tmp_path, monkeypatch):
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    stored = {"settings": json.loads(json.dumps(vars(settings()))), "questions": questions().split_digests()}
+    del stored["settings"]["budget"]
+    (folder / "run.json").write_text(json.dumps(stored))
+    assert run_method(settings(), questions(), folder) == stored
+    with pytest.raises(ValueError, match=r"holds another run \(budget: 1.0 there, 4.0 now\)"):
+        run_method(settings(budget=4.0), questions(), folder)
+
+
+def test_the_report_has_accuracy_against_seen_questions(tmp_path):
+    made = []
+    for budget, share in ((1.0, 0.25), (4.0, 0.5), (16.0, 0.75)):
+        for method in ("pause", "codi"):
+            run, folder = fake_run(tmp_path / f"{method}{budget}", method, share, 2.0)
+            run["settings"]["budget"] = budget
+            run["training"]["seen_questions"] = int(8 * budget)
+            made.append((run, folder))
+    (run, folder) = fake_run(tmp_path / "cot", "cot", 1.0, 9.0)
+    report = write_report([*made, (run, folder)], tmp_path / "out", command="x")
+    assert [(task["task"], task["budget"]["factor"]) for task in report["tasks"]] == [
+        ("coin_flip", 1.0),
+        ("coin_flip", 4.0),
+        ("coin_flip", 16.0),
+    ]
+    text = (tmp_path / "out/report.md").read_text()
+    [row] = [line for line in text.splitlines() if line.startswith("| Pause | 25.0 % [") and "(8)" in line]
+    assert "50.0 % [" in row and "(32)" in row and "75.0 % [" in row and row.endswith("(128) |")
+    assert re.search(
+        r"^\| explicit CoT \(fine-tuned\) \| 100\.0 % \[[\d., ]+\] \(8\) \| – \| – \|$", text, re.MULTILINE
+    )
+    assert "## coin_flip, budget x 16" in text and "32 steps of 4 of" in text
+    assert (tmp_path / "out/pareto-coin_flip-x16.png").is_file() and (tmp_path / "out/pareto-coin_flip.png").is_file()
 
 
 def test_the_paired_test_agrees_with_the_binomial_one_on_one_seed():
@@ -512,6 +568,20 @@ def test_the_command_runs_and_goes_on_where_it_was(tmp_path):
     assert again["tasks"] == report["tasks"]
 
 
+@pytest.mark.slow
+def test_a_task_with_many_right_answers_is_benched_with_several_budgets(tmp_path):
+    options = dict(task=["countdown"], methods=["no_cot", "lrt"], seeds=[0], learning_rates=[1e-3], budgets=[1, 2])
+    given = BenchSettings(str(tmp_path), models_steps_factor=0.002, **options, **{**SMALL, "latency_samples": 0})
+    report = run_bench(given)
+    assert [(task["budget"]["factor"], len(task["rows"])) for task in report["tasks"]] == [(1, 2), (2, 2)]
+    seen = [{row["method"]: row["seen_questions"] for row in task["rows"]} for task in report["tasks"]]
+    assert seen == [{"no_cot": 8, "lrt": 8}, {"no_cot": 16, "lrt": 16}]
+    assert "## countdown: accuracy against seen questions" in (tmp_path / "report.md").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("countdown/*/*/run.json")}
+    assert len(kept) == 4 and run_bench(given)["tasks"] == report["tasks"]
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
 def test_any_host_and_dataset_can_be_benched(tmp_path):
     rows = coin_flip.generate(60, seed=2)
     data = tmp_path / "data.jsonl"
@@ -535,7 +605,7 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
 
 def test_settings_of_a_run_are_the_tasks_own_unless_flags_say_otherwise():
     def made(task, **given):
-        run = _run_settings(BenchSettings("x", **given), task, SOFT_WORDS, 0, "host", "generator")
+        run = _run_settings(BenchSettings("x", **given), task, SOFT_WORDS, 0, 1.0, "host", "generator")
         return run.num_implicit_tokens, run.steps_per_token, run.words_column, run.coconut, run.joint_share
 
     assert made("graph") == (7, 1, "condensed_reasoning", (1, 6), 0.0)
@@ -548,6 +618,8 @@ def test_settings_of_a_run_are_the_tasks_own_unless_flags_say_otherwise():
 def test_what_cannot_be_benched_is_refused(tmp_path):
     with pytest.raises(ValueError, match="task=\\['gsm8k'\\]: choose among facts"):
         run_bench(BenchSettings(str(tmp_path), task=["gsm8k"]))
+    with pytest.raises(ValueError, match=r"budgets=\[1.0, 0\]: give one number or more, each above 0"):
+        run_bench(BenchSettings(str(tmp_path), budgets=[1.0, 0]))
     with pytest.raises(ValueError, match="host and generator go together"):
         run_bench(BenchSettings(str(tmp_path), host="somewhere"))
     other = tmp_path / "other"

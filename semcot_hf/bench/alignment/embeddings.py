@@ -74,7 +74,8 @@ def implicit_vectors(path: str, encoder: SentenceTransformer, queries: list[str]
     Raises:
         ValueError: for a checkpoint of another width than the encoder's.
     """
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(encoder.device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    model.to(cast(Any, encoder.device)).eval()
     widths = [part.config.get_text_config().hidden_size for part in (backbone_in(encoder), model)]
     if widths[0] != widths[1]:
         raise ValueError(
@@ -90,7 +91,7 @@ def implicit_vectors(path: str, encoder: SentenceTransformer, queries: list[str]
         encoder({"inputs_embeds": part.to(device, dtype), "attention_mask": used.to(device)})["sentence_embedding"]
         for part, used in zip(tokens.split(_BATCH), mask.split(_BATCH), strict=True)
     ]
-    return cast(np.ndarray, torch.cat(vectors).float().cpu().numpy())
+    return torch.cat(vectors).float().cpu().numpy()
 
 
 def _related(texts: list[str]) -> torch.Tensor:

@@ -55,11 +55,11 @@ def sweep_table(report: dict) -> list[str]:
     header = ["setting", "value", "loss", "R@1 to condensed", "MRR", "R@1 to reasoning", "MRR", "mean MRR", "p"]
     header += ["steps", "seconds"]
     centre = next(row for row in report["rows"] if row["factor"] == "centre")
+    names = ["top1_reasoning_to_condensed", "mrr_reasoning_to_condensed"]
+    names += ["top1_condensed_to_reasoning", "mrr_condensed_to_reasoning", "mrr"]
     lines = []
     for row in report["rows"]:
         metrics, losses = row["retrieval"], row["losses"]
-        names = ("top1_reasoning_to_condensed", "mrr_reasoning_to_condensed")
-        names += ("top1_condensed_to_reasoning", "mrr_condensed_to_reasoning", "mrr")
         value = ", ".join(f"{FACTORS[name]} {shown(each)}" for name, each in row["values"].items())
         lines.append(
             [

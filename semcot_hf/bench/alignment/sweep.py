@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformer
@@ -63,7 +63,7 @@ def sweep_alignment(
     folder = Path(str(args.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     train, validation = _pairs(splits, args)
-    model = AutoModelForCausalLM.from_pretrained(host, **(args.model_init_kwargs or {}))
+    model = AutoModelForCausalLM.from_pretrained(host, **cast(dict, args.model_init_kwargs or {}))
     points = plan(settings, args, len(layer_list(backbone_of(model))[1]))
     tokenizer, work = AutoTokenizer.from_pretrained(host), folder / "work"
     inputs = SweepInputs(model, tokenizer, train, validation, args, peft_config, work)

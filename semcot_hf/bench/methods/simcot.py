@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ...distillation.data import group_steps
 from ...inference.prompting import answer_prompt_ids
 from ...modeling.modeling_semcot import step_decoding_loss
-from .coconut import CoconutModel
+from .coconut import LAST_STAGE_BEGINS, CoconutModel
 from .codi import CodiModel, add_lora
 from .latents import LatentModel, train_latents
 from .token_rows import BenchRow, pad_right
@@ -29,16 +29,17 @@ class StepSupervised(nn.Module):
         base: the model with latents.
         decoder: causal LM of the same width, a copy of the host in SIM-CoT.
         end: end-of-sequence token that ends each step's text.
+        begins: progress at which the decoder comes in; before, the loss is the base method's.
     """
 
-    def __init__(self, base: LatentModel, decoder: PreTrainedModel, end: int) -> None:
+    def __init__(self, base: LatentModel, decoder: PreTrainedModel, end: int, begins: float = 0.0) -> None:
         super().__init__()
-        self.base, self.decoder, self.end = base, decoder, end
+        self.base, self.decoder, self.end, self.begins = base, decoder, end, begins
 
     def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
         """Return the loss of a list of rows at a progress in [0, 1)."""
         loss, latents = self.base.losses(rows, progress)
-        if latents is None:
+        if latents is None or progress < self.begins:
             return loss
         ids, mask = step_tensors(rows, NUM_LATENTS, self.end, self.base.pad_token_id, latents.device)
         count = latents.shape[1]
@@ -71,10 +72,15 @@ def group_ids(steps: Sequence[list[int]], count: int, steps_per_token: int = 1) 
 
 
 def train_simcot_coconut(setup: TrainingSetup) -> Trained:
-    """Train SIM-CoT on Coconut, with one latent and one stage per step."""
+    """Train SIM-CoT on Coconut, with one latent and one stage per step.
+
+    As published, it begins from a Coconut that has been expanded to all latents: the decoder comes in with the last
+    stage, which has no words left, and in which the optimizer is new.
+    """
     decoder = copy.deepcopy(setup.host)
     base = CoconutModel(setup.host, answer_prompt_ids(setup.tokenizer), 1, NUM_LATENTS)
-    return train_latents(base, setup, StepSupervised(base, decoder, setup.tokenizer.eos_token_id), base.stage)
+    module = StepSupervised(base, decoder, setup.tokenizer.eos_token_id, LAST_STAGE_BEGINS)
+    return train_latents(base, setup, module, base.stage)
 
 
 def train_simcot_codi(setup: TrainingSetup) -> Trained:

@@ -6,6 +6,7 @@ from .rows import (
     Generate,
     arithmetic_rows,
     coin_flip_rows,
+    countdown_rows,
     facts_rows,
     graph_rows,
     multiplication_rows,
@@ -131,5 +132,15 @@ BENCH_TASKS = {
         # As published for such graphs (ProsQA).
         coconut=(1, 6),
         by_script=True,
+    ),
+    "countdown": BenchTask(
+        answer_type="expression",
+        generate=countdown_rows(3, 4),
+        lessons=((countdown_rows(3, 3), 800), (countdown_rows(3, 4), 2400)),
+        generator_shape=(3, 128),
+        host_layers=12,
+        num_implicit_tokens=4,
+        steps_per_token=1,
+        max_new_tokens=80,
     ),
 }

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 
-from ...data.tasks import arithmetic, coin_flip, facts, graph, multiplication
+from ...data.tasks import arithmetic, coin_flip, countdown, facts, graph, multiplication
 
 Generate = Callable[[int, int, str], list[dict]]
 
@@ -137,5 +137,14 @@ def told_rows(fewest: int, most: int) -> Generate:
         rows = facts.generate(count, seed=seed, split=split, min_steps=fewest, max_steps=most, all_facts=True)
         told, rng = facts.fact_rows(), random.Random(f"told/{seed}")
         return [rng.choice(told) if index % 3 == 0 else row for index, row in enumerate(rows)]
+
+    return generate
+
+
+def countdown_rows(fewest: int, most: int) -> Generate:
+    """Return a generator of calculations with `fewest` to `most` numbers up to 20."""
+
+    def generate(count: int, seed: int, split: str = "train") -> list[dict]:
+        return countdown.generate(count, seed=seed, split=split, min_numbers=fewest, max_numbers=most)
 
     return generate
