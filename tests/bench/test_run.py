@@ -355,7 +355,12 @@ def test_the_overview_tells_what_there_is():
         "compiled_generator_ratio": 1.125,
     }
     *_, first, second = overview(
-        {"tasks": [{"task": "one", "rows": rows}, {"task": "two", "rows": [*rows, peer, best]}]}
+        {
+            "tasks": [
+                {"task": "one", "budget": {}, "rows": rows},
+                {"task": "two", "budget": {}, "rows": [*rows, peer, best]},
+            ]
+        }
     )
     assert first == "| one | 50.0 | – | Pause 50.0 (1.25) | – | – | – | – | – | – | – |"
     assert second == "| two | 50.0 | – | CODI 75.0 | – | 50.0 | 12.5 | 1.25 (1.12) | – | – | – |"
