@@ -147,6 +147,7 @@ def alternated(
             before = generator_seconds(url)
             times = timed(ask, requests, clients)
             found[name].append({**times, "generator": (generator_seconds(url) - before) / requests})
+            print(f"block {block + 1} of {blocks}, {clients} clients, {name}: {found[name][-1]}", flush=True)
     return found
 
 

@@ -1,6 +1,7 @@
 """The HTTP application: OpenAI's endpoints over an engine."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -125,7 +126,7 @@ async def _answer(service: Service, engine: Engine, body: AnswerRequest, request
     feed = Feed()
     jobs = await asyncio.to_thread(service.jobs, body, feed.put)
     if service.config.log_prompts:
-        logger.info("request %s", body.model_dump_json(exclude_none=True))
+        logger.info("request %s", json.dumps(body.model_dump(exclude_none=True)))
     responses = Responses(isinstance(body, ChatRequest), service.config.model_name, service.tokenizer, jobs)
     pieces = _pieces(service, engine, jobs, feed, request)
     if not body.stream:

@@ -13,8 +13,10 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from ..inference.decoding import decoding_config, greedy_defaults
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
-from .jobs import Sampling
+from .jobs import RequestError, Sampling
 
+# Below it sampling is greedy decoding, as in vLLM: logits divided by it are no numbers in float32.
+_LEAST_TEMPERATURE = 1e-5
 # Clients choose the settings, so that there is no end of them.
 _REMEMBERED = 1000
 
@@ -32,10 +34,10 @@ def without_defaults(model: PreTrainedModel) -> Iterator[None]:
 
 def temperature_of(model: PreTrainedModel, sampling: Sampling) -> float:
     """Return the temperature that a request or else the model's generation config asks for; 0 decodes greedily."""
-    if sampling.temperature is not None:
-        return sampling.temperature
-    own = model.generation_config
-    return (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+    own, found = model.generation_config, sampling.temperature
+    if found is None:
+        found = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+    return 0.0 if found < _LEAST_TEMPERATURE else found
 
 
 class Chooser:
@@ -74,7 +76,8 @@ class Chooser:
         self._device = execution_device(model.get_input_embeddings())
         self._ids = torch.tensor([prompt], device=self._device)
         # Which processors there are depends on the settings and on the model's generation config alone.
-        settings, plain = replace(sampling, seed=None), set() if plain is None else plain
+        self._settings = settings = replace(sampling, seed=None)
+        plain = set() if plain is None else plain
         self._processors = LogitsProcessorList() if settings in plain else self._prepared(model, config)
         if not self._processors and len(plain) < _REMEMBERED:
             plain.add(settings)
@@ -110,6 +113,9 @@ class Chooser:
         Args:
             logits: (vocabulary,), in float32.
             best: their largest one's id, which greedy decoding without processors takes.
+
+        Raises:
+            RequestError: if the settings leave no probabilities.
         """
         token = best
         if self._processors:
@@ -121,7 +127,11 @@ class Chooser:
         return token
 
     def _drawn(self, scores: Tensor) -> int:
-        return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=self._random))
+        chances = scores.softmax(dim=-1)
+        if not chances.isfinite().all():
+            given = ", ".join(f"{name}={value}" for name, value in vars(self._settings).items() if value is not None)
+            raise RequestError(400, f"The settings {given} leave no probabilities to draw from: choose milder ones.")
+        return int(torch.multinomial(chances, 1, generator=self._random))
 
 
 @contextmanager

@@ -307,12 +307,19 @@ class TransformersEngine:
         for row, row_logits, likely in zip(rows, logits, best, strict=True):
             if row.finished or row.job.cancelled:
                 continue
-            token = row.chooser.choose(row_logits, likely)
-            top = row.job.top_logprobs
-            if row.held:
-                row.logprobs.append(float(row_logits.float().log_softmax(dim=-1)[token]))
-            self._observer.tokens("completion", 1)
-            row.add(token, self._ends, None if top is None else _logprob(row_logits, token, top))
+            try:
+                self._extend(row, row_logits, likely)
+            except Exception as error:  # The settings that are to blame must not fail the others.
+                self._fail([row.job], error)
+                row.job.cancelled = True
+
+    def _extend(self, row: Row, logits: Tensor, best: int) -> None:
+        """Add a token to a row; see `Chooser.choose`."""
+        token, top = row.chooser.choose(logits, best), row.job.top_logprobs
+        if row.held:
+            row.logprobs.append(float(logits.float().log_softmax(dim=-1)[token]))
+        self._observer.tokens("completion", 1)
+        row.add(token, self._ends, None if top is None else _logprob(logits, token, top))
 
     def _leave(self) -> None:
         """Drop the answers that are complete or whose client has left."""

@@ -165,7 +165,7 @@ class AnswerRequest(SamplingFields):
 
 
 def _configured(text: str | None) -> Configured:
-    return Configured() if text is None else Configured.model_validate_json(text)
+    return Configured.model_validate_json("{}" if text is None else text)
 
 
 class LoadRequest(Fields):

@@ -304,6 +304,10 @@ def test_logs_hold_prompts_only_if_asked(model, tokenizer, caplog, shown):
     with running(app_of(model, tokenizer, ServeConfig(model="tiny", log_prompts=shown))) as url:
         post(url, messages=[{"role": "user", "content": "a secret question"}], max_tokens=2)
         post(url, messages=[{"role": "user", "content": "a secret question"}], max_tokens=2, tools=[1])
+        # Half a character in a field that is not read.
+        body = b'{"prompt": "a", "max_tokens": 2, "user": "\\ud83d"}'
+        answer = httpx2.post(f"{url}/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200
     assert "/v1/chat/completions 200" in caplog.text
     assert ("a secret question" in caplog.text) == shown
 

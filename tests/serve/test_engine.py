@@ -255,6 +255,41 @@ def test_one_bad_prompt_fails_alone(tiny_lm, tiny_semcot, tiny_tokenizer, engine
             assert one.wait() == [alone(model, tiny_tokenizer, one.job.prompt, 3)]
 
 
+@pytest.mark.parametrize("joins", [True, False], ids=["joins", "one-batch"])
+def test_an_answer_whose_token_cannot_be_chosen_fails_alone(joins, tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
+    """Amid others that are being decoded: its settings leave no probabilities at its third token."""
+    rope = {} if joins else {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
+    model = tiny_lm(**rope)
+    engine, draws, whole = engine_of(model), [], Chooser._drawn
+
+    def drawn(self, scores):
+        draws.append(1)
+        return whole(self, scores * float("nan") if len(draws) == 3 else scores)
+
+    monkeypatch.setattr(Chooser, "_drawn", drawn)
+    prompts = prompts_of(2)
+    good, bad = (
+        Asked(prompt, max_new_tokens=6, sampling=Sampling(temperature=float(t))) for t, prompt in enumerate(prompts)
+    )
+    with engine._changed:
+        engine._waiting.extend([good.job, bad.job])
+        engine._changed.notify()
+    assert good.wait() == [alone(model, tiny_tokenizer, prompts[0], 6)]
+    with pytest.raises(RequestError, match="temperature=1.0.*leave no probabilities") as failed:
+        bad.wait()
+    assert failed.value.status == 400 and len(draws) == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-300])
+def test_temperatures_next_to_0_are_greedy(temperature, tiny_lm, tiny_tokenizer, engine_of):
+    """Logits divided by them are no numbers; vLLM takes them so, too."""
+    model = tiny_lm()
+    engine, [prompt] = engine_of(model), prompts_of(1)
+    asked = Asked(prompt, max_new_tokens=4, sampling=Sampling(temperature=temperature))
+    engine.submit(asked.job)
+    assert asked.wait() == [alone(model, tiny_tokenizer, prompt, 4)]
+
+
 def test_too_little_memory_halves_the_budget_and_loses_nothing(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
     model = tiny_lm()
     engine = engine_of(model, tokens_per_batch=4000)
