@@ -1,7 +1,6 @@
 """Configuration of a SemCoT model: the frozen host LLM, the implicit-token generator, and how tokens are made."""
 
 import os
-import sys
 from os import PathLike
 from typing import Any
 
@@ -16,12 +15,6 @@ GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
 THOUGHT_LENGTHS = ("fixed", "adaptive")
 MAX_LOST_PROBABILITY = 0.25
-
-OTHER_TRAINERS = (
-    "TRL's trainers (SFTTrainer, DPOTrainer, GRPOTrainer and others) compute losses from a backbone's states, which "
-    "leave the implicit tokens out. Train by semcot_hf.SemCoTDistillationTrainer, or by transformers' Trainer, which "
-    "takes the loss of the model's forward."
-)
 
 
 class SemCoTConfig(PreTrainedConfig):
@@ -293,26 +286,6 @@ class SemCoTConfig(PreTrainedConfig):
         if self.max_lost_probability is not None:
             return self.max_lost_probability
         return MAX_LOST_PROBABILITY if self.thought_length == "adaptive" else 1.0
-
-    @property
-    def _name_or_path(self) -> str:  # type: ignore[override]  # an attribute in transformers
-        """The id or path that the model was loaded from, "" if it is new, which `vars` holds as in any configuration.
-
-        Raises:
-            ValueError: for TRL's trainers of a new model. They read its name to load a tokenizer or a reference model,
-                and "" would be looked for on the Hub, before they call anything that refuses them.
-        """
-        name = vars(self).get("_name_or_path", "")
-        reader: Any = sys._getframe(1)
-        while reader.f_code.co_name == "__getattribute__":
-            reader = reader.f_back
-        if not name and reader.f_globals.get("__name__", "").startswith("trl."):
-            raise ValueError(f"A trainer of TRL was given a SemCoT model. {OTHER_TRAINERS}")
-        return name
-
-    @_name_or_path.setter
-    def _name_or_path(self, value: str) -> None:
-        vars(self)["_name_or_path"] = value
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the host's configuration, which caches, vocabulary checks and context limits refer to."""

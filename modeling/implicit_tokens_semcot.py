@@ -11,7 +11,15 @@ from transformers.utils import logging
 from .configuration_semcot import text_config
 from .offloading_semcot import in_memory
 from .parts_semcot import first_position
-from .splicing_semcot import context_of, extended_mask, generator_queries, insertion_columns, positions_from_mask
+from .splicing_semcot import (
+    check_first_ids,
+    check_shapes,
+    context_of,
+    extended_mask,
+    generator_queries,
+    insertion_columns,
+    positions_from_mask,
+)
 from .thoughts_semcot import SemCoTThoughtsMixin, Thoughts, word_entropy
 from .vocabularies_semcot import retokenize
 from .weights_semcot import check_adapters
@@ -73,7 +81,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             With `return_mask`, a pair of these and LongTensor (batch, k), 1 where a token is.
 
         Raises:
-            ValueError: for k out of range or a prompt without tokens.
+            ValueError: as `implicit_thoughts` does.
         """
         thoughts = self.implicit_thoughts(input_ids, attention_mask, num_implicit_tokens, completion_mask)
         tokens, mask = thoughts.embeddings, thoughts.mask
@@ -99,9 +107,12 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             is on words that the host lacks, and whether the thought was therefore handed over as text.
 
         Raises:
-            ValueError: for k out of range or a prompt without tokens.
+            ValueError: for k out of range, a prompt without tokens, a mask of another shape, or ids that the host's
+                vocabulary lacks.
         """
         count = self._check_count(num_implicit_tokens)
+        check_shapes(input_ids, attention_mask)
+        check_first_ids(input_ids, None, self.config.get_text_config().vocab_size)
         return self._make_thoughts(*self._queries(input_ids, attention_mask, completion_mask), count, read=True)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.utils import logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from .configuration_semcot import OTHER_TRAINERS, SemCoTConfig, text_config
+from .configuration_semcot import SemCoTConfig, text_config
 from .folders_semcot import is_folder
 from .offloading_semcot import check_targets, execution_device, in_memory, whole_device_map
 from .sources_semcot import (
@@ -29,6 +29,11 @@ from .structure_semcot import check_structure
 from .weights_semcot import Fingerprint, fingerprint, same_weights, shares_weights
 
 logger = logging.get_logger(__name__)
+OTHER_TRAINERS = (
+    "TRL's trainers (SFTTrainer, DPOTrainer, GRPOTrainer and others) compute losses from a backbone's states, which "
+    "leave the implicit tokens out. Train by semcot_hf.SemCoTDistillationTrainer, or by transformers' Trainer, which "
+    "takes the loss of the model's forward."
+)
 
 
 class SemCoTPreTrainedModel(PreTrainedModel):

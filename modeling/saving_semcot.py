@@ -19,8 +19,10 @@ from .weights_semcot import (
     adapted_layers,
     fingerprint,
     fingerprint_of,
+    is_flagged,
     is_part,
     is_quantized,
+    loads_quantized,
     merged_state,
     same_weights,
     weights_fingerprint,
@@ -77,6 +79,12 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
             pushed = self._pushed_layout
             include_host = self._includes_host(include_host) if pushed is None else pushed
             self._check_parts_for_saving(include_host)
+            if not include_host and is_quantized(self.host) and not loads_quantized(self.host):
+                logger.warning_once(
+                    f"The host is quantized, and the checkpoint names it ({self.config.host_name_or_path!r}): loading "
+                    "takes the weights that are there. To quantize them again, pass "
+                    "host_kwargs={'quantization_config': ...} to from_pretrained."
+                )
             if push_to_hub:
                 kwargs["repo_id"] = repo
             return self._write(save_directory, include_host, is_main_process, state_dict, push_to_hub, *args, **kwargs)
@@ -273,7 +281,7 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                 "by config.host_name_or_path, or attach it unquantized first. A model object that is not recorded so: "
                 "pass its id or path instead, with host_kwargs such as gguf_file."
             )
-        if is_quantized(self) or is_quantized(self.generator):
+        if is_flagged(self) or is_quantized(self.generator):
             raise ValueError(
                 "The generator is quantized, and its weights cannot be saved: load the model without "
                 "quantization_config, or quantize the host alone, by host_kwargs={'quantization_config': ...}."

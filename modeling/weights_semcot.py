@@ -107,13 +107,26 @@ def _place(value: Any) -> int:
 def is_quantized(model: Any) -> bool:
     """Return whether a model's weights are quantized.
 
-    A GGUF file that was unpacked at loading keeps transformers' flag, but has ordinary weights.
+    A GGUF file that was unpacked at loading keeps transformers' flag, but has ordinary weights. Weights that torchao
+    or quanto replaced in place, without transformers' flag, are tensors that are made of others.
     """
-    if not (getattr(model, "is_quantized", False) or getattr(model.config, "_is_quantized", False)):
+    if any(hasattr(value, "__tensor_flatten__") and not is_part(value) for value in model.parameters()):
+        return True
+    if not is_flagged(model):
         return False
     config = getattr(model.config, "quantization_config", None)
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     return method != "gguf" or not all(value.is_floating_point() for value in model.parameters())
+
+
+def is_flagged(model: Any) -> bool:
+    """Return whether transformers quantized a model, or parts of it, while it was loaded."""
+    return bool(getattr(model, "is_quantized", False) or getattr(model.config, "_is_quantized", False))
+
+
+def loads_quantized(model: Any) -> bool:
+    """Return whether a model was loaded from weights that are stored quantized, so that a loader gets the same."""
+    return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
 
 
 class Fingerprint(NamedTuple):

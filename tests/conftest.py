@@ -149,6 +149,16 @@ def tiny_semcot(tiny_lm):
     return make
 
 
+@pytest.fixture
+def warnings_of(caplog):
+    """Warnings of the package, whose repeats of earlier tests are shown again."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.warning_once.cache_clear()
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
 class CapturingBackend:
     """A backend of `torch.compile` that runs graphs as they are and counts how often it is asked for one."""
 

@@ -1,7 +1,5 @@
 """Bad input to `generate` and `implicit_embeddings`: a clear error or the obvious right answer."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -20,16 +18,6 @@ HOST_SIZE = 32
 @pytest.fixture(scope="module")
 def model(tiny_semcot):
     return tiny_semcot(answer_prompt_ids=[7, 8])
-
-
-@pytest.fixture
-def warnings_of(caplog):
-    """Warnings of the package, whose repeats of earlier tests are shown again."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.warning_once.cache_clear()
-    caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 PROMPT = torch.tensor([[10, 11, 12, 7, 8]])
@@ -300,3 +288,16 @@ def test_ids_outside_the_vocabulary_are_told_in_every_call(model, ids):
                 call(ids, **options)
     with pytest.raises(ValueError, match=message):
         model(ids, labels=torch.tensor([[-100, 11, 11]]))
+
+
+@pytest.mark.parametrize("name", ["implicit_embeddings", "implicit_thoughts", "implicit_words", "implicit_text"])
+def test_prompts_whose_tokens_are_asked_for(name, tiny_semcot):
+    model = tiny_semcot(projection="vocabulary")
+    with pytest.raises(ValueError, match="ids from 407 to 412: must lie within 0 and 319"):
+        getattr(model, name)(PROMPT + 400)
+    with pytest.raises(ValueError, match="ids from -2 to 3"):
+        getattr(model, name)(PROMPT - 9)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 6\)"):
+        getattr(model, name)(PROMPT, torch.ones(1, 6))
+    with pytest.raises(ValueError, match=r"input_ids has shape \(1, 0\)"):
+        getattr(model, name)(PROMPT[:, :0])

@@ -257,21 +257,43 @@ def test_a_quantized_host_leaves_no_trace_in_an_attached_checkpoint(folders, tmp
     torch.testing.assert_close(loaded.implicit_embeddings(ids), model.implicit_embeddings(ids))
 
 
-def test_a_host_of_tensors_without_storage(folders, tmp_path):
-    """As torchao and quanto quantize weights: each is a tensor that is made of others."""
-    host = AutoModelForCausalLM.from_pretrained(folders / "host")
-    weight = host.model.layers[0].mlp.up_proj.weight.data
-    made = torch.nn.Parameter(TwoTensor(weight, weight.clone()), requires_grad=False)
+def packed(model):
+    """Replace a weight by a tensor that is made of others and has no storage, as torchao and quanto quantize."""
+    layer = model.layers[0].mlp.up_proj
+    weight = layer.weight.data
+    layer.weight = torch.nn.Parameter(TwoTensor(weight, weight.clone()), requires_grad=False)
     with pytest.raises(RuntimeError, match="storage"):
-        made.untyped_storage().data_ptr()
-    host.model.layers[0].mlp.up_proj.weight, host.is_quantized = made, True
-    model = SemCoTForCausalLM.from_host_generator_pretrained(host, folders / "generator")
-    assert model.config.host_fingerprint is None
+        layer.weight.untyped_storage().data_ptr()
+    return weight
+
+
+@pytest.mark.parametrize("how", ["before", "in place"])
+def test_a_host_of_tensors_without_storage(folders, how, tmp_path, warnings_of):
+    host = AutoModelForCausalLM.from_pretrained(folders / "host")
+    if how == "in place":
+        model = SemCoTForCausalLM.from_host_generator_pretrained(host, folders / "generator")
+        weight = packed(host.model)
+    else:
+        weight = packed(host.model)
+        model = SemCoTForCausalLM.from_host_generator_pretrained(host, folders / "generator")
+        assert model.config.host_fingerprint is None
     with pytest.raises(ValueError, match="include_host=True cannot save a quantized host"):
         model.save_pretrained(tmp_path / "whole", include_host=True)
+    assert not (tmp_path / "whole").exists()
     model.save_pretrained(tmp_path / "attached")
+    assert any("The host is quantized, and the checkpoint names it" in text for text in warnings_of())
     loaded = SemCoTForCausalLM.from_pretrained(tmp_path / "attached")
     assert not loaded.config.includes_host and torch.equal(loaded.host.model.layers[0].mlp.up_proj.weight, weight)
+
+
+def test_a_generator_that_is_quantized_in_place(folders, tmp_path):
+    model = SemCoTForCausalLM.from_pretrained(folders / "attached")
+    packed(model.generator)
+    with pytest.raises(ValueError, match="The generator is quantized, and its weights cannot be saved"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="generator is quantized, and its weights are trained and saved"):
+        SemCoTForCausalLM.from_host_generator_pretrained(folders / "host", model.generator)
 
 
 def test_shared_quantization_reaches_the_generator(folders):

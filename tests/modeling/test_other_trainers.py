@@ -1,8 +1,5 @@
 """Trainers of transformers and TRL: those that call the model train it with its tokens, others are refused."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from datasets import Dataset
@@ -71,32 +68,6 @@ def test_losses_from_a_backbones_states_are_refused(tiny_semcot, tiny_tokenizer,
             processing_class=tiny_tokenizer,
             **more,
         )
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-@pytest.mark.parametrize("left_out", ["args", "processing_class", "ref_model"])
-def test_what_trl_would_load_by_the_name_of_a_new_pair(tiny_semcot, tiny_tokenizer, name, left_out, tmp_path):
-    """A reference model, a tokenizer, the name of a folder: TRL would look for the model "" on the Hub."""
-    trainer, config, rows, more = TRAINERS[name]
-    model = tiny_semcot().float()
-    assert model.config.name_or_path == ""
-    more = {key: value for key, value in more.items() if key != "ref_model"}
-    options = {**OPTIONS, **({"num_generations": 2, "beta": 0.1} if "reward_funcs" in more else {})}
-    arguments = {
-        "args": config(output_dir=str(tmp_path), per_device_train_batch_size=2, **options),
-        "processing_class": tiny_tokenizer,
-    }
-    arguments.pop(left_out, None)
-    with pytest.raises(ValueError, match="TRL.* leave the implicit tokens out. .*SemCoTDistillationTrainer"):
-        trainer(model=model, train_dataset=Dataset.from_list(rows), **arguments, **more)
-
-
-def test_others_read_the_name_of_a_new_pair(tiny_semcot):
-    config = tiny_semcot().config
-    assert config.name_or_path == config._name_or_path == getattr(config, "_name_or_path", None) == ""
-    config.name_or_path = "lab/semcot"
-    assert config._name_or_path == "lab/semcot" == copy.deepcopy(config).name_or_path
-    assert pickle.loads(pickle.dumps(config)).name_or_path == "lab/semcot"
 
 
 def test_what_stands_for_a_backbone_is_no_model(tiny_semcot):
