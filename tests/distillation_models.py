@@ -129,6 +129,7 @@ def main():
     rank = trainer.args.process_index
     result = {"weights": trainer.model.state_dict(), "log": trainer.state.log_history, "evaluated": evaluated}
     torch.save(result, Path(options["output_dir"]) / f"rank{rank}.pt")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
