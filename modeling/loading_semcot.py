@@ -330,6 +330,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         with readable(f"The checkpoint {str(pretrained_model_name_or_path)!r}"):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **options)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        # transformers makes all arguments that are left part of the generation configuration.
+        vars(model.generation_config).pop("build_host", None)
         if config.includes_host:
             host = model.host
             if apart:

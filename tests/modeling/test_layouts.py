@@ -383,3 +383,13 @@ def test_rotary_positions_keep_their_precision(folders, tiny_lm, tmp_path):
     assert same(loaded, model) and loaded.host.dtype == torch.bfloat16 != loaded.generator.dtype
     for name, value in model.named_buffers():
         assert torch.equal(loaded.get_buffer(name), value), name
+
+
+@pytest.mark.parametrize("layout", ["attached", "whole"])
+def test_a_generation_config_is_loaded_as_it_was_saved(folders, layout, tmp_path, warnings_of):
+    model = SemCoTForCausalLM.from_pretrained(folders / layout)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 3, 0
+    model.save_pretrained(tmp_path)
+    loaded = SemCoTForCausalLM.from_pretrained(tmp_path)
+    assert "build_host" not in vars(loaded.generation_config)
+    assert not [text for text in warnings_of() if "generation_config.json" in text]
