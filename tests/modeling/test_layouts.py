@@ -12,6 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 
 PROMPT = torch.tensor([[10, 11, 12, 13]])
 
@@ -385,11 +386,10 @@ def test_rotary_positions_keep_their_precision(folders, tiny_lm, tmp_path):
         assert torch.equal(loaded.get_buffer(name), value), name
 
 
-@pytest.mark.parametrize("layout", ["attached", "whole"])
-def test_a_generation_config_is_loaded_as_it_was_saved(folders, layout, tmp_path, warnings_of):
-    model = SemCoTForCausalLM.from_pretrained(folders / layout)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 3, 0
-    model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("include_host", [True, False])
+def test_a_generation_config_is_loaded_as_it_was_saved(include_host, tmp_path, warnings_of):
+    model = SemCoTForCausalLM.from_host_generator_pretrained(str(HOST_PATH), str(GENERATOR_PATH))
+    model.save_pretrained(tmp_path, include_host=include_host)
     loaded = SemCoTForCausalLM.from_pretrained(tmp_path)
     assert "build_host" not in vars(loaded.generation_config)
     assert not [text for text in warnings_of() if "generation_config.json" in text]
