@@ -13,6 +13,7 @@ from transformers.utils import can_return_tuple
 from .escalated_generation_semcot import SemCoTEscalationMixin
 from .loading_semcot import SemCoTLoadingMixin
 from .question_cache_semcot import cacheable_columns, fill_question_cache
+from .reading_semcot import SemCoTReadingMixin
 from .splicing_semcot import (
     Slots,
     check_first_ids,
@@ -52,7 +53,7 @@ class SemCoTCausalLMOutput(CausalLMOutputWithPast):
     thought_loss: Tensor | None = None
 
 
-class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTWordLossMixin):
+class SemCoTForCausalLM(SemCoTLoadingMixin, SemCoTEscalationMixin, SemCoTReadingMixin, SemCoTWordLossMixin):
     """A frozen host LLM with an attached implicit-token generator (SemCoT, arXiv 2510.24940).
 
     The generator reads the query once and computes k embeddings Z = projection(states) of the host's hidden size. They
