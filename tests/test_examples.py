@@ -159,6 +159,39 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
         assert [json.loads(line) for line in file] == rows
 
 
+def test_training_words_through_the_host(tmp_path, capsys):
+    """The documented command on an untrained pair, whose host reads each two words as their mean."""
+    joint = load("real/joint.py")
+    model, data, output = (tmp_path / name for name in ("model", "data", "output"))
+    data.mkdir()
+    for split in ("train", "test"):
+        rows = (EXAMPLES / "data" / "arithmetic" / f"{split}.jsonl").read_text().splitlines()[:8]
+        (data / f"{split}.jsonl").write_text("\n".join(rows))
+    paths = (str(HOST_PATH), str(GENERATOR_PATH))
+    pair = SemCoTForCausalLM.from_host_generator_pretrained(*paths, recipe="words", num_implicit_tokens=5)
+    pair.save_pretrained(model)
+    AutoTokenizer.from_pretrained(HOST_PATH).save_pretrained(model)
+    command = documented(joint.__doc__, "python examples/real/joint.py")
+    command += ["--model", str(model), "--data", str(data), "--output_dir", str(output), "--max_steps", "2"]
+    command += ["--eval_steps", "1", "--save_steps", "1", "--logging_steps", "1", "--use_cpu"]
+    joint.main([*command, "--words_per_token", "2", "--max_new_tokens", "3"])
+    with gzip.open(output / "verdicts.jsonl.gz", "rt") as file:
+        verdicts = [json.loads(line) for line in file]
+    assert len(verdicts) == 8 and f"of {len(verdicts)} test questions are right" in capsys.readouterr().out
+    assert {"kl_loss", "answer_loss"} <= {
+        key for row in json.loads((output / "log.json").read_text())["log"] for key in row
+    }
+    merged = joint.MergedWords.from_pretrained(model)
+    ids = torch.arange(20, 32).view(2, 6)
+    words, mask = merged.implicit_embeddings(ids, return_mask=True)
+    merged.words_per_token = 2
+    tokens, kept = merged.implicit_embeddings(ids, return_mask=True)
+    for row in range(2):
+        own = words[row, mask[row].bool()]
+        slow = torch.stack([group.mean(dim=0) for group in own.split(2)])
+        torch.testing.assert_close(tokens[row, kept[row].bool()], slow)
+
+
 def test_generator_with_another_tokenizer(tmp_path):
     generator, tokenizer = tmp_path / "generator", train_tokenizer(BENCH_TASKS["multiplication"])
     fresh_model(tokenizer, 1, 32).save_pretrained(generator)
