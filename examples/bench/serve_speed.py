@@ -1,20 +1,22 @@
 """Speed of `semcot serve`: batching of the embedded engine, what the front adds to vLLM, cost against explicit CoT.
 
     python examples/bench/serve_speed.py --model runs/demo/model --output runs/serve_speed
-    vllm serve HOST --enable-prompt-embeds --port 8000
+    vllm serve HOST --enable-prompt-embeds --no-enable-prefix-caching --port 8000
     python examples/bench/serve_speed.py --model runs/model --engine_url http://127.0.0.1:8000
 
 Without --model, an untrained pair of --host and --generator is served: the times do not depend on the training. What
-is compared alternates in blocks, so that other load on the machine meets both sides. Answers are greedy, and end where
-the host ends them, or at --new_tokens; explicit reasoning at --reasoning_tokens.
+is compared alternates, so that other load on the machine meets both sides. Answers are greedy, and end where the host
+ends them, or at --new_tokens; explicit reasoning at --reasoning_tokens.
 
 --parts chooses among
 
 - batching (without --engine_url): requests a second of --clients clients at once, and of one after another.
-- overhead (with --engine_url): seconds a request, mean, of vLLM itself, asked with embeddings that are ready, and
-  through the front, which makes them; with implicit tokens, and for the host alone (token ids). Both are asked for the
-  same answers. "front adds" leaves out the generator's own seconds, which are given apart. With many clients requests
-  wait for the generator's batches of others too, so that only the host's row says what the front itself adds.
+- overhead (with --engine_url): what the front adds to vLLM's own seconds for a request, by one client that asks each
+  question of vLLM itself, with embeddings that are ready, and through the front, which makes them; which of the two
+  comes first alternates. With implicit tokens, and for the host alone (token ids). The generator's own seconds are
+  given apart and do not count: the front adds its seconds without them, less vLLM's. The report has medians over the
+  pairs, and the bootstrap's 95 % interval of the share. Pairs whose answers differ in their number of tokens are left
+  out. The engine must run with --no-enable-prefix-caching, or the second one of each pair would have less to compute.
 - cost: answers a second with implicit tokens, by the checkpoint's rule of escalation where it has one, and with
   explicit reasoning of the host, --clients at once. A thousand answers cost 1000 / (answers a second) / 3600 x the
   price of the machine for an hour (--price).
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import uvicorn
 from transformers import AutoTokenizer
 from trl import TrlParser
@@ -40,6 +43,7 @@ from trl import TrlParser
 from semcot_hf import SemCoTForCausalLM, load_reasoning_dataset
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 from semcot_hf.inference.answering import Answerer
+from semcot_hf.inference.decoding import decoding_config
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.inference.settings import AnswerSettings
 from semcot_hf.options import option
@@ -63,11 +67,11 @@ class Arguments:
     parts: list[str] = option(["batching", "overhead", "cost"], "What is measured.")
     dataset: str = option("examples/data/arithmetic", "Dataset with the questions, as `semcot distill` takes it.")
     split: str = option("train", "Its split.")
-    requests: int = option(64, "Requests of each block.")
+    requests: int = option(64, "Requests of each block, and questions of the pairs.")
     clients: int = option(16, "Clients at once.")
     new_tokens: int = option(24, "Most tokens of an answer.")
     reasoning_tokens: int = option(256, "Most tokens of an answer with explicit reasoning.")
-    blocks: int = option(3, "Blocks of each side.")
+    blocks: int = option(3, "Blocks of each side, and pairs of each question.")
     price: float = option(1.0, "Price of the machine for an hour.")
     output: str = option("runs/serve_speed", "Folder of the result.")
 
@@ -151,6 +155,62 @@ def alternated(
     return found
 
 
+def paired(direct: Ask, through: Ask, requests: int, repeats: int, url: str) -> list[dict[str, float]]:
+    """Ask each question of vLLM and through the front, one request at a time; return seconds and tokens of each pair.
+
+    The generator's seconds are those of the server at `url`.
+    """
+
+    async def one(client: httpx2.AsyncClient, ask: Ask, number: int) -> tuple[float, int]:
+        start = time.perf_counter()
+        tokens = await ask(client, number)
+        return time.perf_counter() - start, tokens
+
+    async def all_() -> list[dict[str, float]]:
+        found = []
+        async with httpx2.AsyncClient(timeout=None) as client:
+            for number in range(min(requests, 2)):
+                for ask in (direct, through):
+                    await one(client, ask, number)  # Not counted: first calls allocate and compile.
+            for place in range(requests * repeats):
+                before, pair = generator_seconds(url), {}
+                sides = {"vLLM": direct, "front": through}
+                for side in list(sides)[:: 1 if place % 2 == 0 else -1]:
+                    pair[side], pair[f"{side} tokens"] = await one(client, sides[side], place % requests)
+                pair["generator"] = generator_seconds(url) - before
+                found.append(pair)
+                print(f"pair {place + 1} of {requests * repeats}: {pair}", flush=True)
+        return found
+
+    return asyncio.run(all_())
+
+
+def overhead(pairs: list[dict[str, float]]) -> dict[str, Any]:
+    """Return what the front adds to vLLM's own time for a request.
+
+    >>> pairs = [{"vLLM": 2.0, "front": 2.5, "generator": 0.4, "vLLM tokens": 3, "front tokens": 3}] * 4
+    >>> overhead(pairs)["front adds"], overhead(pairs)["front adds, 95 % interval"]
+    (0.05, [0.05, 0.05])
+    """
+    same = [pair for pair in pairs if pair["vLLM tokens"] == pair["front tokens"]]
+    if not same:
+        raise ValueError("The answers of vLLM and of the front differ in length for all questions.")
+    added = np.array([pair["front"] - pair["generator"] - pair["vLLM"] for pair in same])
+    shares = added / [pair["vLLM"] for pair in same]
+    drawn = np.random.default_rng(0).choice(shares, (10_000, len(shares)))
+    return {
+        **{f"{side} a request": median(same, side) for side in ("vLLM", "front", "generator")},
+        "front adds, seconds": round(float(np.median(added)), 5),
+        "front adds": round(float(np.median(shares)), 5),
+        "front adds, 95 % interval": [
+            round(float(bound), 5) for bound in np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+        ],
+        "questions": len(same),
+        "pairs of different lengths": len(pairs) - len(same),
+        "pairs": pairs,
+    }
+
+
 def median(found: list[dict[str, float]], name: str) -> float:
     return statistics.median(times[name] for times in found)
 
@@ -180,28 +240,22 @@ def measure(arguments: Arguments, model: Any, tokenizer: Any, prompts: dict[str,
     with served(app_of(model, tokenizer, config, [url] if url else None)) as own:
         asks = {name: asking(own, body) for name, body in ways.items()}
         if url and "overhead" in arguments.parts:
+            if 'enable_prefix_caching="True"' in httpx2.get(f"{url}/metrics").text:
+                raise ValueError(f"engine_url={url!r} keeps prefixes: start it with --no-enable-prefix-caching.")
             name = httpx2.get(f"{url}/v1/models").json()["data"][0]["id"]
             jobs = [Job(ids, lambda event: None, count=model.config.num_implicit_tokens) for ids in prompts["semcot"]]
             front = Front(model, tokenizer)
             embeds = [encoded(front.prompts([job])[0]) for job in jobs]
-            common = {"model": name, "max_tokens": new}
+            # What the front sends too, instead of what vLLM takes from the host's own generation config.
+            decoding = decoding_config(model, tokenizer, max_new_tokens=new, temperature=0.0, stop=None)
+            common = {"model": name, "max_tokens": new, "stop_token_ids": list(decoding.eos_token_id or [])}
+            common["repetition_penalty"] = model.generation_config.repetition_penalty or 1.0
             direct: dict[str, Callable[[int], dict[str, Any]]] = {
                 "implicit tokens": lambda number: {**common, "prompt_embeds": embeds[number]},
                 "host alone": lambda number: {**common, "prompt": prompts["semcot"][number]},
             }
             for way, body in direct.items():
-                for clients in (1, arguments.clients):
-                    sides = {"vLLM": (asking(url, body), clients), "front": (asks[way], clients)}
-                    blocks = alternated(sides, requests, arguments.blocks, own)
-                    alone, through = (median(blocks[side], "a request") for side in ("vLLM", "front"))
-                    generator = median(blocks["front"], "generator")
-                    result[f"{way}, {clients} clients"] = {
-                        "vLLM a request": alone,
-                        "front a request": through,
-                        "generator a request": generator,
-                        "front adds": (through - generator) / alone - 1,
-                        "blocks": blocks,
-                    }
+                result[way] = overhead(paired(asking(url, body), asks[way], requests, arguments.blocks, own))
         if not url and "batching" in arguments.parts:
             sides = {"one": (asks["implicit tokens"], 1), "many": (asks["implicit tokens"], arguments.clients)}
             blocks = alternated(sides, requests, arguments.blocks, own)
@@ -250,7 +304,7 @@ def main() -> None:
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
     (Path(arguments.output) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     for part in result.values():
-        print({name: value for name, value in part.items() if name != "blocks"})
+        print({name: value for name, value in part.items() if name not in ("blocks", "pairs")})
 
 
 if __name__ == "__main__":
