@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two looks at whether a waiting client is still there.
 _LOOK = 0.2
+# A field's name comes from the client; one that is longer is no name.
+_LONGEST_NAME = 200
 # nginx's status for clients that hung up; it is only counted.
 _HUNG_UP = 499
 
@@ -80,7 +82,9 @@ def make_app(service: Service, engine: Engine, metrics: Metrics) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
+        # FastAPI says no more of what is no UTF-8, or has numbers of thousands of digits.
+        text = "The body cannot be read as JSON in UTF-8." if error.status_code == 400 else str(error.detail)
+        return JSONResponse(error_body(text, error.status_code), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def _failed(_: Request, error: Exception) -> JSONResponse:
@@ -205,25 +209,44 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
     problems = error.errors()
     if problems[0]["type"] == "json_invalid":
         return "The body is not JSON.", None
+    if isinstance(error.body, bytes):
+        return "The body must be sent with the header 'Content-Type: application/json'.", None
     # An unknown field says more than the alternatives of a union that it does not fit.
     problem = next((item for item in problems if item["type"] == "extra_forbidden"), problems[0])
-    field = _field(problem["loc"])
+    field = _field(problem, error.body)
+    # So does what is wrong within a list than that it is no text.
+    deeper = [item for item in problems if _field(item, error.body).startswith(f"{field}.")]
+    problem = max(deeper, key=lambda item: _field(item, error.body).count("."), default=problem)
+    field = _field(problem, error.body)
     if problem["type"] == "extra_forbidden":
-        return f"{field}: is no field of this API: remove it, or correct its name.", field
+        return f"{field!r} is no field of this API: remove it, or correct its name.", field
     texts = dict.fromkeys(
-        item["msg"].removeprefix("Value error, ") for item in problems if _field(item["loc"]) == field
+        item["msg"].removeprefix("Value error, ") for item in problems if _field(item, error.body) == field
     )
     return f"{field or 'body'}: {'; or: '.join(texts)}.", field or None
 
 
-def _field(place: Sequence[int | str]) -> str:
-    """Return the field of a pydantic location, without the members of unions that pydantic names behind it.
+def _field(problem: dict[str, Any], body: Any) -> str:
+    """Return the field that one of pydantic's errors is about, without the members of unions that it names, too.
 
-    >>> _field(("body", "messages", 0, "content", "list[TextPart]", 0, "type"))
+    Args:
+        problem: the error.
+        body: what was sent.
+
+    >>> body = {"messages": [{"content": [{"text": "Hi"}]}]}
+    >>> place = ("body", "messages", 0, "content", "list[TextPart]", 0, "type")
+    >>> _field({"type": "missing", "loc": place}, body)
     'messages.0.content.0.type'
     """
-    parts = [str(part) for part in place if part not in ("body", "str", "int")]
-    return ".".join(part for part in parts if part.isidentifier() or part.isdigit())
+    parts, here = [], body
+    for part in problem["loc"][1:]:
+        if part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int):
+            here = here[part]
+            parts.append(str(part))
+    if problem["type"] == "missing":
+        parts += map(str, problem["loc"][1:][-1:])
+    name = ".".join(parts)
+    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from .config import ServeConfig
+from .config import ServeConfig, is_local
 from .metrics import Metrics
 from .responses import error_body
 
@@ -21,7 +22,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 # Paths that are counted by name; all others are counted together.
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/load_model", "/health", "/metrics")
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+# A name or an address, which is in brackets if it has colons, and maybe a port.
+_HOST = re.compile(r"^\[?(.*?)\]?(?::\d+)?$")
 
 
 class Guard:
@@ -91,7 +93,7 @@ class Guard:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
                 return 401, "The API key is missing or wrong: send it as 'Authorization: Bearer KEY'."
-        elif headers.get("host", "").rpartition(":")[0] not in _LOCAL and headers.get("host") not in _LOCAL:
+        elif not is_local(_HOST.sub(r"\1", headers.get("host", "")).lower()):
             # A page in a browser could reach a server without a key by a name of its own that leads here.
             return 403, f"Host {headers.get('host', '')!r} is not this machine: use 127.0.0.1, or set an API key."
         length = headers.get("content-length", "0")

@@ -1,5 +1,6 @@
 """`Service`: from a request of the API to jobs for an engine, with the limits that the server sets."""
 
+import reprlib
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,6 +19,10 @@ from .protocol import AnswerRequest, ChatRequest, CompletionRequest
 
 # What OpenAI's completions API gives requests without a limit.
 COMPLETION_TOKENS = 16
+
+# Values of clients in messages: no longer than this.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxlong = 200, 40
 
 Emit = Callable[[Job, Piece | RequestError], None]
 
@@ -94,14 +99,15 @@ class Service:
         if request.model not in (None, self.config.model_name):
             raise self.unknown_model(request.model)
         count, wants_thought = self._implicit(request)
-        prompts = self._prompts(request)
         field = "messages" if isinstance(request, ChatRequest) else "prompt"
-        answers = request.choices * len(prompts)
+        # Before the prompts are encoded, which takes long for many.
+        answers = request.choices * (len(request.prompts()) if isinstance(request, CompletionRequest) else 1)
         if answers > self.config.max_choices:
-            param = "n" if request.choices > 1 else "prompt"
+            param, number = ("n" if request.choices > 1 else "prompt"), _SHORT.repr(answers)
             raise RequestError(
-                400, f"{param}: {answers} answers are more than the {self.config.max_choices} of a request.", param
+                400, f"{param}: {number} answers are more than the {self.config.max_choices} of a request.", param
             )
+        prompts = self._prompts(request)
         top: int | None
         if isinstance(request, ChatRequest):
             if request.top_logprobs and not request.logprobs:
@@ -137,7 +143,7 @@ class Service:
 
     def unknown_model(self, name: str | None) -> RequestError:
         """Return the error for a model of another name than the server's."""
-        text = f"model={name!r} is not served here: use {self.config.model_name!r}."
+        text = f"model={_SHORT.repr(name)} is not served here: use {self.config.model_name!r}."
         return RequestError(404, text, "model", "model_not_found")
 
     def _tokens(self) -> int:
@@ -239,9 +245,11 @@ class Service:
                 "context_length_exceeded",
             )
         asked, chat = request.asked_tokens(), isinstance(request, ChatRequest)
-        param = "max_completion_tokens" if chat and getattr(request, "max_completion_tokens", None) else "max_tokens"
+        given = (name for name in ("max_completion_tokens", "max_tokens") if getattr(request, name, None) is not None)
+        param = next(given, "max_tokens" if asked is None else "generation_config")
         if asked is not None and not 1 <= asked <= self.config.max_answer_tokens:
-            raise RequestError(400, f"{param}={asked} must lie from 1 to {self.config.max_answer_tokens}.", param)
+            problem = f"{_SHORT.repr(asked)} new tokens must lie from 1 to {self.config.max_answer_tokens}."
+            raise RequestError(400, f"{param}: {problem}", param)
         new = asked or (self.config.max_answer_tokens if chat else COMPLETION_TOKENS)
         room, generator_room = self._contexts(count)
         left = None if room is None else room - len(prompt) - count
