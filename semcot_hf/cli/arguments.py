@@ -1,5 +1,6 @@
 """Flags that several commands share, and the datasets and models that they select."""
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,12 +135,25 @@ def load_splits(arguments: DataArguments, *needed: str) -> dict[str, Dataset]:
     }
 
 
+def check_place(model: str) -> None:
+    """Raise ValueError for a model that is no folder and cannot be an id of the Hub either.
+
+    >>> check_place("runs/model/checkpoint-7")
+    Traceback (most recent call last):
+    ...
+    ValueError: model='runs/model/checkpoint-7': there is no such folder, and ids of the Hub have the form owner/name.
+    """
+    if not os.path.exists(model) and (model.count("/") > 1 or model[:1] in ("", ".", "/", "~")):
+        raise ValueError(f"model={model!r}: there is no such folder, and ids of the Hub have the form owner/name.")
+
+
 def load_model(arguments: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model of `--model` in its `--dtype`, on a GPU if there is one, and its tokenizer.
 
     Args:
         arguments: with the fields `model`, `dtype` and `trust_remote_code`.
     """
+    check_place(arguments.model)
     options = {"trust_remote_code": arguments.trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype, **options)
     with readable(f"The model {arguments.model!r}", "its tokenizer (tokenizer.json, tokenizer_config.json)"):

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from ..options import check_range, option
 from ..serve.config import is_local
-from ..serve.launch import check_extra
+from ..serve.launch import check_address, check_extra
 from ..serve.space import push_space
 from . import demo
 from .arguments import load_model, parse
@@ -50,6 +50,7 @@ def run(argv: Sequence[str]) -> None:
         print(f"The page is at {push_space(arguments.push, arguments.model)}.")
         return
     check_extra("page", "gradio")
+    check_address(arguments.host, arguments.port)
     if arguments.model == _DEMO and not os.path.isdir(_DEMO):
         print("No --model is given: the demo's embedded models are trained first.", flush=True)
         demo.run([])

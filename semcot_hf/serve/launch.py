@@ -46,6 +46,21 @@ def check_extra(name: str, *modules: str) -> None:
             raise ValueError(f'{module} is not installed: pip install "semcot-hf[{name}]".')
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError if nothing can listen at an address; the models, which take minutes, are loaded behind it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as found:
+            # As servers do: a port that was left a moment ago is free.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"host={host!r}, port={port}: nothing can listen there ({error.strerror or error}): pass another --port, "
+            "or another --host."
+        ) from error
+
+
 def app_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ServeConfig, urls: list[str] | None = None
 ) -> "FastAPI":

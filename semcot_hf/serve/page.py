@@ -36,9 +36,15 @@ def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
 
     def ask(question: str, limit: float, swapped: bool, other: str) -> list[str]:
         try:
-            compared = comparison.ask(question, int(limit), other if swapped else None)
+            # A program may send what the fields do not let through.
+            asked = [text or "" for text in ([question, other] if swapped else [question])]
+            for text in asked:
+                if len(text) > _LONGEST_QUESTION:
+                    raise ValueError(f"A question of {len(text)} characters: write at most {_LONGEST_QUESTION}.")
+            compared = comparison.ask(asked[0], int(limit), *asked[1:])
         except ValueError as problem:
-            raise gradio.Error(str(problem)) from problem
+            # Its text is shown as HTML.
+            raise gradio.Error(html.escape(str(problem)), print_exception=False) from problem
         shown: list[str] = []
         for method in METHODS:
             answer = compared.answers[method]

@@ -3,7 +3,8 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi
+import httpx2
+from huggingface_hub import HfApi, get_token
 
 from .. import __version__
 
@@ -55,12 +56,22 @@ def push_space(repo_id: str, model: str) -> str:
     Args:
         repo_id: Hub id of the Space, which is created if it is missing.
         model: Hub id of the checkpoint.
+
+    Raises:
+        ValueError: for a folder of this machine, or without a token.
+        OSError: when the Hub cannot be reached or refuses.
     """
     files = space_files(model)
+    if get_token() is None:
+        raise ValueError(f"push={repo_id!r} needs a token that may write: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi()
-    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
-    with TemporaryDirectory() as folder:
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text)
-        api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=f"Page of {model}")
+    try:
+        url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+        with TemporaryDirectory() as folder:
+            for name, text in files.items():
+                (Path(folder) / name).write_text(text)
+            message = f"Page of {model}"
+            api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=message)
+    except httpx2.TransportError as error:
+        raise OSError(f"push={repo_id!r}: the Hub cannot be reached ({error}).") from error
     return str(url)

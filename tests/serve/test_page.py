@@ -1,11 +1,17 @@
 """The page: three answers side by side, the thought in words, another question's thought; in a browser too."""
 
+import copy
+import functools
 import os
 import shutil
+import socket
 
+import gradio
 import gradio_client
+import httpx2
 import pytest
 import torch
+from served import free_port
 
 from semcot_hf.cli.main import main
 from semcot_hf.inference.answering import answer_questions
@@ -154,8 +160,32 @@ def test_the_pages_programming_interface(url, words_model, tokenizer):
     assert all("6 new tokens" in shown[2 * n + 1] for n in range(3))
     assert shown[6] == thought_html(compared.words)
     assert client.predict(QUESTION, 6, True, OTHER, api_name="/ask")[6] != shown[6]
-    with pytest.raises(gradio_client.exceptions.AppError, match="question is empty"):
-        client.predict(" ", 6, False, "", api_name="/ask")
+    assert client.predict("👩‍👩‍👧 has <b>3</b> 🍎", 6, False, "", api_name="/ask")[0]
+
+
+# gradio's own use of pandas, in the statistics that follow the first error.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((" ", 6, False, ""), "question is empty"),
+        ((None, 6, False, ""), "question is empty"),
+        ((QUESTION, 6, True, ""), "other is empty"),
+        ((QUESTION, 6, True, None), "other is empty"),
+        (("apples " * 500, 6, False, ""), "more than the context of 256"),
+        (("a" * 4001, 6, False, ""), "4001 characters: write at most 4000"),
+        ((QUESTION, 6, True, "a" * 100_000), "100000 characters: write at most 4000"),
+        ((QUESTION, 0, False, ""), "less than minimum"),
+        ((QUESTION, 10**9, False, ""), "greater than maximum"),
+    ],
+)
+def test_what_is_wrong_is_shown_on_the_page_only(url, given, said, capsys):
+    client = gradio_client.Client(url, verbose=False)
+    with pytest.raises(gradio_client.exceptions.AppError, match=said):
+        client.predict(*given, api_name="/ask")
+    if "imum" not in said:
+        # The limit of the slider is gradio's own, which says so in the terminal, too.
+        assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -207,6 +237,10 @@ def test_a_space_is_published_for_checkpoints_of_the_hub(monkeypatch, capsys, tm
             calls.append({name: open(os.path.join(folder_path, name)).read() for name in os.listdir(folder_path)})
 
     monkeypatch.setattr(space, "HfApi", Api)
+    monkeypatch.setattr(space, "get_token", lambda: None)
+    assert main(["page", "--model", "me/model", "--push", "me/page"]) == 1 and not calls
+    assert "push='me/page' needs a token" in capsys.readouterr().err
+    monkeypatch.setattr(space, "get_token", lambda: "hf_token")
     assert main(["page", "--model", "me/model", "--push", "me/page"]) == 0
     assert "https://hub/spaces/me/page" in capsys.readouterr().out
     assert calls[0] == ("me/page", {"repo_type": "space", "space_sdk": "gradio", "exist_ok": True})
@@ -215,6 +249,13 @@ def test_a_space_is_published_for_checkpoints_of_the_hub(monkeypatch, capsys, tm
     assert calls[1]["requirements.txt"].startswith("semcot-hf[page]==")
     assert main(["page", "--model", str(tmp_path), "--push", "me/page"]) == 1
     assert "is no Hub id" in capsys.readouterr().err
+
+    def unreachable(*_, **__):
+        raise httpx2.ConnectError("no such name")
+
+    monkeypatch.setattr(Api, "create_repo", unreachable)
+    assert main(["page", "--model", "me/model", "--push", "me/page"]) == 1
+    assert "the Hub cannot be reached (no such name)" in capsys.readouterr().err
 
 
 def test_the_spaces_program_shows_the_page(words_model, tokenizer, tmp_path, monkeypatch):
@@ -234,6 +275,64 @@ def test_addresses_of_other_machines_need_a_password(capsys):
     assert "pass --password" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["page", "serve"])
+def test_what_cannot_be_shown_is_said_before_a_model_is_loaded(command, tmp_path, monkeypatch, capsys):
+    loads = []
+    monkeypatch.setattr(
+        "semcot_hf.cli.arguments.AutoModelForCausalLM.from_pretrained", lambda *_, **__: loads.append(1)
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main([command, "--model", str(tmp_path), "--port", str(port)]) == 1
+    assert f"port={port}: nothing can listen there (Address already in use)" in capsys.readouterr().err
+    secret = ["--password" if command == "page" else "--api_key", "x"]
+    assert main([command, "--model", str(tmp_path), "--host", "nowhere.invalid", *secret]) == 1
+    assert "host='nowhere.invalid'" in capsys.readouterr().err
+    monkeypatch.setattr(f"semcot_hf.cli.{command}.check_address", lambda *_: None)
+    assert main([command, "--model", str(tmp_path / "nowhere")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err and not loads
+
+
+def test_models_that_have_no_page_are_named(tiny_lm, tiny_tokenizer, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no model")
+    port = ["--port", str(free_port())]
+    assert main(["page", "--model", str(tmp_path), *port]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    tiny_lm().save_pretrained(tmp_path / "plain")
+    tiny_tokenizer.save_pretrained(tmp_path / "plain")
+    assert main(["page", "--model", str(tmp_path / "plain"), *port]) == 1
+    assert "makes no implicit tokens: pass a SemCoT checkpoint" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_chat_template(model_of, tiny_tokenizer):
+    plain = copy.deepcopy(tiny_tokenizer)
+    plain.chat_template = None
+    compared = Comparison(model_of(), plain).ask(QUESTION, 4)
+    [alone] = answer_questions(model_of(), plain, [QUESTION], method="semcot", max_new_tokens=4)
+    assert compared.answers["semcot"].output == alone.output and compared.words is None
+
+
+def test_a_password_is_asked_for(words_model, tokenizer, monkeypatch):
+    port = free_port()
+    monkeypatch.setattr(
+        "gradio.Blocks.launch", functools.partialmethod(gradio.Blocks.launch, prevent_thread_lock=True)
+    )
+    show(Comparison(words_model, tokenizer), "tiny", host="127.0.0.1", port=port, password="secret")
+    url = f"http://127.0.0.1:{port}"
+    for password, status in (("secre", 400), ("Secret", 400), ("secret", 200)):
+        answer = httpx2.post(f"{url}/login", data={"username": "semcot", "password": password}, timeout=60)
+        assert answer.status_code == status
+    assert httpx2.get(f"{url}/config", timeout=60).status_code == 401
+    with pytest.raises(Exception, match="401|credentials|Could not"):
+        gradio_client.Client(url, auth=("semcot", "secre"), verbose=False)
+    shown = gradio_client.Client(url, auth=("semcot", "secret"), verbose=False).predict(
+        QUESTION, 2, False, "", api_name="/ask"
+    )
+    assert len(shown) == 7
+
+
 def test_the_demos_model_is_shown_by_default(words_model, tokenizer, tmp_path, monkeypatch, capsys):
     """Where it was not trained yet, it is first."""
     runs, shown = [], []
@@ -246,6 +345,7 @@ def test_the_demos_model_is_shown_by_default(words_model, tokenizer, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("semcot_hf.cli.demo.run", train)
     monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: shown.append(page))
-    assert main(["page"]) == main(["page"]) == 0
+    port = ["--port", str(free_port())]
+    assert main(["page", *port]) == main(["page", *port]) == 0
     assert runs == [[]] and len(shown) == 2
     assert "the demo's embedded models are trained first" in capsys.readouterr().out
