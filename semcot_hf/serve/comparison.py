@@ -66,11 +66,13 @@ class Comparison:
             other: a question whose implicit tokens the host gets instead of the question's own.
 
         Raises:
-            ValueError: for an empty question, or one that does not fit the context.
+            ValueError: for a question that is empty, holds half a character or does not fit the context.
         """
         for name, text in (("question", question), ("other", other)):
             if text is not None and not text.strip():
                 raise ValueError(f"{name} is empty: write one.")
+            if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError(f"{name} holds half a surrogate pair, which is not a character: correct the text.")
         answers = {}
         words = None
         for method in METHODS:

@@ -45,6 +45,8 @@ def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
         except ValueError as problem:
             # Its text is shown as HTML.
             raise gradio.Error(html.escape(str(problem)), print_exception=False) from problem
+        except Exception as failure:  # Without a message, the page would stay as it was.
+            raise gradio.Error("The model failed: the program's output has the reason.") from failure
         shown: list[str] = []
         for method in METHODS:
             answer = compared.answers[method]
@@ -56,7 +58,9 @@ def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
         return [*shown, thought_html(compared.words)]
 
     with gradio.Blocks(title=f"semcot: {name}", analytics_enabled=False) as page:
-        gradio.Markdown(f"# Implicit reasoning\n\nThe same question to `{name}` in three ways.")
+        gradio.HTML(
+            f"<h1>Implicit reasoning</h1><p>The same question to <code>{html.escape(name)}</code> in three ways.</p>"
+        )
         question = gradio.Textbox(
             QUESTION, label="Question", lines=3, max_length=_LONGEST_QUESTION, elem_id="question"
         )

@@ -47,8 +47,8 @@ SMALL = {
     "--output runs/train_speed",
     "python examples/bench/serve_speed.py": "--requests 2 --clients 2 --new_tokens 2 --reasoning_tokens 4 --blocks 1",
 }
-PORT, *ENGINE_PORTS = (free_port() for _ in range(3))
-SMALL["semcot page"] = ""
+PORT, PAGE_PORT, *ENGINE_PORTS = (free_port() for _ in range(4))
+SMALL["semcot page"] = f"--port {PAGE_PORT}"
 SMALL["semcot serve"] = f"--port {PORT}"
 # Public models by the small ones that stand in for them, and usual addresses by free ones.
 STAND_INS = {

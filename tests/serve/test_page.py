@@ -1,6 +1,7 @@
 """The page: three answers side by side, the thought in words, another question's thought; in a browser too."""
 
 import copy
+import dataclasses
 import functools
 import os
 import shutil
@@ -141,6 +142,10 @@ def test_what_cannot_be_answered_is_explained(words_model, tokenizer, tiny_lm):
         compared.ask("  ", 6)
     with pytest.raises(ValueError, match="other is empty"):
         compared.ask(QUESTION, 6, "")
+    with pytest.raises(ValueError, match="question holds half a surrogate pair"):
+        compared.ask("half \ud83d", 6)
+    with pytest.raises(ValueError, match="other holds half a surrogate pair"):
+        compared.ask(QUESTION, 6, "\udc00")
     with pytest.raises(ValueError, match="more than the context of 256"):
         compared.ask("apples " * 300, 6)
     with pytest.raises(ValueError, match="model_type='llama' makes no implicit tokens"):
@@ -188,6 +193,20 @@ def test_what_is_wrong_is_shown_on_the_page_only(url, given, said, capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_failures_of_the_model_are_shown(words_model, tokenizer, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(Comparison, "ask", fail)
+    page = make_page(Comparison(words_model, tokenizer), "tiny")
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False)
+    with pytest.raises(gradio_client.exceptions.AppError, match="The model failed: the program's output has the"):
+        gradio_client.Client(address, verbose=False).predict(QUESTION, 6, False, "", api_name="/ask")
+    assert "RuntimeError: out of something" in capsys.readouterr().err
+    page.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
 def test_the_page_in_a_browser(url, words_model, tokenizer, width):
@@ -223,6 +242,65 @@ def test_the_page_in_a_browser(url, words_model, tokenizer, width):
         assert len({round(place["y"]) for place in places}) == (1 if width > 1000 else 3)
         browser.close()
     assert asked and all(address.startswith((url, "data:", "blob:")) for address in asked), asked
+
+
+@pytest.mark.slow
+def test_bad_input_and_markup_in_a_browser(words_model, tokenizer, monkeypatch):
+    """Each mistake has its message, and markup is text: in the question, the answers, the thought and the name."""
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("there is no Chromium here")
+    from playwright.sync_api import expect, sync_playwright
+
+    markup = "<img src=x onerror=alert(1)><script>alert(2)</script> **bold** </textarea>"
+    calls, ask = [], Comparison.ask
+
+    def marked(comparison, *given):
+        calls.append(given)
+        made = ask(comparison, *given)
+        answers = {method: dataclasses.replace(answer, output=markup) for method, answer in made.answers.items()}
+        return dataclasses.replace(made, answers=answers, words=[(markup, 0.5)])
+
+    page_of = make_page(Comparison(words_model, tokenizer), f"`model` {markup}")
+    _, address, _ = page_of.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False)
+    dialogs = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"], timeout=120_000)
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.goto(address)
+        question, message = page.locator("#question textarea"), page.locator(".toast-body")
+        expect(page.locator("h1 + p code")).to_have_text(f"`model` {markup}")
+        # The other question is asked for before any was answered.
+        page.locator("#swap input").check()
+        for text, said in (
+            ("  ", "question is empty"),
+            ("How many?", "other is empty"),
+            ("apples " * 500, "more than the context of 256"),
+            ("half \\ud83d", "half a surrogate pair"),
+        ):
+            if "apples" in text:
+                page.locator("#swap input").uncheck()
+            question.evaluate(
+                f"(box) => {{ box.value = '{text}'; box.dispatchEvent(new Event('input', {{bubbles: true}})); }}"
+            )
+            page.locator("#ask").click()
+            expect(message).to_contain_text(said)
+            page.locator(".toast-close").click()
+            expect(message).to_have_count(0)
+        monkeypatch.setattr(Comparison, "ask", marked)
+        question.fill(markup)
+        # Clicks beside an open question ask no other one.
+        page.locator("#ask").click(click_count=4)
+        for method in METHODS:
+            expect(page.locator(f"#answer-{method} textarea")).to_have_value(markup)
+        expect(page.locator("#thought span")).to_have_text(f"{markup} 50 %")
+        assert len(calls) == 1 and calls[0][0] == markup
+        assert page.locator("img[src=x]").count() == 0 and not dialogs
+        browser.close()
+    page_of.close()
 
 
 def test_a_space_is_published_for_checkpoints_of_the_hub(monkeypatch, capsys, tmp_path):
