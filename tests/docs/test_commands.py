@@ -23,6 +23,7 @@ from semcot_hf.cli.main import main
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.lm_eval_tasks import INCLUDE_PATH
+from semcot_hf.serve.launch import check_address
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -144,11 +145,12 @@ def servers(monkeypatch):
     """Servers run in threads, so that the snippets after them can ask them; `semcot serve` replaces its last one."""
     with contextlib.ExitStack() as engines, contextlib.ExitStack() as front:
 
-        def serve(app, *, port, **_):
+        def check(*address):
             front.close()
-            front.enter_context(running(app, port))
+            check_address(*address)
 
-        monkeypatch.setattr(uvicorn, "run", serve)
+        monkeypatch.setattr("semcot_hf.cli.serve.check_address", check)
+        monkeypatch.setattr(uvicorn, "run", lambda app, *, port, **_: front.enter_context(running(app, port)))
         yield engines
 
 
