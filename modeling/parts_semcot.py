@@ -185,6 +185,8 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         attached = fingerprint(host)
         present = attached and attached.text
         same, named_same = same_weights(config.host_fingerprint, present), given.name == recorded.name
+        # The same weights may be in several files; of others, the object's own place is the one to record.
+        moved = not named_same or (same is None and given.is_elsewhere(recorded))
         if same is False and given.name is not None and (given == recorded or (place is None and named_same)):
             raise ValueError(
                 f"The host {given} has other weights (fingerprint {present}) than the host {recorded} that this "
@@ -196,18 +198,23 @@ class SemCoTPreTrainedModel(PreTrainedModel):
             logger.warning(
                 f"The host {given} has other weights than the host {recorded} that this SemCoT model was made with."
             )
+        if place is None and named_same and moved:
+            logger.warning(
+                f"The host {given} is taken in place of the host {recorded} that this SemCoT model was made with: its "
+                "quantized weights cannot be compared with those."
+            )
         if found and given == recorded:
             changed = changed_settings(settings_of(config.host_config), settings_of(host.config))
             if changed:
                 logger.warning(f"The host {given} has other settings than when this model was saved: {changed}.")
         self._set_host(host)
-        if place is not None or not named_same:
+        if place is not None or moved:
             for name, value in given.fields().items():
                 setattr(config, name, value)
             self._host_is_there = found
         elif same is None:
             self._host_is_there = None
-        if same is False or config.host_fingerprint is None or (same is None and not named_same):
+        if same is False or config.host_fingerprint is None or (same is None and (moved or place is None)):
             config.host_fingerprint = present
         self._note_host(attached)
         self._note_folders("host", host, given.name, **given.arguments())

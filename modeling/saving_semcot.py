@@ -356,6 +356,8 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                 return f"has other settings than the one found there ({changed})"
             # Of a host that is sharded by now, what it was is known.
             known_text = present or (attached and attached.text)
+            if is_quantized(found) and not is_quantized(self.host):
+                return "is not quantized as the one found there is, and cannot be compared with it"
             self._host_is_there = same_weights(weights_fingerprint(found), known_text) is not False
             if self._host_is_there:
                 self.config.host_revision = place.revision

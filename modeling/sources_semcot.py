@@ -59,9 +59,16 @@ class HostPlace(NamedTuple):
 
     @classmethod
     def of_model(cls, host: PreTrainedModel) -> "HostPlace":
-        """Return what a model object knows of its place: its name, and the file in GGUF format."""
+        """Return what a model object knows of its place: its name, the commit, and the file in GGUF format."""
         quantization = getattr(host.config, "quantization_config", None)
-        return cls(host.config.name_or_path or None, gguf_file=getattr(quantization, "gguf_file", None))
+        name, commit = host.config.name_or_path or None, getattr(host.config, "_commit_hash", None)
+        return cls(name, commit, gguf_file=getattr(quantization, "gguf_file", None))
+
+    def is_elsewhere(self, other: "HostPlace") -> bool:
+        """Return whether a model object's place is known to be another than `other`, of the same name perhaps."""
+        if self.name != other.name or (self.gguf_file is not None and self.gguf_file != other.gguf_file):
+            return True
+        return self.revision is not None and other.revision is not None and self.revision != other.revision
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of `SemCoTConfig` that record the place."""

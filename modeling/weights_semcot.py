@@ -119,6 +119,13 @@ def is_quantized(model: Any) -> bool:
     return method != "gguf" or not all(value.is_floating_point() for value in model.parameters())
 
 
+def is_packed(model: Any) -> bool:
+    """Return whether some of a model's weights are kept in the blocks of the GGUF file that it was loaded from."""
+    return getattr(model, "quantization_method", None) == "gguf" and any(
+        value.dtype == torch.uint8 for value in model.parameters()
+    )
+
+
 def is_flagged(model: Any) -> bool:
     """Return whether transformers quantized a model, or parts of it, while it was loaded."""
     return bool(getattr(model, "is_quantized", False) or getattr(model.config, "_is_quantized", False))
@@ -146,10 +153,11 @@ def weights_fingerprint(model: Any) -> str | None:
 
     It has five parts, joined by "-": the dtypes, and digests of evenly spaced values of each weight, of these values
     in bfloat16, of their signs, and of all values. Parts three and four stay the same when the model is cast. Names
-    and order of the weights do not count, since they change between versions of transformers.
+    and order of the weights do not count, since they change between versions of transformers. Weights that are packed
+    as in their GGUF file count by their bytes, and the first part tells how many they are ("packed14").
 
     Returns:
-        The fingerprint; `None` if weights are quantized, sharded over processes, or on no device (meta).
+        The fingerprint; `None` if weights are quantized otherwise, sharded over processes, or on no device (meta).
     """
     found = fingerprint(model)
     return None if found is None else found.text
@@ -157,22 +165,26 @@ def weights_fingerprint(model: Any) -> str | None:
 
 def fingerprint(model: Any) -> Fingerprint | None:
     """Return the fingerprint of a model's weights; `None` as in `weights_fingerprint`."""
-    return None if is_quantized(model) else fingerprint_of(_base_parameters(model))
+    return None if is_quantized(model) and not is_packed(model) else fingerprint_of(_base_parameters(model))
 
 
 @torch.no_grad()
 def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> Fingerprint | None:
     """Return the fingerprint of (name, value) of weights; `None` as in `weights_fingerprint`."""
     dtypes: set[str] = set()
+    packed = 0
     digests: list[set[bytes]] = [set(), set(), set(), set()]
     ordered = hashlib.sha256()
     for name, value in weights:
         plain = type(value) in (nn.Parameter, Tensor) and not is_part(value)
-        if not plain or value.is_meta or not value.is_floating_point():
+        if not plain or value.is_meta or not (value.is_floating_point() or value.dtype == torch.uint8):
             return None
         flat = value.detach().reshape(-1)
         chosen = flat[:: max(1, flat.shape[0] // SAMPLES)].cpu()
-        dtypes.add(str(value.dtype).removeprefix("torch."))
+        if value.is_floating_point():
+            dtypes.add(str(value.dtype).removeprefix("torch."))
+        else:
+            packed += 1
         sampled = (chosen, chosen.float().bfloat16(), chosen.float().signbit())
         for found, values in zip(digests[:3], sampled, strict=True):
             found.add(hashlib.sha256(values.contiguous().view(torch.uint8).numpy().tobytes()).digest())
@@ -182,7 +194,9 @@ def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> Fingerprint | None:
             ordered.update(name.replace("_orig_mod.", "").encode() + digest)
         digests[3].add(digest)
     joined = [hashlib.sha256(b"".join(sorted(found))).hexdigest()[:16] for found in digests]
-    return Fingerprint("-".join(["+".join(sorted(dtypes)), *joined]), ordered.hexdigest())
+    # Which weights stay packed depends on the machine; where their number differs, nothing is compared.
+    kinds = [*sorted(dtypes), *([f"packed{packed}"] if packed else [])]
+    return Fingerprint("-".join(["+".join(kinds), *joined]), ordered.hexdigest())
 
 
 def _digest_of_all(values: Tensor) -> bytes:
@@ -198,15 +212,20 @@ def _digest_of_all(values: Tensor) -> bytes:
 
 
 def same_weights(first: str | None, second: str | None) -> bool | None:
-    """Compare two fingerprints, of models in the same dtypes or in others; return `None` if either is missing.
+    """Compare two fingerprints, of models in the same dtypes or in others.
 
     Those of earlier versions have no digest of all values.
+
+    Returns:
+        Whether they are equal; `None` if either is missing, or one is of packed and the other of ordinary weights.
     """
     parts = [(text or "").split("-") for text in (first, second)]
     if any(len(part) not in (4, 5) for part in parts):
         return None
     dtypes = [set(part[0].split("+")) for part in parts]
     if dtypes[0] != dtypes[1]:
+        if any(kind.startswith("packed") for kind in dtypes[0] | dtypes[1]):
+            return None
         compared = 2 if dtypes[0] | dtypes[1] <= WIDE_DTYPES else 3
     else:
         compared = 1 if min(map(len, parts)) == 4 else 4

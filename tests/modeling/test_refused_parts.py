@@ -194,7 +194,7 @@ def test_a_host_from_a_gguf_file(folders, tiny_lm):
     assert torch.equal(loaded.host.lm_head.weight, host.lm_head.weight)
     layer = host.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.data.to(torch.uint8), requires_grad=False)
-    assert pair(host, folders / "generator").config.host_fingerprint is None
+    assert "packed1-" in pair(host, folders / "generator").config.host_fingerprint
     with pytest.raises(ValueError, match="cannot save a quantized host"):
         model.save_pretrained(folders / "packed", include_host=True)
     model.config.host_gguf_file = model.config.host_fingerprint = model._host_is_there = None
