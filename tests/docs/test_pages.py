@@ -1,5 +1,6 @@
 """README and docs agree with the tree: links, tables, options, lists of files; and the README stays short."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -10,6 +11,7 @@ import pytest
 
 import semcot_hf
 from semcot_hf.cli.main import main
+from semcot_hf.training.model_card import snippet
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -98,3 +100,30 @@ def test_architecture_names_every_folder_and_shared_file():
 def test_the_reference_has_every_public_name():
     text = (ROOT / "docs/api.md").read_text()
     assert [name for name in semcot_hf.__all__ if not re.search(rf"^::: semcot_hf\S*\.{name}$", text, re.M)] == []
+
+
+def asking_calls(text):
+    """The calls in blocks of Python for which transformers asks whether to run a checkpoint's code.
+
+    Once semcot_hf is imported, it does not ask.
+    """
+    found = []
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if re.fullmatch(r"Auto\w+\.from_pretrained|(transformers\.)?pipeline", name):
+                imported = re.search(r"^(from|import) semcot_hf", block, re.MULTILINE)
+                if not imported and "trust_remote_code" not in [keyword.arg for keyword in node.keywords]:
+                    found.append(ast.unparse(node))
+    return found
+
+
+def test_no_snippet_has_transformers_ask_whether_to_run_code():
+    code = 'from transformers import pipeline\npipe = pipeline("text-generation", model="you/m"{})\n'
+    assert len(asking_calls(f"```python\n{code.format('')}```\n")) == 1
+    assert not asking_calls(f"```python\n{code.format(', trust_remote_code=True')}```\n")
+    assert not asking_calls(f"```python\nimport semcot_hf\n{code.format('')}```\n")
+    texts = {page.name: page.read_text() for page in PAGES} | {"model card": f"```python\n{snippet('you/model')}```\n"}
+    calls = {name: asking_calls(text) for name, text in texts.items()}
+    assert "from_pretrained" in texts["README.md"] and "pipeline" in texts["model card"]
+    assert not {name: found for name, found in calls.items() if found}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from semcot_hf import SemCoTForCausalLM
 
@@ -133,3 +133,21 @@ def test_tokenizers_are_saved_and_uploaded_by_the_main_process_alone(
     model.host_tokenizer = None
     with pytest.raises(ValueError, match="model.host_tokenizer is None"):
         model.save_pretrained(tmp_path / "none")
+
+
+def test_a_host_object_that_cannot_be_copied_passes_the_auto_classes_with_the_configuration(folders, monkeypatch):
+    """They copy all arguments unless they get the configuration; quanto's tensors cannot be copied."""
+
+    def refuse(*_):
+        raise RuntimeError("a host was copied")
+
+    host = AutoModelForCausalLM.from_pretrained(folders / "host")
+    monkeypatch.setattr(type(host.lm_head.weight), "__deepcopy__", refuse)
+    with pytest.raises(RuntimeError, match="a host was copied"):
+        AutoModelForCausalLM.from_pretrained(folders / "attached", host=host)
+    config = AutoConfig.from_pretrained(folders / "attached")
+    for model in (
+        AutoModelForCausalLM.from_pretrained(folders / "attached", host=host, config=config),
+        SemCoTForCausalLM.from_pretrained(folders / "attached", host=host),
+    ):
+        assert model.host is host
