@@ -2,12 +2,14 @@
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from .asides import is_cut_off
 from .latex import is_formula, plain
 from .number_grammar import BEGINS, CURRENCY, DECIMAL, NUMBER, normal_form, value_of
 from .prose import GIVEN, conclusion, weights
 from .statements import Sentence, own_part, union, value_stated
+from .units import are_one_quantity
 
 # What may precede a number that opens a statement.
 _FILLER = re.compile(
@@ -74,6 +76,24 @@ _PRICED = re.compile(
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
 
 
+class _Written(NamedTuple):
+    """Where a number is written, or a quantity in several units, which has no one number."""
+
+    matches: tuple[re.Match, ...]
+
+    def start(self) -> int:
+        return self.matches[0].start()
+
+    def end(self) -> int:
+        return self.matches[-1].end()
+
+    @property
+    def normal(self) -> str:
+        """The normal form; of a quantity in several units, those of its numbers, which `read_number` does not read."""
+        values = [(match.group(), value_of(match)) for match in self.matches]
+        return "+".join(text if value is None else normal_form(value) for text, value in values)
+
+
 def number_stated(output: str) -> str | None:
     r"""Return the one number that an output states, in normal form, else None.
 
@@ -125,22 +145,33 @@ def is_quantity(text: str) -> bool:
     return read_number(text) is not None and _NO_UNIT.search(NUMBER.split(plain(text))[-1]) is None
 
 
-def _numbers(text: str) -> list[tuple[re.Match, str]]:
+def _written(text: str) -> list[_Written]:
+    """Return where the numbers of a text are; a quantity in several units is one."""
+    found: list[_Written] = []
+    for match in NUMBER.finditer(text):
+        if found and are_one_quantity(text, found[-1].matches[-1].span(), match.span()):
+            found[-1] = _Written((*found[-1].matches, match))
+        else:
+            found.append(_Written((match,)))
+    return found
+
+
+def _numbers(text: str) -> list[tuple[_Written, str]]:
     """Return the numbers of a text that it does not deny, each with its normal form, or "not exactly" it.
 
     >>> [value for _, value in _numbers("$70k, not 5, and more than 14")]
     ['70000', 'not exactly 14']
+    >>> [value for _, value in _numbers("He needs 2 hours 30 minutes for 12 miles.")]
+    ['2+30', '12']
     """
     found = []
-    for match in NUMBER.finditer(text):
+    for match in _written(text):
         before = max(0, match.start() - 24)
         lead = text[before : match.start()]
         denied = _DENIED.search(lead) and not _NOT_DONE.search(lead)
         if not denied and not _DENIED_BEHIND.match(text, match.end()):
-            value = value_of(match)
-            normal = match.group() if value is None else normal_form(value)
             bound = _BOUND_BEFORE.search(text, before, match.start()) or _BOUND_BEHIND.match(text, match.end())
-            found.append((match, f"not exactly {normal}" if bound else normal))
+            found.append((match, f"not exactly {match.normal}" if bound else match.normal))
     return found
 
 
@@ -179,7 +210,7 @@ def _statement(text: str) -> set[str]:
     return values if len(values) == 1 else set()
 
 
-def _between(text: str, found: list[tuple[re.Match, str]]) -> str:
+def _between(text: str, found: list[tuple[_Written, str]]) -> str:
     """Return what stands between the first two numbers of a text, "" when it has fewer."""
     return text[found[0][0].end() : found[1][0].start()] if len(found) > 1 else ""
 
@@ -254,7 +285,7 @@ def _concluded(text: str, before: str = "") -> set[str]:
     found = _numbers(text)
     if len(found) < 2 or _formula(text) or _HEDGE.search(text):
         return _result(text)
-    spans = [match.span() for match, _ in found]
+    spans = [(match.start(), match.end()) for match, _ in found]
     if (part := conclusion(text, spans)) and part != (0, len(text)):
         return _concluded(text[slice(*part)], before)
     values = _result(text)

@@ -89,14 +89,18 @@ _VERB_BEFORE = re.compile(
 RESULT, FREE, PURPOSE, LESS, GIVEN = -1, 0, 1, 2, 3
 
 
-def clauses(text: str) -> list[Span]:
-    """Return where the clauses of a sentence start and end.
+def clauses(text: str, spans: Sequence[Span] = ()) -> list[Span]:
+    """Return where the clauses of a sentence start and end; none ends inside one of its values, at `spans`.
 
     >>> text = "He had 5, so 3 are left."
     >>> [text[start:end] for start, end in clauses(text)]
     ['He had 5', ' so 3 are left.']
     """
-    breaks = [match.span() for match in _BREAK.finditer(text) if not _GERUND.search(text[: match.end()])]
+    breaks = [
+        match.span()
+        for match in _BREAK.finditer(text)
+        if not _GERUND.search(text[: match.end()]) and not any(a < match.start() < b for a, b in spans)
+    ]
     starts = [0, *(end for _, end in breaks)]
     ends = [*(start for start, _ in breaks), len(text)]
     return list(zip(starts, ends, strict=True))
@@ -126,7 +130,7 @@ def conclusion(text: str, spans: Sequence[Span]) -> Span | None:
             return None
         if len(re.findall(r"[^\W\d_]+", text[start:])) > 1 or _ENDS_RESULT.search(text):
             return start, len(text)
-    every = clauses(text)
+    every = clauses(text, spans)
     holding = [span for span in every if any(span[0] <= start and end <= span[1] for start, end in spans)]
     if len(holding) < 2:
         return None
@@ -150,7 +154,7 @@ def weights(text: str, spans: Sequence[Span]) -> list[int]:
     >>> weights("Dividing 330 by 15 gives 22", [(9, 12), (16, 18), (25, 27)]) == [GIVEN, GIVEN, RESULT]
     True
     """
-    parts = clauses(text)
+    parts = clauses(text, spans)
     found: list[int] = []
     for position, (start, end) in enumerate(spans):
         before = spans[position - 1][1] if position else None

@@ -70,6 +70,31 @@ def test_losses_from_a_backbones_states_are_refused(tiny_semcot, tiny_tokenizer,
         )
 
 
+@pytest.mark.parametrize("name", ["DPO", "KTO"])
+def test_a_saved_pair_is_refused_where_the_reference_is_loaded_by_its_name(
+    tiny_semcot, tiny_tokenizer, name, tmp_path
+):
+    """A new pair has no name, and TRL cannot load it before it meets any code of ours."""
+    trainer, config, rows, _ = TRAINERS[name]
+    tiny_semcot().float().save_pretrained(tmp_path / "pair")
+    for model, error, message in (
+        (tiny_semcot().float(), OSError, ""),
+        (
+            SemCoTForCausalLM.from_pretrained(tmp_path / "pair"),
+            ValueError,
+            "trainer of TRL .*SemCoTDistillationTrainer",
+        ),
+    ):
+        with pytest.raises(error, match=message) as raised:
+            trainer(
+                model=model,
+                args=config(output_dir=str(tmp_path / "run"), per_device_train_batch_size=2, **OPTIONS),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=tiny_tokenizer,
+            )
+        print(raised.value)
+
+
 def test_what_stands_for_a_backbone_is_no_model(tiny_semcot):
     with pytest.raises(ValueError, match="has no such backbone. TRL's trainers .*model.host.base_model"):
         tiny_semcot().base_model(torch.tensor([[10, 11]]))
