@@ -120,20 +120,37 @@ def load_alignment_encoder(encoder: SentenceTransformer | str | os.PathLike) -> 
     return encoder.eval()
 
 
-def warn_of_truncation(encoder: SentenceTransformer, columns: Sequence[Sequence[str]], name: str, rows: str) -> None:
-    """Warn of the number of rows with a text longer than the encoder's maximum.
+def check_texts(encoder: SentenceTransformer, columns: Sequence[Sequence[str]], name: str, rows: str) -> None:
+    """Check that the encoder has embeddings for the texts' ids; warn of the number of rows with one that is too long.
 
     Args:
         columns: lists of texts, each with one text for a row.
-        name, rows: the words for the dataset and its rows in the warning.
+        name, rows: the words for the dataset and its rows in error and warning.
+
+    Raises:
+        ValueError: for an id beyond the encoder's vocabulary, which added tokens of a tokenizer have.
     """
-    limit, count = encoder.max_seq_length, len(columns[0])
+    limit, count, tokenizer = encoder.max_seq_length, len(columns[0]), encoder.tokenizer
+    size = backbone_in(encoder).get_input_embeddings().weight.shape[0]
+    cause = f"the tokenizer has {len(tokenizer)} tokens, but the host's vocabulary only {size}."
+    if (padding := tokenizer.pad_token_id) is not None and padding >= size:
+        raise ValueError(
+            f"The padding token {tokenizer.pad_token!r} has the id {padding}: {cause} Set tokenizer.pad_token = "
+            "tokenizer.eos_token, or use the model's own tokenizer."
+        )
     too_long = 0
     for start in range(0, count, 1_000):
-        lengths = [
-            [len(ids) for ids in encoder.tokenizer(texts[start : start + 1_000], verbose=False)["input_ids"]]
-            for texts in columns
-        ]
+        lengths = []
+        for texts in columns:
+            read = tokenizer(texts[start : start + 1_000], verbose=False)["input_ids"]
+            lengths.append([len(ids) for ids in read])
+            for text, ids in zip(texts[start : start + 1_000], read, strict=True):
+                if (largest := max(ids[:limit], default=0)) >= size:
+                    raise ValueError(
+                        f"{name} has a text with the token id {largest}: {cause} Use the model's own tokenizer, or "
+                        "resize its embeddings (resize_token_embeddings) and save it with the tokenizer. The text "
+                        f"starts {text[:80]!r}."
+                    )
         too_long += sum(max(row) > limit for row in zip(*lengths, strict=True))
     if too_long:
         logger.warning(f"{name}: {too_long} of {count} {rows} are longer than {limit} tokens and are truncated.")

@@ -36,10 +36,10 @@ from .config import SemCoTAlignmentConfig
 from .data import PAIR_COLUMNS, reasoning_pairs, training_and_validation
 from .encoder import (
     build_alignment_encoder,
+    check_texts,
     load_alignment_encoder,
     takes_hidden_states,
     trained_part,
-    warn_of_truncation,
 )
 from .state_cache import FromStates, HeadFeatures, LayerStates, TrainingTexts
 
@@ -95,7 +95,7 @@ class SemCoTAlignmentTrainer(SemCoTTrainer, SentenceTransformerTrainer):
         train_pairs, eval_pairs = training_and_validation(train_dataset, eval_dataset, args)
         for name, pairs in (("train_dataset", train_pairs), ("eval_dataset", eval_pairs)):
             if pairs is not None:
-                warn_of_truncation(encoder, [list(pairs[column]) for column in PAIR_COLUMNS], name, "pairs")
+                check_texts(encoder, [list(pairs[column]) for column in PAIR_COLUMNS], name, "pairs")
         _show_example(encoder.model_card_data, eval_pairs or train_pairs)
         self._phase = _LayerPhase(encoder, args)
         # The linear layer is module 2 of the encoder, which the loss calls `model`.

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..alignment.decoder_layers import backbone_of
-from ..alignment.encoder import backbone_in, default_layers, warn_of_truncation
+from ..alignment.encoder import backbone_in, check_texts, default_layers
 from ..modeling.splicing_semcot import context_of
 from ..storage import text_digest
 from ..training.tensor_store import fingerprint, store_folder
@@ -101,7 +101,7 @@ def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: MeanState
         return dataset.map(_embed, batched=True, batch_size=64, fn_kwargs={"embedder": embedder})
     texts: list[str] = list(dataset["reasoning"])
     if isinstance(embedder, EncoderEmbeddings):
-        warn_of_truncation(embedder.encoder, [texts], name, "reasonings")
+        check_texts(embedder.encoder, [texts], name, "reasonings")
     key = text_digest([embedder.fingerprint(), *texts])
     vectors = dataset.select_columns(["reasoning"]).map(
         _embed,

@@ -576,3 +576,22 @@ def test_an_output_dir_that_would_overwrite_the_host(host, tokenizer, dataset, t
     for model in (str(tmp_path / "host"), tmp_path / "host", named):
         with pytest.raises(ValueError, match="output_dir=.* is where the host comes from, which would be overwritten"):
             SemCoTAlignmentTrainer(model=model, args=config(tmp_path / "host"), train_dataset=dataset)
+
+
+@pytest.mark.parametrize("kind", ["a word", "padding"])
+def test_a_tokenizer_with_more_tokens_than_the_host_is_told(host, tokenizer, rows, kind, tmp_path):
+    size = len(tokenizer)
+    larger = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    larger.unk_token, larger.pad_token, larger.eos_token = "<unk>", "<pad>", "<eos>"
+    changed = [dict(row) for row in rows]
+    if kind == "a word":
+        larger.add_tokens(["<extra>"], special_tokens=True)
+        changed[40]["reasoning"] += " <extra>"
+        message = f"train_dataset has a text with the token id {size}"
+    else:
+        larger.add_special_tokens({"pad_token": "<extra>"})
+        message = f"The padding token '<extra>' has the id {size}"
+    with pytest.raises(ValueError, match=f"{message}: the tokenizer has {size + 1} tokens, .* vocabulary only {size}"):
+        SemCoTAlignmentTrainer(
+            host, config(tmp_path), Dataset.from_list(changed, features=FEATURES), processing_class=larger
+        )
