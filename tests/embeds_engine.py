@@ -51,6 +51,11 @@ class EmbedsEngine:
             return JSONResponse({"error": {"message": "n must be 1 when using greedy sampling", "param": None}}, 400)
         if self.max_logprobs >= 0 and not 0 <= body.get("logprobs", 0) <= self.max_logprobs:
             return JSONResponse({"error": {"message": "greater than max allowed", "param": "logprobs"}}, 400)
+        if len(body["stop"]) > 4:
+            message = (
+                "1 validation error:\n  {'type': 'too_long', 'loc': 'body.stop', 'msg': 'List should have at most 4"
+            )
+            return JSONResponse({"error": {"message": message, "param": None}}, 400)
         if self.status is not None:
             return JSONResponse({"error": {"message": "told to", "param": "seed"}}, self.status)
         table = self.host.get_input_embeddings()

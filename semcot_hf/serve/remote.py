@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from .jobs import Job, Piece, RequestError, TokenLogprob
 
 _CONNECT_SECONDS = 10.0
+# vLLM's place of a field that its own checks refuse.
+_PLACE = re.compile(r"'loc': 'body\.(\w+)")
 
 
 class EngineDown(Exception):
@@ -191,6 +194,8 @@ class RemoteEngine:
             message, param = str(found.get("message", text)), found.get("param")
         except (ValueError, AttributeError):
             message = text
+        if param is None and (place := _PLACE.search(message)):
+            param = place.group(1)
         return RequestError(400, f"The engine refuses the request: {message[:500]}", param)
 
     def _failed(self, text: str) -> EngineDown:

@@ -276,6 +276,9 @@ def test_an_engine_killed_in_the_middle_gives_502_and_recovers(model_of, tokeniz
         error = ask(url, max_tokens=6).json()["error"]
         assert "told to" in error["message"] and error["param"] == "seed"
         engine.status = None
+        # vLLM names the field of some errors in the message only.
+        error = ask(url, max_tokens=6, stop=["x"] * 5).json()["error"]
+        assert "at most 4" in error["message"] and error["param"] == "stop"
     try:
         assert ask(url, max_tokens=6).status_code == 502
         with running(engine.app, port):
