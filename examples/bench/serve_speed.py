@@ -173,7 +173,8 @@ def paired(direct: Ask, through: Ask, requests: int, repeats: int, url: str) -> 
                 for ask in (direct, through):
                     await one(client, ask, number)  # Not counted: first calls allocate and compile.
             for place in range(requests * repeats):
-                before, pair = generator_seconds(url), {}
+                before = generator_seconds(url)
+                pair: dict[str, float] = {}
                 sides = {"vLLM": direct, "front": through}
                 for side in list(sides)[:: 1 if place % 2 == 0 else -1]:
                     pair[side], pair[f"{side} tokens"] = await one(client, sides[side], place % requests)

@@ -238,7 +238,8 @@ def _field(problem: dict[str, Any], body: Any) -> str:
     >>> _field({"type": "missing", "loc": place}, body)
     'messages.0.content.0.type'
     """
-    parts, here = [], body
+    parts: list[str] = []
+    here = body
     for part in problem["loc"][1:]:
         if part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int):
             here = here[part]
