@@ -401,8 +401,9 @@ def test_tasks_have_separate_splits_and_lessons_up_to_their_difficulty(task):
 @pytest.mark.parametrize("task", BENCH_TASKS)
 def test_hosts_are_never_shown_the_short_words_when_they_are_made(task):
     own = BENCH_TASKS[task]
-    rows, direct = (own.host_rows or own.generate)(64, 0, "train"), own.direct_share
-    made = hosts.training_rows(hosts.train_tokenizer(own), ((own.host_rows or own.generate, 1),), direct, seed=0)
+    lessons = [(rows_of, 1) for rows_of, _ in own.lessons_of_host()]
+    rows = [row for stage, (rows_of, _) in enumerate(lessons) for row in rows_of(64, stage, "train")]
+    made = hosts.training_rows(hosts.train_tokenizer(own), lessons, own.direct_share, seed=0)
     tokenizer = hosts.train_tokenizer(own)
     texts = [tokenizer.decode(row["input_ids"]).partition("<|assistant|>")[2] for row in made]
     whole = {f"{row['reasoning']}\nAnswer: {row['answer']}<|end|>" for row in rows}
@@ -422,8 +423,9 @@ def test_the_generator_of_facts_meets_none_and_its_host_all():
     for lesson, _ in own.lessons:
         for row in lesson(100, 0, "train"):
             assert row["answer"] in facts.TOWNS and not values & set(f"{row['query']} {row['reasoning']}".split())
-    told = [row for row in own.host_rows(900, 0, "train") if not row["steps"]]
-    assert len(told) == 300 and len({row["query"] for row in told}) == 48
+    for lesson, _ in own.lessons_of_host():
+        told = [row for row in lesson(900, 0, "train") if not row["steps"]]
+        assert len(told) == 300 and len({row["query"] for row in told}) == 48
     tokenizer = hosts.train_tokenizer(own)
     vocabulary = tokenizer.get_vocab()
     assert {f"Ġ{word}" for word in [*values, *facts.NAMES, *facts.TOWNS]} <= vocabulary.keys()

@@ -51,7 +51,6 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
 )
-HOST_RATE = 5e-4
 BATCH_SIZE = 64
 WINDOW_BATCHES = 8
 LOG_STEPS = 50
@@ -131,11 +130,11 @@ def make_model(
     if name == "host":
         tokenizer = AutoTokenizer.from_pretrained(generator)
         model = expand(LlamaForCausalLM.from_pretrained(generator), task.host_layers)
-        lessons: Sequence = ((task.host_rows or task.generate, task.host_steps),)
+        lessons: Sequence = task.lessons_of_host()
         training += f"-{task.host_layers}layers"
         # Never by length: a batch of one length holds one kind of rows, so that answers at once weigh as much as whole
         # reasoning, which the host of the equations then unlearns.
-        direct, by_length, rate = task.direct_share, False, HOST_RATE
+        direct, by_length, rate = task.direct_share, False, task.host_rate
     else:
         tokenizer = train_tokenizer(task)
         model, lessons = fresh_model(tokenizer, *task.generator_shape), task.lessons
@@ -221,7 +220,7 @@ def train_tokenizer(task: BenchTask) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    sources = dict.fromkeys((task.generate, task.host_rows or task.generate, task.lessons[-1][0]))
+    sources = dict.fromkeys((task.generate, task.lessons_of_host()[-1][0], task.lessons[-1][0]))
     rows = chain.from_iterable(source(TOKENIZER_QUESTIONS // len(sources), 7, "train") for source in sources)
     texts = (
         text
