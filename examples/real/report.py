@@ -20,6 +20,8 @@ TITLES = {
     "condensed": "host, its own condensed CoT (prompted)",
     "semcot": "**SemCoT**",
     "escalated": "SemCoT, escalated by its calibrated rule",
+    "joint_answer": "SemCoT after 24 steps through the host, by the answer's loss",
+    "joint_kl": "SemCoT after 24 steps through the host, by the answer's loss and the KL",
     "semcot_hard": "SemCoT, the most probable words as tokens",
     "words": "host that reads the same words as text",
     "generator": "**the generator alone**, in words",
