@@ -4,7 +4,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -131,7 +131,8 @@ def check_texts(encoder: SentenceTransformer, columns: Sequence[Sequence[str]], 
         ValueError: for an id beyond the encoder's vocabulary, which added tokens of a tokenizer have.
     """
     limit, count, tokenizer = encoder.max_seq_length, len(columns[0]), encoder.tokenizer
-    size = backbone_in(encoder).get_input_embeddings().weight.shape[0]
+    table: Any = backbone_in(encoder).get_input_embeddings()
+    size = table.weight.shape[0]
     cause = f"the tokenizer has {len(tokenizer)} tokens, but the host's vocabulary only {size}."
     if (padding := tokenizer.pad_token_id) is not None and padding >= size:
         raise ValueError(
