@@ -25,6 +25,7 @@ from semcot_hf.bench.tasks.pretraining import fresh_model, train_tokenizer
 from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+from semcot_hf.evaluation.statistics import accuracy_interval
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -272,6 +273,30 @@ def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsy
     load("real/report.py").main(list(map(str, files)))
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) > len(files) and not [line for line in printed if line not in page]
+
+
+def test_the_result_of_facts_is_that_of_its_verdicts(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    page, rows = (
+        (EXAMPLES.parent / "docs" / "benchmark.md").read_text(),
+        {
+            "no_cot": "host, no CoT",
+            "cot": "host, explicit CoT",
+            "semcot": "**SemCoT**",
+            "generator": "**the generator alone**, in words",
+            "generator_no_cot": "the generator alone, at once",
+            "other_question": "SemCoT with another question's thought",
+            "mean": "SemCoT with the mean of all thoughts",
+            "noise": "SemCoT with noise",
+        },
+    )
+    verdicts = load("real/report.py").read(EXAMPLES / "bench" / "results" / "facts" / "words.jsonl.gz")
+    assert verdicts.keys() == rows.keys()
+    for method, title in rows.items():
+        right = [row["correct"] for row in verdicts[method].values()]
+        low, high = accuracy_interval(sum(right), len(right))
+        assert len(right) == 1_000
+        assert f"| {title} | {100 * sum(right) / 1_000:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |" in page
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
