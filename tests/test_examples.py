@@ -277,19 +277,17 @@ def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsy
 
 def test_the_result_of_facts_is_that_of_its_verdicts(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
-    page, rows = (
-        (EXAMPLES.parent / "docs" / "benchmark.md").read_text(),
-        {
-            "no_cot": "host, no CoT",
-            "cot": "host, explicit CoT",
-            "semcot": "**SemCoT**",
-            "generator": "**the generator alone**, in words",
-            "generator_no_cot": "the generator alone, at once",
-            "other_question": "SemCoT with another question's thought",
-            "mean": "SemCoT with the mean of all thoughts",
-            "noise": "SemCoT with noise",
-        },
-    )
+    page = (EXAMPLES.parent / "docs" / "benchmark.md").read_text()
+    rows = {
+        "no_cot": "host, no CoT",
+        "cot": "host, explicit CoT",
+        "semcot": "**SemCoT**",
+        "generator": "**the generator alone**, in words",
+        "generator_no_cot": "the generator alone, at once",
+        "other_question": "SemCoT with another question's thought",
+        "mean": "SemCoT with the mean of all thoughts",
+        "noise": "SemCoT with noise",
+    }
     verdicts = load("real/report.py").read(EXAMPLES / "bench" / "results" / "facts" / "words.jsonl.gz")
     assert verdicts.keys() == rows.keys()
     for method, title in rows.items():
