@@ -32,7 +32,7 @@ from semcot_hf.storage import write_json
 # The validation loss is computed before, halfway and at the end; the better of the last two checkpoints is kept.
 DEFAULTS: dict[str, Any] = dict(
     alpha=0.0, max_steps=24, learning_rate=1e-4, lr_scheduler_type="cosine", warmup_steps=4, projection_warmup=0.0,
-    per_device_train_batch_size=8, per_device_eval_batch_size=16, train_sampling_strategy="group_by_length",
+    per_device_train_batch_size=8, per_device_eval_batch_size=16,
     eval_on_start=True, eval_strategy="steps", save_strategy="steps", eval_steps=12, save_steps=12, logging_steps=4,
     load_best_model_at_end=True, metric_for_best_model="eval_answer_loss", save_total_limit=1, seed=42,
 )  # fmt: skip
@@ -45,6 +45,7 @@ class Arguments:
     model: str = option("", "A SemCoT checkpoint of adaptive thoughts in words.")
     data: str = option("", "Folder with train.jsonl and test.jsonl.")
     words_per_token: int = option(1, "Neighbouring words whose mean is one implicit token.")
+    alignment_encoder: str | None = option(None, "Folder of the encoder of stage 1; required if alpha > 0.")
     answer_type: str = option("numeric", "Type of the answers.")
     max_new_tokens: int = option(24, "Longest answer to a test question.")
     test_batch_size: int = option(64, "Test questions at once.")
@@ -77,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.max_steps > 0:
         adapters = LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear")
         sets = {"train_dataset": splits["train"], "eval_dataset": splits["validation"]}
-        trainer = SemCoTDistillationTrainer(model, args, processing_class=tokenizer, peft_config=adapters, **sets)
+        given = {"alignment_encoder": arguments.alignment_encoder, "peft_config": adapters}
+        trainer = SemCoTDistillationTrainer(model, args, processing_class=tokenizer, **given, **sets)
         trainer.train()
         write_json(Path(str(args.output_dir)) / "log.json", {"log": trainer.state.log_history})
     sizes = {"max_new_tokens": arguments.max_new_tokens, "batch_size": arguments.test_batch_size}

@@ -33,7 +33,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-5,
         "lr_scheduler_type": "cosine",
         "per_device_train_batch_size": 16,
-        "train_sampling_strategy": "group_by_length",
         "num_train_epochs": 0,
         "logging_steps": 10,
     },
