@@ -289,6 +289,6 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     for title, header, rows in report_tables(report):
         cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in rows]
-        print_table(header, cells, right=header[1:], no_wrap=header[:1], title=title, console=console)
+        print_table(header, cells, header[1:], header[:1], title=title, console=console, unbroken=True)
     for sentence in [*([report["verdict"]] if report["verdict"] else []), *escalation_sentences(report)]:
         console.print(sentence)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from evaluation_models import answering_host, coin_flip_tokenizer, tiny_llama
+from rich.console import Console
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.data.rationale import rationale_agrees
@@ -116,6 +117,19 @@ def test_tables(finished, capsys):
     assert "Thoughts in words" in (folder / "report.md").read_text()
     print_report(report)
     assert "generator alone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_printed_tables_are_whole_at_the_width_of_the_terminal(width, finished, capsys):
+    report = finished[1]
+    print_report(report, Console(width=width))
+    lines = [line.rstrip() for line in capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").splitlines()]
+    assert max(map(len, lines)) <= width
+    for _, _, rows in report_tables(report):
+        for row in rows:
+            # Each part of the table begins with the row's name.
+            own = " ".join(line.removeprefix(f"  {row[0]}") for line in lines if line.startswith(f"  {row[0]} "))
+            assert all(cell in own for cell in row[1:]), (row, own)
 
 
 def test_a_second_run_makes_nothing_again(finished, model, tokenizer, monkeypatch):
