@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -q -c constraints.txt
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.installed ## Train and evaluate the embedded models, in under 5 minutes
+demo: $(VENV)/.installed ## Train and evaluate the embedded models, in about 2 minutes
 	$(BIN)/semcot demo
 
 test: $(VENV)/.installed-test ## Run the tests, slow ones excepted (about 8 minutes on two cores)
@@ -48,10 +48,11 @@ vllm-test: $(VENV)/.installed-test ## Install vLLM, and run the tests of the fro
 
 # The figures mean nothing after 30 steps; the report has the same form as a full run's.
 bench-smoke: $(VENV)/.installed ## Run every method of the benchmark for 30 steps
-	$(BIN)/semcot bench methods --task coin_flip --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
+	$(BIN)/semcot bench methods --task facts --methods all --seeds 0 --steps 30 --learning_rates 1e-3 \
 		--train_questions 2000 --eval_questions 100 --latency_samples 10 --output_dir runs/bench-smoke
 
-# `facts` and `countdown` make their models on first use; the graph's need a training aid, which is not in the package.
+# `facts` has the demo's models, and `countdown` makes its own on first use; the graph's need a training aid, which is
+# not in the package.
 BENCH_TASKS ?= facts graph countdown
 BENCH_BUDGETS ?= 1 4 16
 bench: $(VENV)/.installed ## Run every method of the benchmark with 1, 4 and 16 times the budget, or go on with it

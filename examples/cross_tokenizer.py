@@ -23,7 +23,7 @@ class Arguments:
 
     generator: str = field(metadata={"help": "Id or path of the generator, with its own tokenizer."})
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
-    dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
+    dataset: str = field(default="facts", metadata={"help": "A generated task, a Hub id, a file or folder."})
     alignment_encoder: str | None = field(
         default=None, metadata={"help": "Folder of stage 1's output, for alpha > 0."}
     )

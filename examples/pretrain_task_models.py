@@ -1,6 +1,6 @@
 """Make the tiny hosts and generators of the demo and of the bench's tasks: Llamas that reason in words.
 
-    python examples/pretrain_task_models.py --task coin_flip --output_dir runs/models/coin_flip
+    python examples/pretrain_task_models.py --task facts --output_dir runs/models/facts
     python examples/pretrain_task_models.py --task arithmetic --output_dir runs/models/arithmetic
 
 Missing models are made in `generator` and `host`; `semcot_hf/bench/tasks/pretraining.py` describes how. The generator
@@ -26,7 +26,7 @@ class Arguments:
     """Which task, and where the models go."""
 
     output_dir: str = field(metadata={"help": "Folder that gets host/ and generator/."})
-    task: str = field(default="coin_flip", metadata={"help": f"One of {', '.join(BENCH_TASKS)}."})
+    task: str = field(default="facts", metadata={"help": f"One of {', '.join(BENCH_TASKS)}."})
     host_layers: int | None = field(default=None, metadata={"help": "Layers of the host; by default the task's."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, questions and order."})
     steps_factor: float = field(default=1.0, metadata={"help": "Factor on all numbers of steps (for a quick try)."})

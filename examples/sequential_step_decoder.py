@@ -1,6 +1,6 @@
 """Sequential implicit tokens with SIM-CoT's step decoder, which reads each token back as its reasoning step.
 
-    python examples/sequential_step_decoder.py --dataset coin_flip --max_steps 100 --output_dir runs/step_decoder
+    python examples/sequential_step_decoder.py --dataset facts --max_steps 100 --output_dir runs/step_decoder
 
 The step decoder starts as a copy of the generator, is trained with it and takes no part in generation. It is saved in
 the checkpoint, so that the words that each implicit token stands for can be read later.
@@ -22,7 +22,7 @@ class Arguments:
 
     host: str = field(default=str(HOST_PATH), metadata={"help": "Id or path of the host."})
     generator: str = field(default=str(GENERATOR_PATH), metadata={"help": "Id or path of the generator."})
-    dataset: str = field(default="coin_flip", metadata={"help": "A generated task, a Hub id, a file or folder."})
+    dataset: str = field(default="facts", metadata={"help": "A generated task, a Hub id, a file or folder."})
     num_implicit_tokens: int = field(default=5, metadata={"help": "k; the last token stands for all steps beyond k."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Number of training rows to use."})
 

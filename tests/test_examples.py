@@ -23,8 +23,8 @@ from semcot_hf import SemCoTForCausalLM
 from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.bench.tasks.pretraining import fresh_model, train_tokenizer
 from semcot_hf.cli.main import main
-from semcot_hf.data.tasks import coin_flip
-from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
+from semcot_hf.data.tasks import facts
+from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
 from semcot_hf.evaluation.statistics import accuracy_interval
 
 pytest_plugins = ["distillation_fixtures"]
@@ -61,7 +61,7 @@ def load(name):
 def answers(folder):
     """Whether the saved checkpoint answers a question."""
     model, tokenizer = SemCoTForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    chat = [{"role": "user", "content": "A coin is heads up. Ann flips the coin. Is the coin still heads up?"}]
+    chat = [{"role": "user", "content": QUESTION}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     new = model.generate(ids, max_new_tokens=2, do_sample=False)
     return new.shape[1] > ids.shape[1] and bool(torch.isfinite(model.implicit_embeddings(ids)).all())
@@ -80,7 +80,7 @@ def test_gsm8k_commands_run(pair, tmp_path):
     rows = tmp_path / "rows"
     rows.mkdir()
     for split, count in (("train", 8), ("validation", 4)):
-        made = coin_flip.generate(count, seed=0, split=split, min_people=1, max_people=2)
+        made = facts.generate(count, seed=0, split=split, min_steps=1, max_steps=2)
         (rows / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     files = {stage: EXAMPLES / "gsm8k" / f"{pair}_{stage}.yaml" for stage in ("align", "distill")}
     texts = {stage: path.read_text() for stage, path in files.items()}

@@ -54,8 +54,8 @@ class BenchSettings:
     compiled_latency: bool = option(
         False, "Also measure SemCoT's latency with its generator compiled, and with the hosts compiled too."
     )
-    host: str | None = option(None, "Id or path of the host; by default a model made for the task.")
-    generator: str | None = option(None, "Id or path of the generator; by default a model made for the task.")
+    host: str | None = option(None, "Id or path of the host; by default the task's, which is made on first use.")
+    generator: str | None = option(None, "Id or path of the generator; by default the task's.")
     num_implicit_tokens: int | None = option(None, "Number k of implicit tokens; by default the task's.")
     steps_per_token: int | None = option(None, "Reasoning steps per implicit token; by default the task's.")
     words_column: str | None = option(
@@ -134,7 +134,7 @@ def _check(settings: BenchSettings, tasks: list[str]) -> None:
     if not settings.budgets or min(settings.budgets) <= 0:
         raise ValueError(f"budgets={settings.budgets}: give one number or more, each above 0.")
     if (settings.host is None) != (settings.generator is None):
-        raise ValueError("host and generator go together: pass both, or neither to use models made for the task.")
+        raise ValueError("host and generator go together: pass both, or neither to use the task's models.")
 
 
 def _models(settings: BenchSettings, task: str) -> tuple[str, str]:
@@ -146,7 +146,7 @@ def _models(settings: BenchSettings, task: str) -> tuple[str, str]:
                 "models that share a tokenizer, such as two sizes of one family."
             )
         return settings.host, settings.generator
-    if task == "coin_flip":
+    if task == "facts":
         return str(HOST_PATH), str(GENERATOR_PATH)
     folder = Path(settings.models_dir or Path(settings.output_dir) / "models") / task
     if BENCH_TASKS[task].by_script and not (folder / "host").exists():

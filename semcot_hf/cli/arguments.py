@@ -30,8 +30,8 @@ class DataArguments:
     """The dataset, and how many of its rows are used."""
 
     dataset: str = option(
-        "coin_flip",
-        "A task (coin_flip, arithmetic, multiplication, graph, facts, countdown), a Hub id, a file or a folder.",
+        "facts",
+        "A task (facts, coin_flip, arithmetic, multiplication, graph, countdown), a Hub id, a file or a folder.",
     )
     columns: list[str] | None = option(
         None, "Column names of a file or Hub set that differ from the schema: query=question answer=a."

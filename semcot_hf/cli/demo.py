@@ -17,9 +17,9 @@ class DemoArguments:
     """The folder of the result, and the size of the demo."""
 
     output_dir: str = field(default="runs/demo", metadata={"help": "Folder of the model, the report and the plot."})
-    full: bool = field(default=False, metadata={"help": "Train up to an hour instead of minutes; resumable."})
+    full: bool = field(default=False, metadata={"help": "Train 20 times as long, up to an hour; resumable."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
-    seed: int = field(default=0, metadata={"help": "Seed of the questions and of both training runs."})
+    seed: int = field(default=0, metadata={"help": "Seed of the questions and of the training."})
 
 
 def run(argv: list[str]) -> None:
@@ -38,7 +38,7 @@ def run(argv: list[str]) -> None:
         print(f"  {question}\n    -> {answer}")
     folder = arguments.output_dir
     print(f"\n{folder} holds model/, report.md, report.json and accuracy_vs_latency.png.")
-    print(f"Next: semcot evaluate --model {folder}/model --dataset coin_flip --output_dir runs/evaluation")
+    print(f"Next: semcot evaluate --model {folder}/model --dataset facts --output_dir runs/evaluation")
 
 
 def _quiet() -> None:

@@ -23,7 +23,7 @@ class PageArguments:
     model: str = option(
         _DEMO,
         "Folder or id of a SemCoT checkpoint. By default that of `semcot demo`, which is run first where it was not: "
-        "some five minutes.",
+        "some two minutes.",
     )
     host: str = option("127.0.0.1", "Address to listen on; others than this machine's own need password.")
     port: int = option(7860, "Port to listen on.")
@@ -54,10 +54,18 @@ def run(argv: Sequence[str]) -> None:
     if arguments.model == _DEMO and not os.path.isdir(_DEMO):
         print("No --model is given: the demo's embedded models are trained first.", flush=True)
         demo.run([])
+    from ..demo import QUESTION as DEMO_QUESTION
     from ..serve.comparison import Comparison
-    from ..serve.page import show
+    from ..serve.page import QUESTION, show
 
     logging.disable_progress_bar()
     model, tokenizer = load_model(arguments)
     comparison = Comparison(model, tokenizer)
-    show(comparison, arguments.model, host=arguments.host, port=arguments.port, password=arguments.password)
+    show(
+        comparison,
+        arguments.model,
+        DEMO_QUESTION if arguments.model == _DEMO else QUESTION,
+        host=arguments.host,
+        port=arguments.port,
+        password=arguments.password,
+    )

@@ -1,4 +1,4 @@
-"""The demo: both training stages, the saved model, evaluation with controls, and a reload without semcot_hf."""
+"""The demo: a generator learns its words; the pair is saved, evaluated, and reloaded without semcot_hf."""
 
 import json
 import os
@@ -21,8 +21,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..alignment.config import SemCoTAlignmentConfig
-from ..alignment.trainer import SemCoTAlignmentTrainer
 from ..data import load_reasoning_dataset
 from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
@@ -46,44 +44,43 @@ replies = answer(chats, max_new_tokens=8, do_sample=False, return_full_text=Fals
 print(json.dumps([reply[0]["generated_text"].strip() for reply in replies]))
 """
 
+# Rows of the report: host and generator, each alone with and without reasoning, and together.
+METHODS = ["no_cot", "cot", "semcot", "generator", "generator_no_cot"]
+
 
 @dataclass
 class DemoSettings:
     """Sizes of the demo; an unfinished run continues only with the same ones.
 
     Args:
-        train_samples, eval_samples: questions of CoinFlip, with `min_people` to `max_people` people.
-        num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token is trained to predict.
-        alignment_steps, distillation_steps, batch_size, learning_rate: of the two training runs.
-        alpha, step_weight: see `SemCoTDistillationConfig`.
-        seed: of the questions and of both training runs.
+        train_samples, eval_samples: numbers of training and test questions of `facts`.
+        min_steps, max_steps: number of people who carry the letter.
+        max_words: largest number of words in a thought, its end included.
+        words_steps, batch_size, learning_rate: of the words phase.
+        seed: of the questions and of the training.
     """
 
     train_samples: int = 12_000
     eval_samples: int = 500
-    min_people: int = 3
-    max_people: int = 10
-    num_implicit_tokens: int = 4
-    steps_per_token: int = 3
-    alignment_steps: int = 60
-    distillation_steps: int = 700
+    min_steps: int = 2
+    max_steps: int = 5
+    max_words: int = 48
+    words_steps: int = 400
     batch_size: int = 32
     learning_rate: float = 1e-3
-    alpha: float = 0.1
-    step_weight: float = 1.0
     seed: int = 0
 
 
-FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, alignment_steps=300, distillation_steps=8_000)
+FULL = DemoSettings(train_samples=100_000, eval_samples=2_000, words_steps=8_000)
 
 
 def run_demo(
     output_dir: str | os.PathLike, settings: DemoSettings, *, overwrite: bool = False, command: str | None = None
 ) -> tuple[dict, list[tuple[str, str]]]:
-    """Run both stages and the evaluation; leave `model/`, `report.md`, `report.json` and the plot in `output_dir`.
+    """Train and evaluate; leave `model/`, `report.md`, `report.json` and the plot in `output_dir`.
 
     All work is done in `<output_dir>.unfinished`, which is renamed to `output_dir` at the end. A run that was stopped
-    continues from its finished stages and its last training checkpoint.
+    continues from its last training checkpoint, its trained model or its stored answers.
 
     Args:
         output_dir: the folder of the result.
@@ -103,40 +100,38 @@ def run_demo(
         raise ValueError(f"output_dir={str(output)!r} holds a result already: choose another, or pass --overwrite.")
     work = output.with_name(output.name + ".unfinished")
     _start(work, settings)
-    with stage("1/5 task"):
+    with stage("1/4 task"):
         data = load_reasoning_dataset(
-            "coin_flip",
+            "facts",
             num_samples=settings.train_samples,
             num_validation=500,
             num_test=settings.eval_samples,
             seed=settings.seed,
-            min_people=settings.min_people,
-            max_people=settings.max_people,
+            min_steps=settings.min_steps,
+            max_steps=settings.max_steps,
         )
-    with stage("2/5 alignment") as update:
-        encoder = _align(work, settings, data, update)
-    with stage("3/5 distillation") as update:
-        folder = _distill(work, settings, data, encoder, update)
-    with stage("4/5 evaluation") as update:
+    with stage("2/4 words") as update:
+        folder = _distill(work, settings, data, update)
+    with stage("3/4 evaluation") as update:
         report = evaluate(
             AutoModelForCausalLM.from_pretrained(folder),
             AutoTokenizer.from_pretrained(folder),
             data["test"],
+            methods=METHODS,
             output_dir=work / "evaluation",
             overwrite=True,
-            max_new_tokens=128,
+            max_new_tokens=80,
             seed=settings.seed,
             model_name="demo",
-            dataset_name="coin_flip",
+            dataset_name="facts",
             command=command,
             progress=lambda _, share: update(share),
         )
-    with stage("5/5 reload"):
+    with stage("4/4 reload"):
         answers = _reload(folder, data["test"]["query"][:3])
     for name in ("report.md", "report.json", "accuracy_vs_latency.png"):
         shutil.copy(work / "evaluation" / name, work / name)
-    for name in ("distillation", "alignment"):
-        shutil.rmtree(work / name, ignore_errors=True)
+    shutil.rmtree(work / "distillation", ignore_errors=True)
     os.remove(work / "settings.json")
     if output.exists():
         shutil.rmtree(output)
@@ -153,62 +148,38 @@ def _start(work: Path, settings: DemoSettings) -> None:
     write_json(path, wanted)
 
 
-def _align(work: Path, settings: DemoSettings, data: DatasetDict, update: Callable[[float], None]) -> Path:
-    """Train the encoder of stage 1, unless it exists, and return its folder."""
-    folder = work / "encoder"
-    if not folder.exists():
-        trainer = SemCoTAlignmentTrainer(
-            model=str(HOST_PATH),
-            args=SemCoTAlignmentConfig(
-                str(work / "alignment"),
-                max_steps=settings.alignment_steps,
-                per_device_train_batch_size=settings.batch_size,
-                seed=settings.seed,
-                save_strategy="no",
-                eval_strategy="no",
-                use_cpu=True,
-                disable_tqdm=True,
-            ),
-            train_dataset=data["train"].select(range(min(4_000, len(data["train"])))),
-            eval_dataset=data["validation"],
-        )
-        _train(trainer, folder, update)
-    return folder
-
-
-def _distill(
-    work: Path, settings: DemoSettings, data: DatasetDict, encoder: Path, update: Callable[[float], None]
-) -> Path:
-    """Train the model of stage 2, from its last checkpoint, unless it exists, and return its folder."""
+def _distill(work: Path, settings: DemoSettings, data: DatasetDict, update: Callable[[float], None]) -> Path:
+    """Teach the generator its words, from the last checkpoint, unless the model exists, and return its folder."""
     folder, runs = work / "model", work / "distillation"
     if not folder.exists():
+        tokenizer = AutoTokenizer.from_pretrained(str(HOST_PATH))
         trainer = SemCoTDistillationTrainer(
             model=SemCoTForCausalLM.from_host_generator_pretrained(
                 str(HOST_PATH),
                 str(GENERATOR_PATH),
-                num_implicit_tokens=settings.num_implicit_tokens,
-                generator_mode="sequential",
+                recipe="words",
+                tokenizer=tokenizer,
+                num_implicit_tokens=settings.max_words,
             ),
             args=SemCoTDistillationConfig(
                 str(runs),
-                max_steps=settings.distillation_steps,
+                words_max_steps=settings.words_steps,
+                # The towns alone are not learned in so few steps: nothing in them says which move comes next.
+                words_column="reasoning",
+                words_learning_rate=settings.learning_rate,
+                num_train_epochs=0,
+                alpha=0.0,
                 per_device_train_batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
                 warmup_steps=50,
-                projection_warmup=0.0,
-                alpha=settings.alpha,
-                step_weight=settings.step_weight,
-                steps_per_token=settings.steps_per_token,
                 include_host=True,
                 seed=settings.seed,
-                save_steps=500,
+                save_steps=100,
                 save_total_limit=1,
                 use_cpu=True,
                 disable_tqdm=True,
             ),
             train_dataset=data["train"],
-            processing_class=AutoTokenizer.from_pretrained(str(HOST_PATH)),
-            alignment_encoder=str(encoder),
+            processing_class=tokenizer,
         )
         _train(trainer, folder, update, resume=any(runs.glob("checkpoint-*")))
     return folder

@@ -24,12 +24,13 @@ _STYLE = """
 """
 
 
-def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
+def make_page(comparison: Comparison, name: str, first: str = QUESTION) -> "gradio.Blocks":
     """Return the page, which `launch` shows; nothing on it comes from another host.
 
     Args:
         comparison: answers the questions.
         name: of the model.
+        first: the question that stands there at first.
     """
     # Imported here, because it takes seconds and is an extra.
     import gradio
@@ -61,9 +62,7 @@ def make_page(comparison: Comparison, name: str) -> "gradio.Blocks":
         gradio.HTML(
             f"<h1>Implicit reasoning</h1><p>The same question to <code>{html.escape(name)}</code> in three ways.</p>"
         )
-        question = gradio.Textbox(
-            QUESTION, label="Question", lines=3, max_length=_LONGEST_QUESTION, elem_id="question"
-        )
+        question = gradio.Textbox(first, label="Question", lines=3, max_length=_LONGEST_QUESTION, elem_id="question")
         with gradio.Row():
             limit = gradio.Slider(1, 1024, 128, step=1, label="Most tokens of an answer", elem_id="limit")
             swapped = gradio.Checkbox(False, label="Give the host another question's thought", elem_id="swap")
@@ -105,16 +104,19 @@ def thought_html(words: Sequence[tuple[str, float]] | None) -> str:
     return f'<div class="thought">{"".join(spans)}</div>'
 
 
-def show(comparison: Comparison, name: str, *, host: str, port: int, password: str | None = None) -> None:
+def show(
+    comparison: Comparison, name: str, first: str = QUESTION, *, host: str, port: int, password: str | None = None
+) -> None:
     """Show the page until the process is stopped.
 
     Args:
         comparison: answers the questions.
         name: of the model.
+        first: the question that stands there at first.
         host, port: address to listen on.
         password: asked for, with the user name "semcot", if it is set.
     """
-    make_page(comparison, name).launch(
+    make_page(comparison, name, first).launch(
         server_name=host,
         server_port=port,
         auth=None if password is None else ("semcot", password),

@@ -15,12 +15,12 @@ from semcot_hf.bench.methods.pause import PauseModel
 from semcot_hf.bench.methods.token_rows import BenchRow, tokenize_rows
 from semcot_hf.bench.methods.training import TrainingSetup, fit
 from semcot_hf.bench.tasks.pretraining import fresh_model
-from semcot_hf.data.tasks import coin_flip
+from semcot_hf.data.tasks import facts
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference.prompting import ANSWER_PROMPT, answer_prompt_ids, pad_left, prompt_text
 
-WORDS = {"Ann": "heads", "Bob": "tails", "Cal": "keeps", "Dan": "flips"}
+WORDS = {"Ann": "red", "Bob": "blue", "Cal": "green", "Dan": "pink"}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def tiny(tokenizer, seed=0):
     return model
 
 
-def coin_rows(count=6):
-    return coin_flip.generate(count, seed=3, min_people=2, max_people=4)
+def letter_rows(count=6):
+    return facts.generate(count, seed=3, min_steps=2, max_steps=4)
 
 
 def prompts_of(tokenizer, rows):
@@ -47,7 +47,7 @@ def prompts_of(tokenizer, rows):
 
 
 def test_rows_are_the_tokens_of_the_whole_text(tokenizer):
-    for row, made in zip(coin_rows(), tokenize_rows(tokenizer, coin_rows()), strict=True):
+    for row, made in zip(letter_rows(), tokenize_rows(tokenizer, letter_rows()), strict=True):
         assert tokenizer.decode(made.prompt) == prompt_text(tokenizer, row["query"])
         assert made.reasoning == tokenizer(row["reasoning"], add_special_tokens=False)["input_ids"]
         assert [tokenizer.decode(step).strip() for step in made.steps] == row["steps"]
@@ -73,7 +73,7 @@ def think_slowly(model, ids, mask, count):
 
 def test_latents_are_fed_back_as_without_a_cache_and_padding_changes_nothing(tokenizer):
     model = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 4).eval()
-    ids, mask = prompts_of(tokenizer, coin_rows())
+    ids, mask = prompts_of(tokenizer, letter_rows())
     tail = len(model.config.answer_prompt_ids)
     slow = think_slowly(model, ids[:, :-tail], mask[:, :-tail], 4)
     torch.testing.assert_close(model.implicit_embeddings(ids, mask), slow, atol=1e-5, rtol=1e-4)
@@ -84,7 +84,7 @@ def test_latents_are_fed_back_as_without_a_cache_and_padding_changes_nothing(tok
 def test_coconuts_first_latent_is_the_last_hidden_state_of_the_question_at_the_size_of_words(tokenizer):
     host = tiny(tokenizer)
     model = coconut.CoconutModel(host, answer_prompt_ids(tokenizer))
-    ids, _ = prompts_of(tokenizer, coin_rows(1))
+    ids, _ = prompts_of(tokenizer, letter_rows(1))
     states = host(ids[:, : -len(model.config.answer_prompt_ids)], output_hidden_states=True).hidden_states[-1]
     first = model.implicit_embeddings(ids)[:, 0]
     torch.testing.assert_close(first, model.scale * states[:, -1], atol=1e-5, rtol=1e-4)
@@ -95,7 +95,7 @@ def test_coconuts_first_latent_is_the_last_hidden_state_of_the_question_at_the_s
 def test_generation_reads_the_latents_before_the_answer_prompt(tokenizer):
     host = tiny(tokenizer)
     model = LatentModel(host, answer_prompt_ids(tokenizer), 3).eval()
-    ids, mask = prompts_of(tokenizer, coin_rows())
+    ids, mask = prompts_of(tokenizer, letter_rows())
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     made = model.generate(ids, mask, **options)
     latents = model.implicit_embeddings(ids, mask)
@@ -114,7 +114,7 @@ def test_generation_reads_the_latents_before_the_answer_prompt(tokenizer):
 
 def test_latent_loss_equals_the_loss_without_a_cache(tokenizer):
     model = LatentModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 2)
-    rows = tokenize_rows(tokenizer, coin_rows(4))
+    rows = tokenize_rows(tokenizer, letter_rows(4))
     loss, latents, _ = model.latent_loss([row.prompt for row in rows], [row.answer for row in rows], 2)
     terms = []
     for index, row in enumerate(rows):
@@ -132,7 +132,7 @@ def test_latent_loss_equals_the_loss_without_a_cache(tokenizer):
 
 
 def test_fine_tuning_supervises_what_follows_the_question_only(tokenizer):
-    rows = tokenize_rows(tokenizer, coin_rows(3))
+    rows = tokenize_rows(tokenizer, letter_rows(3))
     host = tiny(tokenizer)
     loss = TextModel(host, lambda row, _: row.reasoning + row.answer)(rows, 0.0)
     terms = []
@@ -154,7 +154,7 @@ def test_icot_removes_from_the_left_until_only_the_answer_is_left():
 
 def test_coconut_replaces_steps_by_latents_stage_by_stage(tokenizer):
     model = coconut.CoconutModel(tiny(tokenizer), answer_prompt_ids(tokenizer))
-    rows = tokenize_rows(tokenizer, coin_rows(3))
+    rows = tokenize_rows(tokenizer, letter_rows(3))
     counts = []
     for progress in (0.0, 0.2, 0.3, 0.45, 0.9):
         _, latents = model.losses(rows, progress)
@@ -165,7 +165,7 @@ def test_coconut_replaces_steps_by_latents_stage_by_stage(tokenizer):
 
 def test_codi_distils_the_state_before_the_answer_and_teaches_only_the_student(tokenizer):
     model = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 2, hidden_weight=0.0)
-    rows = tokenize_rows(tokenizer, coin_rows(3))
+    rows = tokenize_rows(tokenizer, letter_rows(3))
     plain, _ = model.losses(rows, 0.0)
     model.hidden_weight = 1.0
     assert model.losses(rows, 0.0)[0] > plain
@@ -183,10 +183,10 @@ def test_codi_distils_the_state_before_the_answer_and_teaches_only_the_student(t
 def test_simcot_adds_a_decoder_that_tells_each_latents_step(tokenizer):
     base = codi.CodiModel(tiny(tokenizer), answer_prompt_ids(tokenizer), simcot.NUM_LATENTS)
     model = simcot.StepSupervised(base, tiny(tokenizer, 1), tokenizer.eos_token_id)
-    rows = tokenize_rows(tokenizer, coin_rows(2))
+    rows = tokenize_rows(tokenizer, letter_rows(2))
     ids, mask = simcot.step_tensors(rows, simcot.NUM_LATENTS, tokenizer.eos_token_id, 0)
     told = [tokenizer.decode(step[kept.bool()]).strip() for step, kept in zip(ids[0], mask[0], strict=True)]
-    assert told[: len(rows[0].steps)] == [f"{step}<|end|>" for step in coin_rows(2)[0]["steps"]]
+    assert told[: len(rows[0].steps)] == [f"{step}<|end|>" for step in letter_rows(2)[0]["steps"]]
     assert model(rows, 0.0) > base(rows, 0.0)
     model(rows, 0.0).backward()
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
@@ -194,9 +194,9 @@ def test_simcot_adds_a_decoder_that_tells_each_latents_step(tokenizer):
 
 def test_pause_is_one_learned_embedding_k_times(tokenizer):
     model = PauseModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 3)
-    ids, mask = prompts_of(tokenizer, coin_rows(2))
+    ids, mask = prompts_of(tokenizer, letter_rows(2))
     assert torch.equal(model.implicit_embeddings(ids, mask), model.pause.detach().expand(2, 3, -1))
-    model(tokenize_rows(tokenizer, coin_rows(2)), 0.0).backward()
+    model(tokenize_rows(tokenizer, letter_rows(2)), 0.0).backward()
     assert model.pause.grad.abs().sum() > 0
 
 
@@ -217,14 +217,14 @@ def test_methods_are_chosen_by_name():
 
 
 def toy_rows():
-    """Which word belongs to a name: told in words by the host, but not at once."""
+    """Which colour belongs to a name: told in words by the host, but not at once."""
     rows = []
     for name, word in WORDS.items():
         for other in WORDS:
-            steps = [f"{name} {word}.", f"Is {word}."]
+            steps = [f"{name} {word}.", f"It ends in {word}."]
             rows.append(
                 {
-                    "query": f"Is {other} heads up? {name} is?",
+                    "query": f"Where is {other}? What colour is {name}?",
                     "reasoning": " ".join(steps),
                     "condensed_reasoning": f"{name} {word}.",
                     "answer": word,
@@ -326,7 +326,7 @@ def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path)
 
 def test_soft_words_are_words_of_any_length_that_the_librarys_words_phase_teaches(tokenizer, toy_host, tmp_path):
     # Rows of two to four words, some of several tokens.
-    longer = {"heads": "heads indeed", "tails": "tails", "keeps": "keeps on and on", "flips": "flips"}
+    longer = {"red": "red it is", "blue": "blue", "green": "green on and on", "pink": "pink"}
     rows = [{**row, "short": f"{row['steps'][0].split()[0]} {longer[row['answer']]}"} for row in toy_rows()]
     sizes = {len(tokenizer(row["short"])["input_ids"]) for row in rows}
     assert len(sizes) > 1 and max(sizes) > 4

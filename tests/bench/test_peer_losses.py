@@ -19,7 +19,7 @@ from semcot_hf.bench.methods.softcot import SoftCoTModel
 from semcot_hf.bench.methods.token_rows import tokenize_rows
 from semcot_hf.bench.methods.training import OperationCounter, TrainingSetup
 from semcot_hf.bench.tasks.pretraining import fresh_model
-from semcot_hf.data.tasks import coin_flip
+from semcot_hf.data.tasks import facts
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.inference.prompting import answer_prompt_ids
 
@@ -41,7 +41,8 @@ def tiny(tokenizer, seed=0):
 @pytest.fixture(scope="module")
 def rows(tokenizer):
     """Questions with fewer steps than latents, as many, and more."""
-    made = [coin_flip.generate(1, seed=3, min_people=people, max_people=people)[0] for people in (2, 6, 8)]
+    # One step a person, and one that names the town.
+    made = [facts.generate(1, seed=3, min_steps=people, max_steps=people)[0] for people in (1, 5, 7)]
     return tokenize_rows(tokenizer, made)
 
 
@@ -313,7 +314,7 @@ def a_setup(tokenizer, work, steps):
         host=tiny(tokenizer),
         generator="",
         tokenizer=tokenizer,
-        train_rows=coin_flip.generate(8, seed=3, min_people=3, max_people=3),
+        train_rows=facts.generate(8, seed=3, min_steps=5, max_steps=5),
         num_implicit_tokens=2,
         steps_per_token=1,
         coconut=(2, 3),

@@ -78,7 +78,7 @@ def test_config_file_sets_flags(tmp_path, capsys):
 def test_evaluate_takes_any_causal_lm_and_compares_runs(tmp_path, capsys):
     from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 
-    options = ["--dataset", "coin_flip", "--max_eval_samples", "4", "--max_new_tokens", "4", "--latency_samples", "1"]
+    options = ["--dataset", "facts", "--max_eval_samples", "4", "--max_new_tokens", "4", "--latency_samples", "1"]
     for name, model in (("a", GENERATOR_PATH), ("b", HOST_PATH)):
         folders = ["--model", str(model), "--output_dir", str(tmp_path / name), "--methods", "no_cot"]
         more = ["--few_shot", "1"] if name == "a" else ["--compare_with", str(tmp_path / "a")]
@@ -119,7 +119,7 @@ def test_evaluate_compiles_the_generator_where_asked(tmp_path, captured, capturi
     )
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(HOST_PATH).save_pretrained(tmp_path / "model")
-    flags = ["--model", str(tmp_path / "model"), "--dataset", "coin_flip", "--max_eval_samples", "2"]
+    flags = ["--model", str(tmp_path / "model"), "--dataset", "facts", "--max_eval_samples", "2"]
     flags += ["--methods", "semcot", "--no_controls", "--latency_samples", "1", "--max_new_tokens", "2"]
     for name, more in (("plain", []), ("compiled", ["--compile_generator"])):
         assert main(["evaluate", *flags, *more, "--output_dir", str(tmp_path / name)]) == 0
@@ -137,17 +137,17 @@ def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
     from semcot_hf import SemCoTForCausalLM
     from semcot_hf.demo import GENERATOR_PATH
 
-    flags = ["--dataset", "coin_flip", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "1"]
+    flags = ["--dataset", "facts", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "1"]
     flags += ["--alpha", "0", "--learning_rate", "0", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
     flags += ["--generator_mode", "sequential", "--projection", "vocabulary", "--output_dir", str(tmp_path)]
-    assert main(["distill", *flags, "--thought", "heads of a coin"]) == 1
-    assert "thought='heads of a coin' is 8 tokens" in capsys.readouterr().err
-    assert main(["distill", *flags, "--thought", " heads"]) == 0
+    assert main(["distill", *flags, "--thought", "towns of the road"]) == 1
+    assert "thought='towns of the road' is 9 tokens" in capsys.readouterr().err
+    assert main(["distill", *flags, "--thought", " where"]) == 0
     model = SemCoTForCausalLM.from_pretrained(tmp_path)
     assert (model.config.projection, model.config.generator_mode) == ("vocabulary", "sequential")
     generator = AutoModelForCausalLM.from_pretrained(GENERATOR_PATH)
-    [heads] = AutoTokenizer.from_pretrained(GENERATOR_PATH)(" heads", add_special_tokens=False)["input_ids"]
-    assert model.thought_embedding.equal(generator.get_input_embeddings().weight[heads])
+    [where] = AutoTokenizer.from_pretrained(GENERATOR_PATH)(" where", add_special_tokens=False)["input_ids"]
+    assert model.thought_embedding.equal(generator.get_input_embeddings().weight[where])
     assert model.projection.weight.equal(generator.lm_head.weight)
 
 
@@ -168,14 +168,14 @@ def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path, capsys):
     from semcot_hf import SemCoTForCausalLM
     from semcot_hf.demo import GENERATOR_PATH
 
-    flags = ["--dataset", "coin_flip", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "2"]
+    flags = ["--dataset", "facts", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "2"]
     flags += ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--report_to", "none"]
     flags += ["--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true"]
     encoder, model = str(tmp_path / "an encoder"), str(tmp_path / "model")
     assert main(["align", *flags, "--output_dir", encoder]) == 0
     following = shlex.split(capsys.readouterr().out.partition("Next: semcot ")[2])
     assert following[following.index("--alignment_encoder") + 1] == encoder
-    assert SentenceTransformer(encoder).encode(["Heads."]).shape[0] == 1
+    assert SentenceTransformer(encoder).encode(["It ends in Bern."]).shape[0] == 1
     assert main(["distill", *flags, "--alignment_encoder", encoder, "--output_dir", model]) == 0
     assert not any("lora" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
     before = AutoModelForCausalLM.from_pretrained(GENERATOR_PATH).model.state_dict()

@@ -26,7 +26,7 @@ from semcot_hf.condense.rules import EquationSource, SurprisalSource
 from semcot_hf.data import load_reasoning_dataset
 from semcot_hf.data.loading import write_splits
 from semcot_hf.data.schema import FEATURES
-from semcot_hf.data.tasks import arithmetic, coin_flip
+from semcot_hf.data.tasks import arithmetic, facts
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.inference.prompting import ANSWER_PROMPT, prompt_text
 from semcot_hf.modeling.thought_prompt_semcot import line_ends
@@ -506,8 +506,8 @@ def test_surprisal_drops_the_steps_that_the_answer_can_do_without():
     """On the embedded host, against the definition spelt out without batches."""
     model = AutoModelForCausalLM.from_pretrained(HOST_PATH)
     tokenizer = AutoTokenizer.from_pretrained(HOST_PATH)
-    rows = coin_flip.generate(6, seed=3, max_people=4)
-    plan = Plan((CONDENSED,), True, "yes_no", None, 1, {})
+    rows = facts.generate(6, seed=3, max_steps=4)
+    plan = Plan((CONDENSED,), True, "sequence", None, 1, {})
     requests = [follow(row, plan, {}).request for row in rows]
     source = SurprisalSource(model, tokenizer, batch_size=5)
     found = source.kept_steps(requests)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM, build_alignment_encoder, load_reasoning_dataset
 from semcot_hf.cli.main import main
+from semcot_hf.data.tasks import facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.lm_eval_tasks import INCLUDE_PATH
@@ -75,14 +76,17 @@ def prepared(tmp_path_factory):
     """A folder with what earlier pages leave behind: untrained, but complete."""
     folder = tmp_path_factory.mktemp("docs")
     tokenizer = AutoTokenizer.from_pretrained(HOST_PATH)
-    model = SemCoTForCausalLM.from_host_generator_pretrained(
-        str(HOST_PATH), str(GENERATOR_PATH), answer_prompt_ids=answer_prompt_ids(tokenizer)
+    pair, prompt = (str(HOST_PATH), str(GENERATOR_PATH)), answer_prompt_ids(tokenizer)
+    model = SemCoTForCausalLM.from_host_generator_pretrained(*pair, answer_prompt_ids=prompt)
+    # The demo's model thinks in words. Untrained, it is right in some questions, as a calibration needs.
+    words = SemCoTForCausalLM.from_host_generator_pretrained(
+        *pair, answer_prompt_ids=prompt, recipe="words", tokenizer=tokenizer, num_implicit_tokens=24
     )
-    for name in ("runs/model", "runs/demo/model"):
-        model.save_pretrained(folder / name)
+    for name, made in (("runs/model", model), ("runs/demo/model", words)):
+        made.save_pretrained(folder / name)
         with_answer_prompt(tokenizer).save_pretrained(folder / name)
     build_alignment_encoder(model.host, tokenizer).save(str(folder / "runs/encoder"))
-    questions = [{"query": f"Ann flips the coin {count} times. Heads?"} for count in range(3)]
+    questions = [{"query": f"A letter is in {town}. Ann keeps it. Where does it end?"} for town in facts.TOWNS[:3]]
     (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder

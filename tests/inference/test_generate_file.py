@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf import progress
 from semcot_hf.cli.main import main
-from semcot_hf.data.tasks import coin_flip
+from semcot_hf.data.tasks import facts
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.inference import prompting
@@ -349,7 +349,7 @@ def command(*arguments):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_command_goes_on_and_writes_the_same_bytes(tmp_path):
-    queries = [row["query"] for row in coin_flip.generate(60, seed=4, split="test")]
+    queries = [row["query"] for row in facts.generate(60, seed=4, split="test")]
     source = write_rows(tmp_path / "questions.jsonl", queries)
     options = ["--model", HOST_PATH, "--input", source, "--method", "cot", "--max_new_tokens", 70]
     options += ["--tokens_per_batch", 300]

@@ -33,7 +33,7 @@ print(*names, "bench", *(f"bench {name}" for name in BENCHES), "data check", sep
 """
 DEMO = """
 from semcot_hf.demo.pipeline import DemoSettings, run_demo
-sizes = DemoSettings(train_samples=64, eval_samples=12, alignment_steps=2, distillation_steps=2, batch_size=8)
+sizes = DemoSettings(train_samples=64, eval_samples=12, words_steps=2, batch_size=8)
 report, answers = run_demo("demo", sizes)
 assert len(answers) == 3
 """

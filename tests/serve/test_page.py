@@ -15,6 +15,8 @@ import torch
 from served import free_port
 
 from semcot_hf.cli.main import main
+from semcot_hf.data.tasks import facts
+from semcot_hf.demo import QUESTION as DEMO_QUESTION
 from semcot_hf.inference.answering import answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.modeling.escalation_semcot import Escalation
@@ -426,4 +428,7 @@ def test_the_demos_model_is_shown_by_default(words_model, tokenizer, tmp_path, m
     port = ["--port", str(free_port())]
     assert main(["page", *port]) == main(["page", *port]) == 0
     assert runs == [[]] and len(shown) == 2
+    # The demo's model knows the words of its own task only.
+    filled = [field.value for field in shown[0].blocks.values() if getattr(field, "elem_id", None) == "question"]
+    assert filled == [DEMO_QUESTION] and facts.solve(DEMO_QUESTION)
     assert "the demo's embedded models are trained first" in capsys.readouterr().out
