@@ -22,6 +22,8 @@ TITLES = {
     "escalated": "SemCoT, escalated by its calibrated rule",
     "joint_answer": "SemCoT after 24 steps through the host, by the answer's loss",
     "joint_kl": "SemCoT after 24 steps through the host, by the answer's loss and the KL",
+    "joint_aligned": "SemCoT after 24 steps through the host, by the answer's loss and the alignment",
+    "joint_merged": "SemCoT, two words a token, after 24 steps through the host, by the answer's loss",
     "semcot_hard": "SemCoT, the most probable words as tokens",
     "words": "host that reads the same words as text",
     "generator": "**the generator alone**, in words",
