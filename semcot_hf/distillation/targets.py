@@ -28,10 +28,13 @@ class MeanStates:
     Args:
         host: the frozen causal LM.
         tokenizer: its tokenizer.
+        precision: 16-bit type to which the computation is autocast, `None` for that of the weights.
     """
 
-    def __init__(self, host: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.backbone = backbone_of(host)
+    def __init__(
+        self, host: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: torch.dtype | None = None
+    ):
+        self.backbone, self.precision = backbone_of(host), precision
         self.tokenizer = tokenizer
         self.layer, _ = default_layers(self.backbone.config.num_hidden_layers)
 
@@ -53,37 +56,50 @@ class MeanStates:
                     f"{context}: drop long rows, or choose another alignment_view. It starts {longest[:80]!r}."
                 )
             padded, mask = pad(ids, self.tokenizer.pad_token_id, "right")
-            states = self.backbone(
-                input_ids=padded.to(self.backbone.device),
-                attention_mask=mask.to(self.backbone.device),
-                output_hidden_states=True,
-                use_cache=False,
-            ).hidden_states[self.layer]
+            with autocast_to(self.precision, self.backbone.device):
+                states = self.backbone(
+                    input_ids=padded.to(self.backbone.device),
+                    attention_mask=mask.to(self.backbone.device),
+                    output_hidden_states=True,
+                    use_cache=False,
+                ).hidden_states[self.layer]
             mask = mask.to(states.device)[..., None]
             vectors.append(((states.float() * mask).sum(dim=1) / mask.sum(dim=1)).cpu())
         return torch.cat(vectors).numpy()
 
     def fingerprint(self) -> str:
         """Return a hash of everything that the vectors depend on."""
-        description = f"mean of states {self.layer} {self.backbone.config.to_json_string()}"
+        description = f"mean of states {self.layer} in {self.precision} {self.backbone.config.to_json_string()}"
         return fingerprint(self.backbone, self.tokenizer, description)
 
 
 class EncoderEmbeddings:
-    """Embed a text by the alignment encoder f."""
+    """Embed a text by the alignment encoder f.
 
-    def __init__(self, encoder: SentenceTransformer):
-        self.encoder = encoder
+    Args:
+        encoder: f.
+        precision: 16-bit type to which the computation is autocast, `None` for that of the weights.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, precision: torch.dtype | None = None):
+        self.encoder, self.precision = encoder, precision
 
     def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
         """Return a float32 array (texts, dim)."""
-        return self.encoder.encode(texts, batch_size=batch_size, show_progress_bar=False).astype("float32")
+        with autocast_to(self.precision, self.encoder.device):
+            return self.encoder.encode(texts, batch_size=batch_size, show_progress_bar=False).astype("float32")
 
     def fingerprint(self) -> str:
         """Return a hash of everything that the vectors depend on."""
         encoder = self.encoder
-        description = f"{encoder!r} up to {encoder.max_seq_length} {backbone_in(encoder).config.to_json_string()}"
+        settings = f"up to {encoder.max_seq_length} in {self.precision}"
+        description = f"{encoder!r} {settings} {backbone_in(encoder).config.to_json_string()}"
         return fingerprint(encoder, encoder.tokenizer, description)
+
+
+def autocast_to(precision: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """Return the context in which operations on `device` compute in `precision`, or in their own for `None`."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision is not None)
 
 
 def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: MeanStates | EncoderEmbeddings) -> AnyDataset:

@@ -121,10 +121,11 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None
+        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         if self.alignment_encoder is not None:
-            self._embedder = EncoderEmbeddings(self.alignment_encoder.to(args.device))
+            self._embedder = EncoderEmbeddings(self.alignment_encoder.to(args.device), precision)
         elif args.alpha > 0:
-            self._embedder = MeanStates(cast(Any, model.host).to(args.device), processing_class)
+            self._embedder = MeanStates(cast(Any, model.host).to(args.device), processing_class, precision)
         # Trainer sets these too, but the datasets are tokenized before.
         self.args, self.processing_class = args, processing_class
         self._questions: dict[str, list[dict]] = {}

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -129,6 +130,41 @@ def test_stored_embeddings_depend_on_the_configuration(parts, tiny_tokenizer, vi
         embedder = MeanStates(host, tiny_tokenizer) if view == "mean_pooled" else EncoderEmbeddings(encoder)
         prints.add(embedder.fingerprint())
     assert len(prints) == 2
+
+
+@pytest.mark.parametrize("view", ["embedding", "mean_pooled"])
+def test_the_reasoning_is_embedded_in_the_precision_of_the_training(parts, tiny_tokenizer, rows, tmp_path, view):
+    host, texts = parts().host, rows["reasoning"][:4]
+    encoder = build_alignment_encoder(host, tiny_tokenizer, embedding_dim=8)
+
+    def embedder(precision):
+        if view == "mean_pooled":
+            return MeanStates(host, tiny_tokenizer, precision)
+        return EncoderEmbeddings(encoder, precision)
+
+    full, half = embedder(None), embedder(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        if view == "mean_pooled":
+            batch = tiny_tokenizer(
+                texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+            )
+            states, mask = host(**batch, output_hidden_states=True).hidden_states[full.layer], batch["attention_mask"]
+            expected = ((states * mask[..., None]).sum(dim=1) / mask.sum(dim=1)[:, None]).numpy()
+        else:
+            expected = encoder.encode(texts)
+    np.testing.assert_array_equal(half.encode(texts), expected)
+    assert not np.array_equal(full.encode(texts), expected)
+    np.testing.assert_allclose(full.encode(texts), expected, atol=0.05)
+    assert half.fingerprint() != full.fingerprint()
+    for bf16, precision in ((True, torch.bfloat16), (False, None)):
+        trainer = SemCoTDistillationTrainer(
+            model=parts(),
+            args=config(tmp_path, alpha=0.1, bf16=bf16, **({"alignment_view": view} if view == "mean_pooled" else {})),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            alignment_encoder=None if view == "mean_pooled" else encoder,
+        )
+        assert trainer._embedder.precision == precision
 
 
 def test_streams_several_evaluation_sets_and_reports(parts, tiny_tokenizer, rows, tmp_path, caplog):
