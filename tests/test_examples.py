@@ -183,6 +183,10 @@ def test_training_words_through_the_host(tmp_path, capsys):
     assert {"kl_loss", "answer_loss"} <= {
         key for row in json.loads((output / "log.json").read_text())["log"] for key in row
     }
+    # Without training the answers are kept in a folder of their own, too.
+    left = ["--output_dir", str(tmp_path / "left" / "as it is"), "--max_steps", "0", "--max_new_tokens", "3"]
+    joint.main([*command, *left])
+    assert (tmp_path / "left" / "as it is" / "verdicts.jsonl.gz").is_file()
     merged = joint.MergedWords.from_pretrained(model)
     ids = torch.arange(20, 32).view(2, 6)
     words, mask = merged.implicit_embeddings(ids, return_mask=True)

@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = TrlParser((Arguments, SemCoTDistillationConfig))
     parser.set_defaults_with_config(**DEFAULTS)
     arguments, args = parser.parse_args_and_config(argv)
+    output = Path(str(args.output_dir))
+    output.mkdir(parents=True, exist_ok=True)
     model = MergedWords.from_pretrained(arguments.model)
     model.words_per_token = arguments.words_per_token
     tokenizer, splits = AutoTokenizer.from_pretrained(arguments.model), load_reasoning_dataset(arguments.data)
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         given = {"alignment_encoder": arguments.alignment_encoder, "peft_config": adapters}
         trainer = SemCoTDistillationTrainer(model, args, processing_class=tokenizer, **given, **sets)
         trainer.train()
-        write_json(Path(str(args.output_dir)) / "log.json", {"log": trainer.state.log_history})
+        write_json(output / "log.json", {"log": trainer.state.log_history})
     sizes = {"max_new_tokens": arguments.max_new_tokens, "batch_size": arguments.test_batch_size}
     answers = answer_questions(model.eval(), tokenizer, splits["test"]["query"], method="semcot", **sizes)
     verdicts = []
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         right = check_answer(answer.output, row["answer"], arguments.answer_type)
         verdicts.append({"method": "semcot", "index": index, "correct": right, "new_tokens": answer.new_tokens})
         verdicts[-1] |= {"implicit_tokens": answer.implicit_tokens, "thought": answer.thought}
-    with gzip.open(Path(str(args.output_dir)) / "verdicts.jsonl.gz", "wt") as file:
+    with gzip.open(output / "verdicts.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(verdict) + "\n" for verdict in verdicts)
     print(f"{sum(verdict['correct'] for verdict in verdicts)} of {len(verdicts)} test questions are right")
 
