@@ -23,6 +23,7 @@ TITLES = {
     "joint_answer": "SemCoT after 24 steps through the host, by the answer's loss",
     "joint_kl": "SemCoT after 24 steps through the host, by the answer's loss and the KL",
     "joint_aligned": "SemCoT after 24 steps through the host, by the answer's loss and the alignment",
+    "merged": "SemCoT, two words a token, without further steps",
     "joint_merged": "SemCoT, two words a token, after 24 steps through the host, by the answer's loss",
     "semcot_hard": "SemCoT, the most probable words as tokens",
     "words": "host that reads the same words as text",

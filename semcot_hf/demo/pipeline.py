@@ -45,7 +45,7 @@ print(json.dumps([reply[0]["generated_text"].strip() for reply in replies]))
 """
 
 # Rows of the report: host and generator, each alone with and without reasoning, and together.
-METHODS = ["no_cot", "cot", "semcot", "generator", "generator_no_cot"]
+DEMO_METHODS = ["no_cot", "cot", "semcot", "generator", "generator_no_cot"]
 
 
 @dataclass
@@ -117,7 +117,7 @@ def run_demo(
             AutoModelForCausalLM.from_pretrained(folder),
             AutoTokenizer.from_pretrained(folder),
             data["test"],
-            methods=METHODS,
+            methods=DEMO_METHODS,
             output_dir=work / "evaluation",
             overwrite=True,
             max_new_tokens=80,

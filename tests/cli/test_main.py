@@ -131,6 +131,21 @@ def test_evaluate_compiles_the_generator_where_asked(tmp_path, captured, capturi
     assert main(["evaluate", *flags, "--compile_generator", "--output_dir", str(tmp_path / "plain")]) == 1
 
 
+def test_the_words_recipe_meets_rows_in_random_order(tmp_path, monkeypatch):
+    """Grouped by length, it fell from 97 to 36 % on `facts`."""
+    orders = []
+
+    def note(*args, **kwargs):
+        orders.append(kwargs["args"].train_sampling_strategy)
+        raise ValueError("noted")
+
+    monkeypatch.setattr("semcot_hf.cli.distill.SemCoTDistillationTrainer", note)
+    flags = ["--recipe", "words", "--dataset", "facts", "--max_train_samples", "8", "--output_dir", str(tmp_path)]
+    for more in ([], ["--train_sampling_strategy", "group_by_length"]):
+        assert main(["distill", *flags, *more]) == 1
+    assert orders == ["random", "group_by_length"]
+
+
 def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
