@@ -9,7 +9,7 @@ from .methods.codi import train_codi
 from .methods.finetuning import train_condensed, train_cot, train_no_cot
 from .methods.icot import train_icot
 from .methods.lrt import train_lrt
-from .methods.pause import train_pause
+from .methods.pause import train_pause, train_prompt_tuning
 from .methods.simcot import train_simcot_coconut, train_simcot_codi
 from .methods.softcot import train_softcot
 from .methods.training import Trained, TrainingSetup
@@ -42,6 +42,7 @@ BENCH_METHODS = {
     "icot": Method("ICoT-SI", train_icot, peer=True),
     "coconut": Method("Coconut", train_coconut, peer=True),
     "codi": Method("CODI", train_codi, peer=True),
+    "prompt_tuning": Method("Prompt tuning", train_prompt_tuning, frozen_host=True, peer=True),
     "softcot": Method("SoftCoT", train_softcot, frozen_host=True),
     "lrt": Method("Latent Recurrent Thoughts", train_lrt, frozen_host=True, peer=True),
     "simcot_coconut": Method("SIM-CoT on Coconut", train_simcot_coconut, peer=True),

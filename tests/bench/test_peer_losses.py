@@ -14,7 +14,7 @@ from semcot_hf.bench.catalogue import BENCH_METHODS
 from semcot_hf.bench.methods import coconut, codi, icot, lrt, simcot, training
 from semcot_hf.bench.methods.finetuning import TextModel, train_cot, train_no_cot
 from semcot_hf.bench.methods.latents import LatentModel
-from semcot_hf.bench.methods.pause import PauseModel
+from semcot_hf.bench.methods.pause import PauseModel, PromptTuningModel
 from semcot_hf.bench.methods.softcot import SoftCoTModel
 from semcot_hf.bench.methods.token_rows import tokenize_rows
 from semcot_hf.bench.methods.training import OperationCounter, TrainingSetup
@@ -204,6 +204,22 @@ def test_pause_reads_the_same_learned_embedding_k_times(tokenizer, rows):
     model = PauseModel(tiny(tokenizer), answer_prompt_ids(tokenizer), 3)
     slow = torch.cat([written(model.host, row, [model.pause] * 3, row.answer)[0] for row in rows]).mean()
     assert_same_loss_and_gradients(model, slow, model(rows, 0.0))
+
+
+def test_prompt_tuning_reads_k_learned_embeddings_of_a_frozen_host(tokenizer, rows):
+    model = PromptTuningModel(tiny(tokenizer).bfloat16(), answer_prompt_ids(tokenizer), 3).train()
+    words = model.host.get_input_embeddings().weight
+    assert model.pause.dtype == torch.float32 and len({tuple(row.tolist()) for row in model.pause}) == 3
+    assert all(any(torch.equal(row, word.float()) for word in words) for row in model.pause)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == ["pause"]
+    assert not model.host.training
+    model.host.float()
+    slow = torch.cat([written(model.host, row, list(model.pause), row.answer)[0] for row in rows]).mean()
+    assert_same_loss_and_gradients(model, slow, model(rows, 0.0))
+    ids = torch.tensor([rows[0].prompt + answer_prompt_ids(tokenizer)])
+    assert torch.equal(model.implicit_embeddings(ids, num_implicit_tokens=2)[0], model.pause[:2])
+    with pytest.raises(ValueError, match="num_implicit_tokens=4: the model has 3"):
+        model.implicit_embeddings(ids, num_implicit_tokens=4)
 
 
 @pytest.mark.parametrize("progress", STAGES)
