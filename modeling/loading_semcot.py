@@ -1,5 +1,6 @@
 """Build a SemCoT model from pretrained host and generator, and load checkpoints, the authors' too."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeVar
@@ -307,9 +308,10 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 "folder of a SemCoT checkpoint."
             )
         # Read before loading: Auto classes write the choice of attention into the config, and loading changes dtypes.
-        dtypes = (config.host_config.dtype, config.generator_config.dtype)
+        dtypes: Any = _saved_dtypes(config)
         attention = config.host_config._attn_implementation
-        apart = config.includes_host and "dtype" not in kwargs and dtypes[0] != dtypes[1]
+        stored = {part: dtype for part, dtype in dtypes.items() if config.includes_host or part != "host"}
+        apart = "dtype" not in kwargs and None not in stored.values() and len(set(stored.values())) > 1
         options = {**kwargs, "build_host": config.includes_host}
         if config.includes_host and (host is not None or host_kwargs):
             raise ValueError(
@@ -317,7 +319,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 "device_map and the like directly."
             )
         if apart:
-            options["dtype"] = torch.promote_types(*dtypes)
+            options["dtype"] = functools.reduce(torch.promote_types, stored.values())
         if isinstance(kwargs.get("device_map"), dict):
             places = kwargs["device_map"] if config.includes_host else _places(kwargs["device_map"], False)
             if places.get("thought_embedding") == "disk" and len(places) > 1:
@@ -332,14 +334,14 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers makes all arguments that are left part of the generation configuration.
         vars(model.generation_config).pop("build_host", None)
+        if apart:
+            saved_names = model.state_dict().keys()
+            for name, value in (*model.named_parameters(), *model.named_buffers()):
+                # Other buffers, such as the frequencies of rotary positions, keep their precision.
+                if value.is_floating_point() and name in saved_names and not value.is_meta:
+                    value.data = value.data.to(stored[name.partition(".")[0]])
         if config.includes_host:
             host = model.host
-            if apart:
-                saved_names = model.state_dict().keys()
-                for name, value in (*model.named_parameters(), *model.named_buffers()):
-                    # Other buffers, such as the frequencies of rotary positions, keep their precision.
-                    if value.is_floating_point() and name in saved_names:
-                        value.data = value.data.to(dtypes[0] if name.startswith("host.") else dtypes[1])
             model._set_host(host)
             model._note_host(fingerprint(host))
         if not kwargs.get("ignore_mismatched_sizes"):
@@ -347,7 +349,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         if not config.includes_host:
             host, place, found = _plain(host), None, None
             if not isinstance(host, PreTrainedModel):
-                saved = {"dtype": dtypes[0] or "auto"}
+                saved = {"dtype": dtypes["host"] or "auto"}
                 saved |= {} if attention is None else {"attn_implementation": attention}
                 if kwargs.get("max_memory"):
                     kwargs["max_memory"] = memory_left(model, kwargs["max_memory"])
@@ -388,6 +390,21 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 f"The generation_config.json of the checkpoint {name!r} is not as it was saved: it was edited or "
                 "damaged. If you did not edit it, copy or download it again; if you did, save the model anew."
             )
+
+
+def _saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
+    """Return the dtype in which each part of a checkpoint was saved; `None` where the configuration does not say."""
+    generator, whole = config.generator_config.dtype, config.dtype
+    decoder = None if config.step_decoder_config is None else config.step_decoder_config.dtype
+    return {
+        "host": config.host_config.dtype,
+        "generator": generator,
+        # The generator's own head makes mixtures of words.
+        "projection": generator if config.projection == "vocabulary" else whole or generator,
+        # transformers writes the dtype of the first parameter, which this is.
+        "thought_embedding": whole or generator,
+        **({} if config.step_decoder_config is None else dict.fromkeys(("step_decoder", "step_projection"), decoder)),
+    }
 
 
 def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace, bool | None]:

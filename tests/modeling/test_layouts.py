@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 
 import pytest
@@ -172,6 +173,39 @@ def test_host_and_generator_dtypes_apart(folders, tmp_path):
     for layout in ("attached", "whole"):
         model.save_pretrained(tmp_path / layout, include_host=layout == "whole")
         assert same(SemCoTForCausalLM.from_pretrained(tmp_path / layout), model)
+
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize("layout", ["attached", "whole"])
+@pytest.mark.parametrize("projection", ["linear", "vocabulary"])
+@pytest.mark.parametrize(("host", "generator"), [(HALF, HALF), (FULL, HALF), (HALF, FULL), (HALF, torch.float16)])
+def test_each_part_keeps_its_dtype_beside_tokens_trained_in_float32(
+    folders, tiny_lm, tmp_path, layout, projection, host, generator
+):
+    """As after training with adapters: the generator as it was, what is new in float32."""
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        folders / "host",
+        folders / "generator",
+        projection=projection,
+        generator_mode="sequential",
+        num_implicit_tokens=3,
+        host_kwargs={"dtype": host},
+        generator_kwargs={"dtype": generator},
+    )
+    if projection == "linear":
+        model.add_step_decoder(tiny_lm("qwen2", hidden_size=16, dtype=generator))
+        model.projection.float()
+    model.thought_embedding.data = model.thought_embedding.data.float()
+    model.save_pretrained(tmp_path, include_host=layout == "whole")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = SemCoTForCausalLM.from_pretrained(tmp_path)
+    assert same(loaded, model) and loaded.host.dtype == host and loaded.generator.dtype == generator
+    assert torch.equal(loaded.generate(PROMPT, max_new_tokens=3), model.generate(PROMPT, max_new_tokens=3))
+    chosen = SemCoTForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {parameter.dtype for parameter in chosen.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("layout", ["attached", "whole"])
