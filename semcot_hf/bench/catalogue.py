@@ -10,6 +10,7 @@ from .methods.finetuning import train_condensed, train_cot, train_no_cot
 from .methods.icot import train_icot
 from .methods.lrt import train_lrt
 from .methods.pause import train_pause, train_prompt_tuning
+from .methods.queries import train_more_queries, train_proposer
 from .methods.simcot import train_simcot_coconut, train_simcot_codi
 from .methods.softcot import train_softcot
 from .methods.training import Trained, TrainingSetup
@@ -53,6 +54,10 @@ BENCH_METHODS = {
     "semcot_no_warmup": Method("SemCoT without warm-up", semcot.train_without_warmup, frozen_host=True),
     "semcot_host_generator": Method(
         "SemCoT, host + LoRA as generator", semcot.train_host_as_generator, frozen_host=True
+    ),
+    "semcot_more_queries": Method("SemCoT, 4 of 32 trained tokens kept", train_more_queries, frozen_host=True),
+    "semcot_proposer": Method(
+        "SemCoT, 4 of 32 kept, new layers on the host's words", train_proposer, frozen_host=True
     ),
     UNTRAINED: Method("SemCoT (soft words), untrained pair", semcot.leave_untrained, frozen_host=True),
     SOFT_WORDS: Method("SemCoT (soft words)", semcot.train_soft_words, frozen_host=True),

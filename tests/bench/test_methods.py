@@ -298,7 +298,7 @@ def test_each_method_learns_a_toy_task(name, tokenizer, toy_host, tmp_path):
     before = copy.deepcopy(host.state_dict())
     at_once = share_right(host, tokenizer, method="no_cot")
     # Adapters have less to turn than whole weights, and a proposer of random weights more to learn.
-    steps = {"semcot_host_generator": 150, "lrt": 240}.get(name, 60)
+    steps = {"semcot_host_generator": 150, "lrt": 240, "semcot_proposer": 240}.get(name, 60)
     trained = BENCH_METHODS[name].train(toy_setup(tokenizer, host, toy_host, tmp_path, steps, 5e-3))
     options = {} if trained.answer_prompt is None else {"answer_prompt": trained.answer_prompt}
     right = share_right(trained.model, tokenizer, method=trained.answered_by, **options)

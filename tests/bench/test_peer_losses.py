@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.bench.catalogue import BENCH_METHODS
-from semcot_hf.bench.methods import coconut, codi, icot, lrt, simcot, training
+from semcot_hf.bench.methods import coconut, codi, icot, lrt, queries, simcot, training
 from semcot_hf.bench.methods.finetuning import TextModel, train_cot, train_no_cot
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel, PromptTuningModel
@@ -314,6 +314,30 @@ def test_softcot_learns_a_projection_for_reasoning_and_answer(tokenizer, rows):
         text = row.reasoning + row.answer
         terms.append(written(model.host, row, list(model.projection(states)), text)[0])
     assert_same_loss_and_gradients(module, torch.cat(terms).mean(), module(rows, 0.0))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_more_queries_in_training_than_at_inference_are_the_mean_of_both_losses(tokenizer, rows, fresh):
+    host = tiny(tokenizer)
+    generator = queries.fresh_reader(host) if fresh else tiny(tokenizer, 1)
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        host, generator, num_implicit_tokens=2, answer_prompt_ids=answer_prompt_ids(tokenizer)
+    ).eval()
+    module, tail = queries.ManyQueries(model, 5), len(answer_prompt_ids(tokenizer))
+    reads = model.generator.get_input_embeddings().weight
+    if fresh:
+        assert torch.equal(reads, host.get_input_embeddings().weight) and not reads.requires_grad
+        assert len(model.generator.layers) == 2 and reads is not host.get_input_embeddings().weight
+    terms = []
+    for count in (5, 2):
+        for row in rows:
+            read = torch.cat([reads[torch.tensor(row.prompt)], model.thought_embedding.expand(count, -1)])
+            states = model.generator(inputs_embeds=read[None], use_cache=False).last_hidden_state[0, -count:]
+            # The answer prompt is given, not learned.
+            terms.append(written(host, row, list(model.projection(states)), row.answer)[0][tail:])
+    half = len(rows)
+    slow = torch.cat(terms[:half]).mean() / 2 + torch.cat(terms[half:]).mean() / 2
+    assert_same_loss_and_gradients(module, slow, module(rows, 0.0))
 
 
 # Whole trainings
