@@ -1,7 +1,6 @@
 """What Latent Recurrent Thoughts (arXiv 2609.01117) does with its queries, in SemCoT's parallel mode.
 
-More implicit tokens in training than at inference, and the lightest generator: new layers that read the host's own word
-embeddings.
+More implicit tokens in training than at inference, and a lighter generator: new layers on the host's word embeddings.
 """
 
 import copy
