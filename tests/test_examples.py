@@ -140,13 +140,17 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
         "svamp",
         "--pairs",
         "h+g",
-        "--variants",
-        "words",
     ]
-    flags += ["--distill_flags", training, "--evaluate_flags", evaluation]
-    command = [sys.executable, EXAMPLES / "real" / "table.py", *flags]
+    tuned = "--learning_rates 1e-3 --steps 2 --eval_questions 3 --max_new_tokens 4"
+    flags += ["--prompt_tuning_flags", tuned]
+    flags += ["--evaluate_flags", evaluation]
+    words = ["--variants", "words", "--distill_flags", training]
+    stages = ["--variants", "stages_k1", "--align_flags", "--max_steps 2 --per_device_train_batch_size 4 --use_cpu"]
+    stages += ["--distill_flags", "--max_steps 2 --use_cpu --report_to none"]
+    command = [sys.executable, EXAMPLES / "real" / "table.py", *flags, *words]
     done = subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
     assert "### svamp, h, g, words" in done.stdout and "| host, explicit CoT | " in done.stdout
+    assert "(prompt tuning) | " in done.stdout
     kept = output / "results" / "svamp--h--g--words.jsonl.gz"
     with gzip.open(kept, "rt") as file:
         rows = [json.loads(line) for line in file]
@@ -159,6 +163,11 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     assert weights.stat().st_mtime_ns == saved
     with gzip.open(kept, "rt") as file:
         assert [json.loads(line) for line in file] == rows
+    paper = [*command[:2], *flags, *stages]
+    done = subprocess.run(paper, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
+    assert "### svamp, h, g, stages_k1" in done.stdout
+    config = json.loads((output / "svamp--h--g--stages_k1" / "model" / "config.json").read_text())
+    assert config["num_implicit_tokens"] == 1 and (output / "svamp--h--encoder" / "modules.json").is_file()
 
 
 def test_training_words_through_the_host(tmp_path, capsys):

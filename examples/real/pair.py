@@ -3,8 +3,8 @@
     python examples/real/pair.py --host /models/qwen-1.5b --generator /models/qwen-0.5b \
         --train data/a.json data/b.json --test data/c.json --output runs/real/pair
 
-Two commands are run, `semcot distill` (by default with `--recipe words`) and `semcot evaluate`; each goes on where it
-was cut off.
+Two commands are run, `semcot distill` (by default with `--recipe words`) and `semcot evaluate`, and with
+`--align_flags` before them `semcot align`, whose encoder the second then gets; each goes on where it was cut off.
 Training questions that are among the test questions are left out. `verdicts.jsonl.gz` keeps of every answer what the
 report counts: the row's number, the method, the extracted answer, its verdict, the words of the thought, and the time.
 The questions themselves are not in it.
@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from semcot_hf import load_reasoning_dataset
@@ -47,15 +48,15 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
     return data
 
 
-def write_verdicts(report: Path, path: Path) -> None:
-    """Write what is kept of every answer in a folder of `semcot evaluate`."""
+def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
+    """Write what is kept of every answer in a folder of `semcot evaluate`, and in files of `others` by method."""
+    files = {path.stem.removeprefix("predictions-"): path for path in sorted(report.glob("predictions-*.jsonl"))}
     with gzip.open(path, "wt") as file:
-        for predictions in sorted(report.glob("predictions-*.jsonl")):
+        for method, predictions in {**files, **(others or {})}.items():
             for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
                 kept = {name: row[name] for name in KEPT if row.get(name) is not None}
                 if row.get("signals"):
                     kept["signals"] = {name: round(value, 6) for name, value in row["signals"].items()}
-                method = predictions.stem.removeprefix("predictions-")
                 file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
 
 
@@ -74,11 +75,18 @@ def main() -> None:
     parser.add_argument("--recipe", default="words", help="Recipe of semcot distill.")
     parser.add_argument("--max_train_rows", type=int, default=1000, help="Use at most this many training rows.")
     parser.add_argument("--seed", type=int, default=42, help="Seed of the training.")
+    parser.add_argument("--align_flags", help="Flags of semcot align, in one text; without them there is no stage 1.")
+    parser.add_argument("--encoder", help="Folder of stage 1's encoder, trained if it is missing (output/encoder).")
     parser.add_argument("--distill_flags", default="", help="Further flags of semcot distill, in one text.")
     parser.add_argument("--evaluate_flags", default="", help="Further flags of semcot evaluate, in one text.")
     arguments = parser.parse_args()
     folder = Path(arguments.output)
     data, model = prepare(arguments, folder), folder / "model"
+    encoder = Path(arguments.encoder or folder / "encoder")
+    if arguments.align_flags is not None and not (encoder / "modules.json").is_file():
+        flags = shlex.split(arguments.align_flags)
+        given = ("--host", arguments.host, "--dataset", data, "--output_dir", encoder, "--seed", arguments.seed)
+        semcot("align", *given, *flags)
     if not (folder / "training.json").is_file():
         start = time.time()
         models = ("--host", arguments.host, "--generator", arguments.generator)
@@ -86,6 +94,8 @@ def main() -> None:
         if any(model.glob("checkpoint-*")):
             again += ("--resume_from_checkpoint", "True")
         given = ("--dataset", data, "--output_dir", model, "--seed", arguments.seed)
+        if arguments.align_flags is not None:
+            given += ("--alignment_encoder", encoder)
         semcot("distill", "--recipe", arguments.recipe, *models, *given, *again, *shlex.split(arguments.distill_flags))
         write_json(folder / "training.json", {"seconds_of_the_last_run": round(time.time() - start)})
     report = folder / "report"

@@ -18,6 +18,7 @@ TITLES = {
     "no_cot": "host, no CoT",
     "cot": "host, explicit CoT",
     "condensed": "host, its own condensed CoT (prompted)",
+    "prompt_tuning": "host with five learned tokens, the same for every question (prompt tuning)",
     "semcot": "**SemCoT**",
     "escalated": "SemCoT, escalated by its calibrated rule",
     "joint_answer": "SemCoT after 24 steps through the host, by the answer's loss",

@@ -19,15 +19,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pair
 import report
-from variants import ARITHMETIC, PAIRS, TRAIN, VARIANTS
+from variants import ARITHMETIC, PAIRS, PROMPT_TUNING, TRAIN, VARIANTS
 
 
 def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: argparse.Namespace) -> None:
-    """Evaluate a host alone in its own words on a set, and keep its verdicts beside those of the pairs."""
+    """Evaluate a host alone on a set, in its own words and by prompt tuning; keep its verdicts beside the pairs'."""
     methods = ["cot", *(["condensed"] if name in ARITHMETIC else [])]
     flags = ["--methods", *methods, *shlex.split(arguments.evaluate_flags)]
     pair.semcot("evaluate", "--model", host, "--dataset", data, "--output_dir", folder, *flags)
-    pair.write_verdicts(folder, folder.parent / "results" / f"{folder.name}.jsonl.gz")
+    tuned = folder / "prompt_tuning"
+    # The bench names a task's folder by the path of its data, which is another for each pair and variant.
+    if not list(tuned.glob("*/prompt_tuning/seed0/run.json")):
+        # No generator is loaded; the bench only compares its tokenizer with the host's.
+        models = ("--host", host, "--generator", host, "--task", data, "--output_dir", tuned)
+        flags = ["--methods", "prompt_tuning", "--seeds", "0", "--max_new_tokens", "24", "--latency_samples", "0"]
+        flags += shlex.split(f"{PROMPT_TUNING} {arguments.prompt_tuning_flags}")
+        pair.semcot("bench", "methods", *models, *flags)
+    (answers,) = tuned.glob("*/prompt_tuning/seed0/evaluation/predictions-semcot.jsonl")
+    path = folder.parent / "results" / f"{folder.name}.jsonl.gz"
+    pair.write_verdicts(folder, path, {"prompt_tuning": answers})
 
 
 def main() -> None:
@@ -38,7 +48,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(TRAIN), choices=list(TRAIN), help="Sets.")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), help="Pairs, each as host+generator.")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="Variants.")
+    parser.add_argument("--align_flags", default="", help="Further flags of semcot align, in one text.")
     parser.add_argument("--distill_flags", default="", help="Further flags of semcot distill, in one text.")
+    parser.add_argument("--prompt_tuning_flags", default="", help="Further flags of the host's prompt tuning.")
     parser.add_argument(
         "--evaluate_flags",
         default="--batch_size 32 --latency_samples 5",
@@ -61,6 +73,9 @@ def main() -> None:
                 command += ["--train", *(str(data / part / "train_42.json") for part in TRAIN[name])]
                 command += ["--test", str(data / name / "eval_42.json"), "--output", str(folder)]
                 command += ["--distill_flags", f"{variant.flags} {arguments.distill_flags}"]
+                if variant.align is not None:
+                    command += ["--align_flags", f"{variant.align} {arguments.align_flags}"]
+                    command += ["--encoder", str(output / f"{name}--{host}--encoder")]
                 flags = f"--methods {' '.join(variant.methods)} {arguments.evaluate_flags}"
                 subprocess.run([*command, "--evaluate_flags", flags], check=True)
                 shutil.copy(folder / "verdicts.jsonl.gz", results / f"{folder.name}.jsonl.gz")

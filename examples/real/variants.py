@@ -18,7 +18,12 @@ PAIRS = (
     "qwen2.5-coder-0.5b+gemma-3-270m",
 )
 WORD_METHODS = ("no_cot", "semcot", "semcot_hard", "words", "generator", "generator_no_cot")
-TUNED = "--alpha 0 --use_peft True --lora_r 32 --lora_alpha 64 --lora_dropout 0 --lora_target_modules all-linear"
+TUNED = "--use_peft True --lora_r 32 --lora_alpha 64 --lora_dropout 0 --lora_target_modules all-linear"
+
+STAGE_2 = f"{TUNED} --learning_rate 2e-4 --lr_scheduler_type cosine --per_device_train_batch_size 16"
+STAGE_1 = "--learning_rate 2e-5 --per_device_train_batch_size 32 --save_strategy no --eval_strategy no"
+# The control of the paper's tokens: as many learned embeddings, the same for every question.
+PROMPT_TUNING = "--learning_rates 1e-3 1e-2 --steps 135 --batch_size 16 --num_implicit_tokens 5"
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,14 @@ class Variant:
         recipe, flags: of `semcot distill`.
         methods: of `semcot evaluate`.
         sets: those for which it has rows.
+        align: flags of `semcot align`, for stage 1 before it; without it, there is no encoder.
     """
 
     recipe: str
     flags: str
     methods: tuple[str, ...]
     sets: tuple[str, ...]
+    align: str | None = None
 
 
 VARIANTS = {
@@ -43,10 +50,10 @@ VARIANTS = {
     # The calculation without its results, which the host computes.
     "plan": Variant("words", "--words_column plan", WORD_METHODS, ARITHMETIC),
     # Five tokens from one pass, trained through the host; stage 2 of the paper without alignment.
-    "paper": Variant(
-        "paper",
-        f"{TUNED} --learning_rate 2e-4 --lr_scheduler_type cosine --per_device_train_batch_size 16",
-        ("no_cot", "semcot"),
-        tuple(TRAIN),
+    "paper": Variant("paper", f"{STAGE_2} --alpha 0", ("no_cot", "semcot"), tuple(TRAIN)),
+    # Both stages of the paper, with five tokens and with one.
+    "stages": Variant("paper", f"{STAGE_2} --alpha 0.25", ("no_cot", "semcot"), tuple(TRAIN), STAGE_1),
+    "stages_k1": Variant(
+        "paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", ("no_cot", "semcot"), tuple(TRAIN), STAGE_1
     ),
 }
