@@ -310,6 +310,26 @@ def test_the_result_of_facts_is_that_of_its_verdicts(monkeypatch):
         assert f"| {title} | {100 * sum(right) / 1_000:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |" in page
 
 
+def test_the_table_of_methods_on_facts_is_that_of_its_report():
+    page = (EXAMPLES.parent / "docs" / "benchmark.md").read_text()
+    report = json.loads((EXAMPLES / "bench" / "results" / "facts" / "methods.json").read_text())
+    (task,) = report["tasks"]
+    assert len(task["rows"]) > 20 and {"prompt_tuning", "lrt", "semcot_soft_words/generator"} <= {
+        row["method"] for row in task["rows"]
+    }
+    for row in task["rows"]:
+        verdicts = row["verdicts"][0]
+        right, n = verdicts.count("1"), len(verdicts)
+        low, high = accuracy_interval(right, n)
+        assert n == 500 and row["accuracy"] == right / n
+        other = (row["controls"] or {}).get("other_question")
+        other = "" if other is None else f"{100 * other:.1f}"
+        assert (
+            f"| {row['title']} | {100 * right / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {other} | "
+            f"{row['latency_ratio']:.2f} |" in page
+        )
+
+
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_speed_of_the_endpoint(engine, tmp_path, monkeypatch):
     sizes = "--requests 3 --clients 2 --new_tokens 3 --reasoning_tokens 6 --blocks 2 --price 2".split()
