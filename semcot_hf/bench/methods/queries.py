@@ -35,7 +35,7 @@ class ManyQueries(nn.Module):
     def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
         """Return the loss of a list of rows."""
         config, device = self.model.config, self.model.projection_device()
-        filler, tail = config.get_text_config().pad_token_id or 0, len(config.answer_prompt_ids)
+        filler, tail = config.get_text_config().pad_token_id or 0, len(config.answer_prompt_ids or [])
         prompts = [row.prompt + row.answer[:tail] for row in rows]
         ids, mask = (part.to(device) for part in pad_left(prompts, filler))
         text, text_mask = pad_right([row.answer[tail:] for row in rows], filler, device)
