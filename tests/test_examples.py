@@ -288,6 +288,16 @@ def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsy
     assert len(printed) > len(files) and not [line for line in printed if line not in page]
 
 
+def test_the_sweep_of_stage_1_is_that_of_its_ranks():
+    page = (EXAMPLES / "real" / "README.md").read_text()
+    runs = [json.loads(line) for line in (EXAMPLES / "real" / "results" / "stage1.jsonl").read_text().splitlines()]
+    assert len(runs) >= 5
+    for run in runs:
+        there, back = run["ranks"]
+        mean = sum(1 / rank for rank in there + back) / (2 * len(there))
+        assert f"| {there.count(1)} of {len(there)} | {back.count(1)} of {len(back)} | {mean:.3f} |" in page
+
+
 def test_the_result_of_facts_is_that_of_its_verdicts(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
     page = (EXAMPLES.parent / "docs" / "benchmark.md").read_text()
