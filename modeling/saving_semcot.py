@@ -178,7 +178,7 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
         layout = self.config.includes_host
         config: Any = self.config
         config.host_config.dtype, config.generator_config.dtype = self.host.dtype, self.generator.dtype
-        if self.step_decoder is not None:
+        if self.step_decoder is not None and config.step_decoder_config is not None:
             config.step_decoder_config.dtype = self.step_decoder.dtype
         parts = [name for name, value in self.named_parameters() if is_part(value)]
         own = state_dict is None

@@ -5,29 +5,21 @@
 
 Two commands are run, `semcot distill` (by default with `--recipe words`) and `semcot evaluate`, and with
 `--align_flags` before them `semcot align`, whose encoder the second then gets; each goes on where it was cut off.
-Training questions that are among the test questions are left out. `verdicts.jsonl.gz` keeps of every answer what the
-report counts: the row's number, the method, the extracted answer, its verdict, the words of the thought, and the time.
-The questions themselves are not in it.
+Training questions that are among the test questions are left out. `verdicts.jsonl.gz` keeps every verdict.
 """
 
 import argparse
-import gzip
-import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
+
+from verdicts import write_verdicts
 
 from semcot_hf import load_reasoning_dataset
 from semcot_hf.data.splits import normalise_question
-from semcot_hf.storage import read_json_lines, write_json, write_json_lines
-
-KEPT = (
-    "index", "extracted", "correct", "thought", "thought_right", "thought_ended", "implicit_tokens", "new_tokens",
-    "route", "confidence",
-)  # fmt: skip
+from semcot_hf.storage import write_json, write_json_lines
 
 
 def rows_of(paths: list[str]) -> list[dict]:
@@ -46,18 +38,6 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
         write_json_lines(data / "train.jsonl", train[: arguments.max_train_rows])
         write_json_lines(data / "test.jsonl", test)
     return data
-
-
-def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
-    """Write what is kept of every answer in a folder of `semcot evaluate`, and in files of `others` by method."""
-    files = {path.stem.removeprefix("predictions-"): path for path in sorted(report.glob("predictions-*.jsonl"))}
-    with gzip.open(path, "wt") as file:
-        for method, predictions in {**files, **(others or {})}.items():
-            for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
-                kept = {name: row[name] for name in KEPT if row.get(name) is not None}
-                if row.get("signals"):
-                    kept["signals"] = {name: round(value, 6) for name, value in row["signals"].items()}
-                file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
 
 
 def semcot(*words: object) -> None:

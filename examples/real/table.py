@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pair
 import report
 from variants import ARITHMETIC, PAIRS, PROMPT_TUNING, TRAIN, VARIANTS
+from verdicts import write_verdicts
 
 
 def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: argparse.Namespace) -> None:
@@ -37,7 +38,7 @@ def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: ar
         pair.semcot("bench", "methods", *models, *flags)
     (answers,) = tuned.glob("*/prompt_tuning/seed0/evaluation/predictions-semcot.jsonl")
     path = folder.parent / "results" / f"{folder.name}.jsonl.gz"
-    pair.write_verdicts(folder, path, {"prompt_tuning": answers})
+    write_verdicts(folder, path, {"prompt_tuning": answers})
 
 
 def main() -> None:

@@ -1,0 +1,29 @@
+"""What is kept of every answer, from which tables can be made again.
+
+The row's number, the method, the extracted answer, its verdict, the words of the thought, and the time. The questions
+themselves are not in it.
+"""
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from semcot_hf.storage import read_json_lines
+
+KEPT = (
+    "index", "extracted", "correct", "thought", "thought_right", "thought_ended", "implicit_tokens", "new_tokens",
+    "route", "confidence",
+)  # fmt: skip
+
+
+def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
+    """Write what is kept of every answer in a folder of `semcot evaluate`, and in files of `others` by method."""
+    files = {path.stem.removeprefix("predictions-"): path for path in sorted(report.glob("predictions-*.jsonl"))}
+    with gzip.open(path, "wt") as file:
+        for method, predictions in {**files, **(others or {})}.items():
+            for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
+                kept = {name: row[name] for name in KEPT if row.get(name) is not None}
+                if row.get("signals"):
+                    kept["signals"] = {name: round(value, 6) for name, value in row["signals"].items()}
+                file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
