@@ -15,7 +15,7 @@ from .configuration_semcot import SemCoTConfig
 from .folders_semcot import TOKENIZERS
 from .offloading_semcot import in_memory, memory_left
 from .parts_semcot import unquantized
-from .saving_semcot import SemCoTSavingMixin, generation_checksum
+from .saving_semcot import SemCoTSavingMixin, generation_checksum, saved_dtypes
 from .sources_semcot import (
     FILE_ARGUMENTS,
     HUB_ARGUMENTS,
@@ -308,7 +308,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 "folder of a SemCoT checkpoint."
             )
         # Read before loading: Auto classes write the choice of attention into the config, and loading changes dtypes.
-        dtypes: Any = _saved_dtypes(config)
+        dtypes: Any = saved_dtypes(config)
         attention = config.host_config._attn_implementation
         stored = {part: dtype for part, dtype in dtypes.items() if config.includes_host or part != "host"}
         apart = "dtype" not in kwargs and None not in stored.values() and len(set(stored.values())) > 1
@@ -390,21 +390,6 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 f"The generation_config.json of the checkpoint {name!r} is not as it was saved: it was edited or "
                 "damaged. If you did not edit it, copy or download it again; if you did, save the model anew."
             )
-
-
-def _saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
-    """Return the dtype in which each part of a checkpoint was saved; `None` where the configuration does not say."""
-    generator, whole = config.generator_config.dtype, config.dtype
-    decoder = None if config.step_decoder_config is None else config.step_decoder_config.dtype
-    return {
-        "host": config.host_config.dtype,
-        "generator": generator,
-        # The generator's own head makes mixtures of words.
-        "projection": generator if config.projection == "vocabulary" else whole or generator,
-        # transformers writes the dtype of the first parameter, which this is.
-        "thought_embedding": whole or generator,
-        **({} if config.step_decoder_config is None else dict.fromkeys(("step_decoder", "step_projection"), decoder)),
-    }
 
 
 def _named_host(host: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, HostPlace, bool | None]:

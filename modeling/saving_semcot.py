@@ -371,3 +371,18 @@ def generation_checksum(model: Any) -> str:
     written = model.generation_config.to_diff_dict()
     written.pop("transformers_version", None)
     return content_checksum(written)
+
+
+def saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
+    """Return the dtype in which each part of a checkpoint was saved; `None` where the configuration does not say."""
+    generator, whole = config.generator_config.dtype, config.dtype
+    decoder = None if config.step_decoder_config is None else config.step_decoder_config.dtype
+    return {
+        "host": config.host_config.dtype,
+        "generator": generator,
+        # The generator's own head makes mixtures of words.
+        "projection": generator if config.projection == "vocabulary" else whole or generator,
+        # transformers writes the dtype of the first parameter, which this is.
+        "thought_embedding": whole or generator,
+        **({} if config.step_decoder_config is None else dict.fromkeys(("step_decoder", "step_projection"), decoder)),
+    }
