@@ -324,6 +324,17 @@ def test_prompt_tuning_teaches_a_frozen_host_what_needs_no_question(tokenizer, t
     assert all(torch.equal(trained.model.host.state_dict()[key], value) for key, value in before.items())
 
 
+@pytest.mark.parametrize("name", ["semcot_more_queries", "semcot_proposer"])
+def test_generators_of_a_pair_in_16_bits_are_trained_in_float32(name, tokenizer, tmp_path):
+    host = tiny(tokenizer).bfloat16()
+    host.save_pretrained(tmp_path / "generator")
+    tokenizer.save_pretrained(tmp_path / "generator")
+    trained = BENCH_METHODS[name].train(toy_setup(tokenizer, host, tmp_path / "generator", tmp_path / "work", 2, 1e-3))
+    model = trained.model
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert model.host.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["codi", "simcot_codi"])
 def test_adapters_are_merged_before_anything_is_timed(name, tokenizer, tmp_path):
     torch.manual_seed(0)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ...inference.prompting import answer_prompt_ids, pad_left
+from ...inference.prompting import answer_prompt_ids
 from ...modeling import SemCoTForCausalLM
 from .latents import word_embeddings
 from .lrt import KEPT_QUERIES, PROPOSER_LAYERS, TRAINED_QUERIES
-from .token_rows import BenchRow, pad_right, tokenize_rows
+from .token_rows import BenchRow, semcot_inputs, tokenize_rows
 from .training import Trained, TrainingSetup, count_trainable, fit
 
 
@@ -37,19 +37,12 @@ class ManyQueries(nn.Module):
         config, device = self.model.config, self.model.projection_device()
         filler, tail = config.get_text_config().pad_token_id or 0, len(config.answer_prompt_ids or [])
         prompts = [row.prompt + row.answer[:tail] for row in rows]
-        ids, mask = (part.to(device) for part in pad_left(prompts, filler))
-        text, text_mask = pad_right([row.answer[tail:] for row in rows], filler, device)
-        tokens = self.model.implicit_embeddings(ids, mask, self.trained)
+        inputs = semcot_inputs(prompts, [row.answer[tail:] for row in rows], filler, device)
+        tokens = self.model.implicit_embeddings(
+            inputs["input_ids"], inputs["attention_mask"], self.trained, inputs["completion_mask"]
+        )
         losses = [
-            self.model(
-                input_ids=torch.cat([ids, text], dim=1),
-                attention_mask=torch.cat([mask, text_mask], dim=1),
-                completion_mask=torch.cat([torch.zeros_like(mask), text_mask], dim=1),
-                labels=torch.cat([torch.full_like(ids, -100), text.masked_fill(text_mask == 0, -100)], dim=1),
-                implicit_embeddings=tokens[:, :count],
-                logits_to_keep=text.shape[1] + 1,
-                use_question_cache=True,
-            ).loss
+            self.model(**inputs, implicit_embeddings=tokens[:, :count]).loss
             for count in (self.trained, config.num_implicit_tokens)
         ]
         return (losses[0] + losses[1]) / 2
@@ -87,6 +80,10 @@ def _train(setup: TrainingSetup, generator: str | PreTrainedModel) -> Trained:
         num_implicit_tokens=KEPT_QUERIES,
         answer_prompt_ids=answer_prompt_ids(setup.tokenizer),
     )
+    # 16-bit weights lose small updates; the frozen host keeps its dtype.
+    for part in (model.generator, model.projection):
+        part.float()
+    model.thought_embedding.data = model.thought_embedding.data.float()
     module = ManyQueries(model)
     history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup)
     return Trained(model, "semcot", count_trainable(module), **history)

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ...inference.prompting import pad_left
 from ...modeling import SemCoTForCausalLM
-from .token_rows import BenchRow, pad_right, tokenize_rows
+from .token_rows import BenchRow, semcot_inputs, tokenize_rows
 from .training import Trained, TrainingSetup, count_trainable, fit
 
 
@@ -26,17 +24,8 @@ class SoftCoTModel(nn.Module):
     def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
         """Return the loss of a list of rows."""
         device, filler = self.model.projection_device(), self.model.config.get_text_config().pad_token_id or 0
-        ids, mask = (part.to(device) for part in pad_left([row.prompt for row in rows], filler))
-        text, text_mask = pad_right([row.reasoning + row.answer for row in rows], filler, device)
-        return self.model(
-            input_ids=torch.cat([ids, text], dim=1),
-            attention_mask=torch.cat([mask, text_mask], dim=1),
-            completion_mask=torch.cat([torch.zeros_like(mask), text_mask], dim=1),
-            labels=torch.cat([torch.full_like(ids, -100), text.masked_fill(text_mask == 0, -100)], dim=1),
-            logits_to_keep=text.shape[1] + 1,
-            use_cache=False,
-            use_question_cache=True,
-        ).loss
+        prompts, texts = [row.prompt for row in rows], [row.reasoning + row.answer for row in rows]
+        return self.model(**semcot_inputs(prompts, texts, filler, device), use_cache=False).loss
 
 
 def train_softcot(setup: TrainingSetup) -> Trained:

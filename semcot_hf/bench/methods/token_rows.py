@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...distillation.data import RowSettings, tokenize_row
-from ...inference.prompting import answer_prompt_ids, with_answer_prompt
+from ...inference.prompting import answer_prompt_ids, pad_left, with_answer_prompt
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,24 @@ def pad_right(
     ids = [sequence + [filler] * (width - len(sequence)) for sequence in sequences]
     mask = [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def semcot_inputs(
+    prompts: Sequence[list[int]], texts: Sequence[list[int]], filler: int, device: torch.device
+) -> dict[str, Any]:
+    """Return the arguments of SemCoT's forward pass for the loss of `texts` behind prompts and implicit tokens.
+
+    >>> inputs = semcot_inputs([[5, 6], [7]], [[8], [9]], 0, torch.device("cpu"))
+    >>> inputs["input_ids"].tolist(), inputs["labels"].tolist(), inputs["logits_to_keep"]
+    ([[5, 6, 8], [0, 7, 9]], [[-100, -100, 8], [-100, -100, 9]], 2)
+    """
+    ids, mask = (part.to(device) for part in pad_left(prompts, filler))
+    text, text_mask = pad_right(texts, filler, device)
+    return {
+        "input_ids": torch.cat([ids, text], dim=1),
+        "attention_mask": torch.cat([mask, text_mask], dim=1),
+        "completion_mask": torch.cat([torch.zeros_like(mask), text_mask], dim=1),
+        "labels": torch.cat([torch.full_like(ids, -100), text.masked_fill(text_mask == 0, -100)], dim=1),
+        "logits_to_keep": text.shape[1] + 1,
+        "use_question_cache": True,
+    }
