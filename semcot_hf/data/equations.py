@@ -11,9 +11,10 @@ from ..answers.number_grammar import CURRENCY, DECIMAL
 _NOTE = re.compile(r"<<([^<>]*)>>")
 _NUMBER = rf"{DECIMAL}%?"
 # A currency sign, and words between an operand and the next sign ("3 boxes x 4 = $12").
-_UNIT = r"(?:\s*[A-Za-z][A-Za-z'-]*){0,4}"
-_OPERAND = rf"\s*\(*\s*{CURRENCY}?\s*{_NUMBER}{_UNIT}\s*\)*\s*"
-_CALCULATION = rf"(?<![\d.,])(-?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b){_OPERAND})+)"
+# Each word, and each run of spaces, can be matched in one way only: the time would be exponential in the operands.
+_UNIT = r"(?:\s*(?>[A-Za-z]+(?:['-][A-Za-z]+)*'?)){0,4}"
+_OPERAND = rf"(?:\(+\s*)?(?:{CURRENCY}\s*)?{_NUMBER}{_UNIT}\s*(?:\)+\s*)?"
+_CALCULATION = rf"(?<![\d.,])((?:-\s*)?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b)\s*{_OPERAND})+)"
 _EQUATION = re.compile(rf"{_CALCULATION}=\s*{CURRENCY}?\s*(-?{_NUMBER})")
 _EXPRESSION = re.compile(_CALCULATION)
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

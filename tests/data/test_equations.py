@@ -1,8 +1,10 @@
 """Equations and calculations in rationales."""
 
+import time
+
 import pytest
 
-from semcot_hf.data.equations import expression_of
+from semcot_hf.data.equations import equations_of, expression_of
 from semcot_hf.distillation.words import words_of
 
 
@@ -33,3 +35,21 @@ def test_rows_that_state_no_result_have_words():
     assert words_of(half, half, "equations") == "3/2=1.5"
     wrong = {**row, "answer": "20"}
     assert words_of(wrong, wrong, "equations") == words_of(wrong, wrong, "plan") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\[ 6 \text{ people} \times 8 \text{ cupcakes/person} = 48 \text{ cupcakes} \]",
+        "He has 2 * $100 + 1 * $50 + 5 * $20 + 3 * $10 + 7 * $5 + 27 * $1 bills, or more.",
+        " + ".join(["5 ( x ) small-ish boxes' worth of things"] * 200),
+        " + ".join(["( ( 3   "] * 200),
+        "1" + " " * 20_000 + "?",
+    ],
+    ids=["long words", "terms", "words and terms", "brackets", "spaces"],
+)
+def test_texts_without_an_equation_are_left_at_once(text):
+    # Before words and spaces could be matched in one way only, the first two took minutes and hours.
+    start = time.perf_counter()
+    assert equations_of(text) == [] and expression_of(text, 0.5) == ""
+    assert time.perf_counter() - start < 5
