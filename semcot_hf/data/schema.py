@@ -17,10 +17,10 @@ _NUMBERS = re.compile(DECIMAL)
 # The letter x, and a hyphen, are no signs inside words.
 _SIGN = r"(?:[+*/\u00d7\u00f7]|-(?![A-Za-z])|(?<![A-Za-z])x(?![A-Za-z])|%\s*of\b)"
 # "3 boxes x 4 = $12": two numbers with a sign between them and a result.
-_SOLVED = re.compile(rf"({DECIMAL}[^\d=\n]*?{_SIGN}[^=\n]*?)=\s*-?\s*{CURRENCY}?\s*({DECIMAL})")
+_SOLVED = re.compile(rf"({DECIMAL}[^\d=\n]*?{_SIGN}[^=\n]*?)=\s*(?:-\s*)?(?:{CURRENCY}\s*)?({DECIMAL})")
 # "Boxes = 3 x 4": a calculation whose result stands elsewhere.
 _STATED = re.compile(
-    rf"=\s*-?\s*{CURRENCY}?\s*({DECIMAL}(?:[^\d=\n]*?{_SIGN}[^\d=\n]*?{DECIMAL})+)[^\d=\n]*?(?:$|[.;](?=\s))",
+    rf"=\s*(?:-\s*)?(?:{CURRENCY}\s*)?({DECIMAL}(?>[^\d=\n]*?{_SIGN}[^\d=\n]*?{DECIMAL})+)[^\d=\n]*?(?:$|[.;](?=\s))",
     re.MULTILINE,
 )
 _NUMBERED = re.compile(r"^\W*(?:step\s+)?(\d{1,2})[.):]\W", re.MULTILINE | re.IGNORECASE)

@@ -1,5 +1,7 @@
 """Any row of text becomes a row of the schema."""
 
+import time
+
 import pytest
 
 from semcot_hf.data.schema import COLUMNS, count_steps, split_answer, split_steps, to_row
@@ -130,3 +132,14 @@ def test_a_row_without_an_answer_is_refused():
 )
 def test_count_steps(reasoning, steps, count):
     assert count_steps(reasoning, ["a step"] * steps) == count
+
+
+@pytest.mark.parametrize(
+    "reasoning",
+    ["It goes = " + " -- ".join(["1"] * 60) + " = ?", "3 * 4 =" + " " * 2000 + "?"],
+    ids=["signs", "spaces"],
+)
+def test_texts_without_a_result_are_left_at_once(reasoning):
+    start = time.perf_counter()
+    assert count_steps(reasoning, []) == 0
+    assert time.perf_counter() - start < 5
