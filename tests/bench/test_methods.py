@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semcot_hf.bench.catalogue import BENCH_METHODS, SOFT_WORDS, UNTRAINED, chosen
-from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot
+from semcot_hf.bench.methods import coconut, codi, icot, semcot, simcot, training
 from semcot_hf.bench.methods.finetuning import TextModel
 from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel
@@ -324,15 +324,24 @@ def test_prompt_tuning_teaches_a_frozen_host_what_needs_no_question(tokenizer, t
     assert all(torch.equal(trained.model.host.state_dict()[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize("name", ["semcot_more_queries", "semcot_proposer"])
-def test_generators_of_a_pair_in_16_bits_are_trained_in_float32(name, tokenizer, tmp_path):
-    host = tiny(tokenizer).bfloat16()
+@pytest.mark.parametrize("name", [name for name, method in BENCH_METHODS.items() if method.train.__module__ != semcot.__name__])
+def test_weights_of_16_bits_are_trained_in_float32(name, tokenizer, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    host = fresh_model(tokenizer, 1, 256).bfloat16()
     host.save_pretrained(tmp_path / "generator")
     tokenizer.save_pretrained(tmp_path / "generator")
+    loss, trained_dtypes = training._ModuleTrainer.compute_loss, set()
+
+    def watch(self, model, *args, **kwargs):
+        trained_dtypes.update(weight.dtype for weight in model.parameters() if weight.requires_grad)
+        return loss(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(training._ModuleTrainer, "compute_loss", watch)
     trained = BENCH_METHODS[name].train(toy_setup(tokenizer, host, tmp_path / "generator", tmp_path / "work", 2, 1e-3))
-    model = trained.model
-    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
-    assert model.host.dtype == torch.bfloat16
+    assert trained_dtypes == {torch.float32}
+    assert {weight.dtype for weight in getattr(trained.model, "host", trained.model).parameters()} == {torch.bfloat16}
+    queries = [row["query"] for row in toy_rows()]
+    assert len(answer_questions(trained.model, tokenizer, queries, method=trained.answered_by)) == len(queries)
 
 
 @pytest.mark.parametrize("name", ["codi", "simcot_codi"])

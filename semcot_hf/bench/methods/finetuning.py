@@ -36,9 +36,10 @@ class TextModel(nn.Module):
 def train_on_text(
     setup: TrainingSetup, continuation: Continuation, answered_by: str, stage: Stage | None = None
 ) -> Trained:
-    """Fine-tune the host on `continuation`; see `TextModel` and `fit`."""
-    model = TextModel(setup.host, continuation)
+    """Fine-tune the host on `continuation`, in float32, see `TextModel` and `fit`; then it has its precision again."""
+    model, dtype = TextModel(setup.host, continuation), setup.host.dtype
     history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
+    setup.host.to(dtype)
     return Trained(setup.host, answered_by, count_trainable(model), **history)
 
 

@@ -228,14 +228,17 @@ def train_latents(
 ) -> Trained:
     """Train a model with latents, or a module around it, on the setup's questions, and merge its adapters.
 
+    Afterwards the host has its precision again.
+
     Args:
         model: answers after the training.
         setup: see `fit`.
         module: the trained module with the method's loss; `model` itself when `None`.
         stage, arguments: see `fit`.
     """
-    module = module or model
+    module, dtype = module or model, model.host.dtype
     history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage, **arguments)
     trainable = count_trainable(module)
     merge_adapters(model)
+    model.host.to(dtype)
     return Trained(model, "semcot", trainable, **history)

@@ -71,7 +71,7 @@ class LrtModel(LatentModel):
         # Latents have the size of word embeddings; words are read at the size of the queries.
         nn.init.normal_(self.writer.weight, std=size * width**-0.5)
         nn.init.normal_(self.reader.weight, std=words.shape[1] ** -0.5 / size)
-        self.to(words)
+        self.to(words.device)
         self.refines = True
 
     def train(self, mode: bool = True) -> "LrtModel":
@@ -87,7 +87,7 @@ class LrtModel(LatentModel):
 
     def propose(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the states of the questions (batch, length, width) and the proposals (batch, queries, width)."""
-        words = self.reader(self.get_input_embeddings()(ids))
+        words = self.reader(self.get_input_embeddings()(ids).to(self.reader.weight.dtype))
         words = words + sinusoids(positions_from_mask(mask), words.shape[-1]).to(words)
         queries = self.queries.expand(len(ids), -1, -1)
         hidden = torch.cat([mask == 0, mask.new_zeros(len(ids), len(self.queries), dtype=torch.bool)], dim=1)

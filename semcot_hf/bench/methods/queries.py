@@ -49,14 +49,14 @@ class ManyQueries(nn.Module):
 
 
 def fresh_reader(host: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of the host's kind with few layers of random weights on the host's word embeddings, frozen."""
+    """Return a model of the host's kind in float32: few layers of random weights on its word embeddings, frozen."""
     config = copy.deepcopy(host.config)
     config.update({"num_hidden_layers": PROPOSER_LAYERS})
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:PROPOSER_LAYERS]
-    reader: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    reader: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     words = reader.get_input_embeddings().weight
-    words.data = word_embeddings(host).detach().clone()
+    words.data = word_embeddings(host).detach().to(words, copy=True)
     words.requires_grad_(False)
     return reader
 
@@ -80,10 +80,6 @@ def _train(setup: TrainingSetup, generator: str | PreTrainedModel) -> Trained:
         num_implicit_tokens=KEPT_QUERIES,
         answer_prompt_ids=answer_prompt_ids(setup.tokenizer),
     )
-    # 16-bit weights lose small updates; the frozen host keeps its dtype.
-    for part in (model.generator, model.projection):
-        part.float()
-    model.thought_embedding.data = model.thought_embedding.data.float()
     module = ManyQueries(model)
     history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup)
     return Trained(model, "semcot", count_trainable(module), **history)

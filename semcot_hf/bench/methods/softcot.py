@@ -20,6 +20,8 @@ class SoftCoTModel(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
         model.projection.requires_grad_(True)
+        # The projection gets its input in this precision, and is trained in float32.
+        model.thought_embedding.data = model.thought_embedding.data.float()
 
     def forward(self, rows: Sequence[BenchRow], progress: float) -> Tensor:
         """Return the loss of a list of rows."""

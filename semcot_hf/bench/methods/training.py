@@ -20,6 +20,8 @@ from transformers import (
     set_seed,
 )
 
+from ...training.adapters import HALF
+
 # The stage of a curriculum at a progress in [0, 1).
 Stage = Callable[[float], int]
 
@@ -169,7 +171,8 @@ def fit(
     """Train a module whose forward(rows, progress) returns the loss of a list of rows.
 
     Args:
-        module: parameters that require no gradient stay unchanged.
+        module: parameters that require no gradient stay unchanged, and those that do become float32, since 16-bit
+            weights lose small updates.
         rows: training rows, such as `BenchRow`s.
         setup: steps, batch size, learning rate, seed, device.
         stage: stage of the module's curriculum; the optimizer is reset where it changes.
@@ -179,6 +182,9 @@ def fit(
         `losses` and `operations` of `Trained`.
     """
     set_seed(setup.seed)
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter.dtype in HALF:
+            parameter.data = parameter.data.float()
     counter = OperationCounter()
     trainer = _ModuleTrainer(
         model=module.to(setup.device),
