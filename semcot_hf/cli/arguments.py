@@ -31,7 +31,7 @@ class DataArguments:
 
     dataset: str = option(
         "facts",
-        "A task (facts, coin_flip, arithmetic, multiplication, graph, countdown), a Hub id, a file or a folder.",
+        "A task (facts, elements, coin_flip, arithmetic, multiplication, graph, countdown), Hub id, file or folder.",
     )
     columns: list[str] | None = option(
         None, "Column names of a file or Hub set that differ from the schema: query=question answer=a."

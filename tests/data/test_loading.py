@@ -42,7 +42,7 @@ def assert_sound(loaded):
 # Generated tasks
 
 
-@pytest.mark.parametrize("task", ["coin_flip", "arithmetic", "multiplication", "graph", "facts"])
+@pytest.mark.parametrize("task", ["coin_flip", "arithmetic", "multiplication", "graph", "facts", "elements"])
 def test_generated_tasks(task):
     loaded = load_reasoning_dataset(task, num_samples=60, num_validation=20, num_test=30, seed=3)
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 60, "validation": 20, "test": 30}

@@ -9,9 +9,9 @@ import pytest
 from semcot_hf.answers import check_answer, infer_answer_type
 from semcot_hf.data.schema import COLUMNS, split_steps
 from semcot_hf.data.splits import SPLITS, normalise_question, split_of
-from semcot_hf.data.tasks import arithmetic, coin_flip, countdown, facts, graph, multiplication
+from semcot_hf.data.tasks import arithmetic, coin_flip, countdown, elements, facts, graph, multiplication
 
-TASKS = [coin_flip, arithmetic, multiplication, graph, facts, countdown]
+TASKS = [coin_flip, arithmetic, multiplication, graph, facts, elements, countdown]
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__.rpartition(".")[2])
 
 
@@ -242,6 +242,38 @@ def test_facts_refuse_what_does_not_fit():
         facts.generate(1, min_steps=3, max_steps=2)
     with pytest.raises(ValueError, match="starts with no letter in a town"):
         facts.solve("Eve carries it one back. Which fruit grows where it ends?")
+
+
+def test_elements_walk_bottle_by_bottle_and_name_no_number():
+    counts = {"one": 1, "two": 2, "three": 3}
+    asked = {}
+    for split in SPLITS:
+        rows = elements.generate(600, seed=3, split=split)
+        asked[split] = {row["steps"][-1].split()[-1].rstrip(".") for row in rows}
+        for row in rows:
+            first, start, *moves = row["query"].split(". ")
+            circle = first.removeprefix("Bottles stand in a circle: ").split(", ")
+            assert len(set(circle)) == 6
+            place, passed = circle.index(start.split()[-1]), []
+            for move in moves[:-1]:
+                _, count, way = move.split()
+                passed.append([])
+                for _ in range(counts[count]):
+                    place = (place + {"on": 1, "back": -1}[way]) % 6
+                    passed[-1].append(circle[place])
+            assert [step.rstrip(".").split(": ")[1].split(", ") for step in row["steps"][:-1]] == passed
+            assert row["steps"][-1] == f"It ends at {circle[place]}."
+            assert not re.search(r"\d", row["query"] + row["reasoning"] + row["condensed_reasoning"])
+    assert asked["test"] == asked["validation"] == elements.HELD_OUT
+    assert asked["train"] == set(elements.ELEMENTS) - elements.HELD_OUT
+    # A few that anyone can look up.
+    known = {"hydrogen": 1, "carbon": 6, "oxygen": 8, "iron": 26, "silver": 47, "tin": 50, "iodine": 53, "xenon": 54}
+    assert all(elements.ELEMENTS.index(name) + 1 == number for name, number in known.items())
+    assert infer_answer_type([row["answer"] for row in elements.generate(50)]) == "numeric"
+    with pytest.raises(ValueError, match="min_steps=0, max_steps=4: need 1 <= min_steps <= max_steps <= 6"):
+        elements.generate(1, min_steps=0)
+    with pytest.raises(ValueError, match="starts with no circle of bottles"):
+        elements.solve("Bottles stand in a circle: tin, iron. Ann is at zinc. Then two on.")
 
 
 def test_countdown_numbers_targets_and_steps():
