@@ -23,7 +23,7 @@ from semcot_hf import SemCoTForCausalLM
 from semcot_hf.bench.tasks.definitions import BENCH_TASKS
 from semcot_hf.bench.tasks.pretraining import fresh_model, train_tokenizer
 from semcot_hf.cli.main import main
-from semcot_hf.data.tasks import facts
+from semcot_hf.data.tasks import elements, facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
 from semcot_hf.evaluation.statistics import accuracy_interval
 
@@ -168,6 +168,20 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     assert "### svamp, h, g, stages_k1" in done.stdout
     config = json.loads((output / "svamp--h--g--stages_k1" / "model" / "config.json").read_text())
     assert config["num_implicit_tokens"] == 1 and (output / "svamp--h--encoder" / "modules.json").is_file()
+
+
+def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    table = load("real/table.py")
+    data, output = tmp_path / "data", tmp_path / "output"
+    train, test = table.files_of("multiarith", data, output)
+    assert train == [data / "multiarith" / "train_42.json", data / "gsm8k" / "train_42.json"]
+    assert test == data / "multiarith" / "eval_42.json" and not output.exists()
+    (train,), test = table.files_of("elements", data, output)
+    made = [[json.loads(line) for line in path.read_text().splitlines()] for path in (train, test)]
+    assert [len(rows) for rows in made] == [720, 200]
+    assert all(elements.solve(row["query"]) == row["answer"] for rows in made for row in rows)
+    assert table.files_of("elements", data, output) == ([train], test)
 
 
 def test_training_words_through_the_host(tmp_path, capsys):

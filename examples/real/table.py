@@ -1,9 +1,9 @@
-"""The paper's five sets with pairs of pretrained models: training, evaluation, verdicts, and the table of all.
+"""The paper's five sets, and `elements`, with pairs of pretrained models: training, evaluation, verdicts, table.
 
     python examples/real/table.py --models /models --data /data --output runs/real
 
-Models are folders in --models; data are <set>/train_42.json and <set>/eval_42.json in the paper's format. Each pair
-is trained on each set in each of --variants (`pair.py`); each host alone is evaluated once on each set. Everything
+Models are folders in --models; data are <set>/train_42.json and <set>/eval_42.json in the paper's format, except those
+of `elements`, which are made. Each pair is trained on each set in each of --variants (`pair.py`); each host alone is evaluated once on each set. Everything
 goes on where it was cut off. `results/` in the output folder gets one file of verdicts for each, from which
 `report.py` makes the table.
 """
@@ -19,8 +19,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pair
 import report
-from variants import ARITHMETIC, PAIRS, PROMPT_TUNING, TRAIN, VARIANTS
+from variants import ARITHMETIC, GENERATED, PAIRS, PROMPT_TUNING, SETS, TRAIN, VARIANTS, WORDS
 from verdicts import write_verdicts
+
+from semcot_hf.data.loading import write_splits
+from semcot_hf.data.tasks import GENERATED_TASKS
+
+
+def files_of(name: str, data: Path, output: Path) -> tuple[list[Path], Path]:
+    """Return the files of a set's training rows and the file of its test rows, which are made for a generated set."""
+    if name not in GENERATED:
+        return [data / part / "train_42.json" for part in TRAIN[name]], data / name / "eval_42.json"
+    folder = output / "data" / name
+    if not folder.is_dir():
+        generate = GENERATED_TASKS[name].generate
+        write_splits({split: generate(number, split=split) for split, number in GENERATED[name].items()}, folder)
+    return [folder / "train.jsonl"], folder / "test.jsonl"
 
 
 def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: argparse.Namespace) -> None:
@@ -46,7 +60,7 @@ def main() -> None:
     parser.add_argument("--models", required=True, help="Folder of the models' folders.")
     parser.add_argument("--data", required=True, help="Folder of the sets.")
     parser.add_argument("--output", required=True, help="Folder of all runs.")
-    parser.add_argument("--sets", nargs="+", default=list(TRAIN), choices=list(TRAIN), help="Sets.")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="Sets.")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), help="Pairs, each as host+generator.")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="Variants.")
     parser.add_argument("--align_flags", default="", help="Further flags of semcot align, in one text.")
@@ -63,6 +77,7 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     evaluated = set()
     for name in arguments.sets:
+        train, test = files_of(name, data, output)
         for models_of in arguments.pairs:
             host, generator = models_of.split("+")
             for label, variant in VARIANTS.items():
@@ -71,9 +86,9 @@ def main() -> None:
                 folder = output / f"{name}--{host}--{generator}--{label}"
                 command = [sys.executable, str(Path(__file__).with_name("pair.py")), "--recipe", variant.recipe]
                 command += ["--host", str(models / host), "--generator", str(models / generator)]
-                command += ["--train", *(str(data / part / "train_42.json") for part in TRAIN[name])]
-                command += ["--test", str(data / name / "eval_42.json"), "--output", str(folder)]
-                command += ["--distill_flags", f"{variant.flags} {arguments.distill_flags}"]
+                command += ["--train", *map(str, train), "--test", str(test), "--output", str(folder)]
+                words = WORDS.get(name, "") if variant.recipe == "words" else ""
+                command += ["--distill_flags", f"{variant.flags} {words} {arguments.distill_flags}"]
                 if variant.align is not None:
                     command += ["--align_flags", f"{variant.align} {arguments.align_flags}"]
                     command += ["--encoder", str(output / f"{name}--{host}--encoder")]

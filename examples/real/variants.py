@@ -10,6 +10,11 @@ TRAIN = {
     "commonsense_qa": ("commonsense_qa",),
     "coin_flip": ("coin_flip",),
 }
+# Rows of the sets that are made here: what a pretrained host knows, behind a walk that the generator can learn.
+GENERATED = {"elements": {"train": 720, "test": 200}}
+SETS = (*TRAIN, *GENERATED)
+# Where a set's words come from, if not from what the recipe chooses by itself.
+WORDS = {"elements": "--words_column reasoning --num_implicit_tokens 64"}
 # The worked examples of the host's condensed CoT are equations.
 ARITHMETIC = ("multiarith", "gsm8k", "svamp")
 PAIRS = (
@@ -46,14 +51,14 @@ class Variant:
 
 VARIANTS = {
     # Words that end in the answer, which the host copies.
-    "words": Variant("words", "", WORD_METHODS, tuple(TRAIN)),
+    "words": Variant("words", "", WORD_METHODS, SETS),
     # The calculation without its results, which the host computes.
     "plan": Variant("words", "--words_column plan", WORD_METHODS, ARITHMETIC),
     # Five tokens from one pass, trained through the host; stage 2 of the paper without alignment.
-    "paper": Variant("paper", f"{STAGE_2} --alpha 0", ("no_cot", "semcot"), tuple(TRAIN)),
+    "paper": Variant("paper", f"{STAGE_2} --alpha 0", ("no_cot", "semcot"), SETS),
     # Both stages of the paper, with five tokens and with one.
-    "stages": Variant("paper", f"{STAGE_2} --alpha 0.25", ("no_cot", "semcot"), tuple(TRAIN), STAGE_1),
+    "stages": Variant("paper", f"{STAGE_2} --alpha 0.25", ("no_cot", "semcot"), SETS, STAGE_1),
     "stages_k1": Variant(
-        "paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", ("no_cot", "semcot"), tuple(TRAIN), STAGE_1
+        "paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", ("no_cot", "semcot"), SETS, STAGE_1
     ),
 }
