@@ -79,9 +79,9 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             thought_token_id: the generator's token whose embedding initializes <thought>, such as the first word of
                 its reasoning; the mean of all embeddings if `None`.
             recipe: "prompted" has an instruct model think in words as it is, without training: sequential mixtures of
-                the 8 most probable words, of adaptive length up to 48, by a thought prompt. "words" is the same
-                without a prompt, for a generator that learns its words (`SemCoTDistillationConfig.words_max_steps`).
-                Other arguments take precedence over it.
+                the 8 most probable words, of adaptive length up to 48, by a thought prompt; the generator itself reads
+                the most probable word. "words" is the same without a prompt, for a generator that learns its words
+                (`SemCoTDistillationConfig.words_max_steps`). Other arguments take precedence over it.
             thought_prompt: chat messages that precede each question in the generator's input, rendered by its chat
                 template, or without one as "Question: ..." and "Thought: ...": a system message and worked examples;
                 `DEFAULT_THOUGHT_PROMPT` for the recipe. Tokenizers are loaded from where the models were.

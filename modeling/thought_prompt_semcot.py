@@ -34,6 +34,8 @@ _WORDS: dict[str, Any] = {
     "projection": "vocabulary",
     "thought_length": "adaptive",
     "mixture_top_k": 8,
+    # Generators that have only ever read words go wrong more often on mixtures of their own.
+    "word_feedback": True,
     "num_implicit_tokens": 48,
 }
 # Of an untrained instruct model with a thought prompt, and of a generator that learns its words.

@@ -21,6 +21,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "projection": "vocabulary",
         "thought_length": "adaptive",
         "mixture_top_k": 8,
+        "word_feedback": True,
         "num_implicit_tokens": 48,
         "alpha": 0.0,
         "use_peft": True,

@@ -23,6 +23,7 @@ from ..inference.settings import AnswerSettings
 from ..modeling import SemCoTForCausalLM
 from ..modeling.folders_semcot import check_run_folder
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
+from ..training.adapters import HALF
 from ..training.dataset_checks import column_names
 from .batches import Batch, DistillationCollator, completion_width, curriculum_stage, with_words
 from .config import SemCoTDistillationConfig
@@ -121,7 +122,9 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None
-        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        # That of the training: autocast, or else the host's own.
+        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.host.dtype
+        precision = precision if precision in HALF else None
         if self.alignment_encoder is not None:
             self._embedder = EncoderEmbeddings(self.alignment_encoder.to(args.device), precision)
         elif args.alpha > 0:

@@ -156,9 +156,15 @@ def test_the_reasoning_is_embedded_in_the_precision_of_the_training(parts, tiny_
     assert not np.array_equal(full.encode(texts), expected)
     np.testing.assert_allclose(full.encode(texts), expected, atol=0.05)
     assert half.fingerprint() != full.fingerprint()
-    for bf16, precision in ((True, torch.bfloat16), (False, None)):
+    for weights, bf16, precision in (
+        (torch.float32, True, torch.bfloat16),
+        (torch.float32, False, None),
+        (torch.bfloat16, False, torch.bfloat16),
+    ):
+        model = parts()
+        model.host.to(weights)
         trainer = SemCoTDistillationTrainer(
-            model=parts(),
+            model=model,
             args=config(tmp_path, alpha=0.1, bf16=bf16, **({"alignment_view": view} if view == "mean_pooled" else {})),
             train_dataset=rows,
             processing_class=tiny_tokenizer,

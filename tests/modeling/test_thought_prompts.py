@@ -54,7 +54,8 @@ def thought_by_hand(model, tokenizer, question, prompt=SHORT):
             break
         weights = chosen.values.softmax(dim=-1)
         made.append(weights @ table(chosen.indices))
-        inputs = torch.cat([inputs, (weights @ words(chosen.indices))[None, None]], dim=1)
+        read = words(chosen.indices[0]) if model.config.word_feedback else weights @ words(chosen.indices)
+        inputs = torch.cat([inputs, read[None, None]], dim=1)
     return torch.stack(made)
 
 
@@ -63,9 +64,12 @@ def prompts_of(tokenizer):
     return [ids_of(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_the_generator_reads_its_own_template(make, tiny_tokenizer, family):
-    model = make(family)
+@pytest.mark.parametrize(
+    ("family", "fields"), [("llama", {}), ("gpt2", {}), ("gemma3_text", {}), ("llama", {"word_feedback": False})]
+)
+def test_the_generator_reads_its_own_template(make, tiny_tokenizer, family, fields):
+    model = make(family, **fields)
+    assert model.config.word_feedback == (not fields)
     prompts = prompts_of(tiny_tokenizer)
     expected = [thought_by_hand(model, tiny_tokenizer, question) for question in QUESTIONS]
 

@@ -120,7 +120,9 @@ def thought_after(model, inputs, limit=LIMIT):
         shares = torch.stack([logits[token] for token in known]).softmax(dim=-1)
         made.append(sum(share * table.weight[host_ids[token]] for share, token in zip(shares, known, strict=True)))
         said.append(int(logits.argmax()))
-        inputs = torch.cat([inputs, (weights[:, None] * words.weight[chosen.indices]).sum(dim=0)[None, None]], dim=1)
+        mixture = (weights[:, None] * words.weight[chosen.indices]).sum(dim=0)
+        read = words.weight[said[-1]] if model.config.word_feedback else mixture
+        inputs = torch.cat([inputs, read[None, None]], dim=1)
     as_text = any(share > model.config.lost_limit for share in lost)
     if as_text:
         ids = host_tokenizer(own.decode(said, skip_special_tokens=True), add_special_tokens=False)["input_ids"]
