@@ -9,6 +9,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling import SemCoTForCausalLM
+from ..modeling.checksums_semcot import tokenizer_checksum
+
 ANSWER_PROMPT = "\nAnswer:"
 # The default answer prompts, in the order in which they are tried; see `default_answer_prompt`.
 ANSWER_PROMPTS = (ANSWER_PROMPT, "Answer:", " Answer:")
@@ -109,13 +112,32 @@ def with_answer_prompt(
     """
     if answer_prompt is None:
         answer_prompt = default_answer_prompt(tokenizer)
-    tokenizer = copy.deepcopy(tokenizer)
     suffix, template = _template_suffix(answer_prompt), chat_template_of(tokenizer)
-    if not template.endswith(suffix):
-        named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
-        template += suffix
-        tokenizer.chat_template = template if named is None else {**named, "default": template}
+    tokenizer = _with_template(tokenizer, template.removesuffix(suffix) + suffix)
     tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def change_answer_prompt(
+    model: SemCoTForCausalLM, tokenizer: PreTrainedTokenizerBase, answer_prompt: str
+) -> PreTrainedTokenizerBase:
+    """Have a SemCoT model answer behind another answer prompt, and return the tokenizer to save beside it.
+
+    Args:
+        model: changed in place; what its generator learned without the host stays as it is.
+        tokenizer: the model's or the host's.
+        answer_prompt: text behind the generation prompt.
+
+    Raises:
+        ValueError: as `answer_prompt_ids`; nothing is changed then.
+    """
+    own = _template_suffix(cast(str, tokenizer.decode(model.config.answer_prompt_ids or [])))
+    tokenizer = _with_template(tokenizer, chat_template_of(tokenizer).removesuffix(own))
+    ids = answer_prompt_ids(tokenizer, answer_prompt)
+    tokenizer = with_answer_prompt(tokenizer, answer_prompt)
+    model.config.answer_prompt_ids = ids
+    if model.config.tokenizer_checksum is not None:
+        model.config.tokenizer_checksum = tokenizer_checksum(tokenizer)
     return tokenizer
 
 
@@ -289,6 +311,14 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[t
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return ids, mask
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
+    """Return a copy of `tokenizer` with another chat template, the one named "default" of several."""
+    tokenizer = copy.deepcopy(tokenizer)
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
+    tokenizer.chat_template = template if named is None else {**named, "default": template}
+    return tokenizer
 
 
 def _template_suffix(answer_prompt: str) -> str:

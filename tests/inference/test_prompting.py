@@ -1,13 +1,16 @@
 """Prompts: one rendering for training and generation, for tokenizers with and without a chat template."""
 
+import argparse
 import copy
 
 import pytest
 from conftest import CHAT_TEMPLATE
 from tokenizers import AddedToken
 
+from semcot_hf.cli.arguments import load_model
 from semcot_hf.inference.prompting import (
     answer_prompt_ids,
+    change_answer_prompt,
     chat_template_of,
     choose_answer_prompt,
     default_answer_prompt,
@@ -15,6 +18,7 @@ from semcot_hf.inference.prompting import (
     prompt_text,
     with_answer_prompt,
 )
+from semcot_hf.modeling.checksums_semcot import tokenizer_checksum
 
 
 @pytest.fixture
@@ -31,6 +35,28 @@ def test_chat_template_gets_the_answer_prompt_once(tiny_tokenizer):
     assert tiny_tokenizer.chat_template != tokenizer.chat_template
     finished = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "2"}]
     assert "Answer" not in tokenizer.apply_chat_template(finished, tokenize=False)
+
+
+def test_a_model_answers_behind_another_answer_prompt(tiny_semcot, tiny_tokenizer, tmp_path, warnings_of):
+    model = tiny_semcot(answer_prompt_ids=answer_prompt_ids(tiny_tokenizer))
+    own = with_answer_prompt(tiny_tokenizer)
+    # As the trainers record it.
+    model.config.tokenizer_checksum = tokenizer_checksum(own)
+    changed = [change_answer_prompt(model, tokenizer, "\nSo it is:") for tokenizer in (own, tiny_tokenizer)]
+    for tokenizer in changed:
+        assert prompt_text(tokenizer, "How many?") == prompt_text(tiny_tokenizer, "How many?") + "\nSo it is:"
+    assert prompt_text(own, "How many?").endswith("\nAnswer:")
+    assert tiny_tokenizer.decode(model.config.answer_prompt_ids) == "\nSo it is:"
+    before, melting = model.config.to_dict(), copy.deepcopy(tiny_tokenizer)
+    melting.chat_template = "{{ messages[0].content }}A"
+    with pytest.raises(ValueError, match="answer_prompt='nn'"):
+        change_answer_prompt(model, melting, "nn")
+    assert model.config.to_dict() == before
+    model.save_pretrained(tmp_path)
+    changed[0].save_pretrained(tmp_path)
+    loaded, _ = load_model(argparse.Namespace(model=str(tmp_path), dtype="auto", trust_remote_code=False))
+    assert loaded.config.answer_prompt_ids == model.config.answer_prompt_ids
+    assert not [warning for warning in warnings_of() if "tokenizer" in warning]
 
 
 def test_without_a_template_the_paper_form_is_used(plain_tokenizer):
