@@ -3,9 +3,9 @@
     python examples/real/table.py --models /models --data /data --output runs/real
 
 Models are folders in --models; data are <set>/train_42.json and <set>/eval_42.json in the paper's format, except those
-of `elements`, which are made. Each pair is trained on each set in each of --variants (`pair.py`); each host alone is evaluated once on each set. Everything
-goes on where it was cut off. `results/` in the output folder gets one file of verdicts for each, from which
-`report.py` makes the table.
+of `elements`, which are made. Each pair is trained on each set in each of --variants (`pair.py`); each host alone is
+evaluated once on each set. Everything goes on where it was cut off. `results/` in the output folder gets one file of
+verdicts for each, from which `report.py` makes the table.
 """
 
 import argparse

@@ -30,8 +30,8 @@ def load_reasoning_dataset(
 
     `name_or_path` is one of
       - a generated task (`facts`, `elements`, `coin_flip`, `arithmetic`, `multiplication`, `graph`, `countdown`).
-        Options: `num_samples` (rows of train, 10,000 by default; of `split` when given), `num_validation` and `num_test`
-        (1,000 each), `seed`, and the difficulty options of the task's `generate`;
+        Options: `num_samples` (rows of train, 10,000 by default; of `split` when given), `num_validation` and
+        `num_test` (1,000 each), `seed`, and the difficulty options of the task's `generate`;
       - a file (JSON, JSONL, CSV, Parquet, or text lines `question||reasoning #### answer`), a folder of files named
         after their splits (train; valid, val, dev; test, eval) such as the paper's `train_42.json` and `eval_42.json`,
         or a folder written by `save_to_disk`;

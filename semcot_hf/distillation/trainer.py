@@ -123,8 +123,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None
         # That of the training: autocast, or else the host's own.
-        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.host.dtype
-        precision = precision if precision in HALF else None
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.host.dtype
+        precision = dtype if dtype in HALF else None
         if self.alignment_encoder is not None:
             self._embedder = EncoderEmbeddings(self.alignment_encoder.to(args.device), precision)
         elif args.alpha > 0:

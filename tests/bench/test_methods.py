@@ -324,7 +324,9 @@ def test_prompt_tuning_teaches_a_frozen_host_what_needs_no_question(tokenizer, t
     assert all(torch.equal(trained.model.host.state_dict()[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize("name", [name for name, method in BENCH_METHODS.items() if method.train.__module__ != semcot.__name__])
+@pytest.mark.parametrize(
+    "name", [name for name, method in BENCH_METHODS.items() if method.train.__module__ != semcot.__name__]
+)
 def test_weights_of_16_bits_are_trained_in_float32(name, tokenizer, tmp_path, monkeypatch):
     torch.manual_seed(0)
     host = fresh_model(tokenizer, 1, 256).bfloat16()

@@ -47,7 +47,8 @@ class CodiModel(LatentModel):
 
     def feed(self, state: Tensor) -> Tensor:
         """Return the projected state (batch, hidden)."""
-        return self.projection(state.to(self.projection[0].weight.dtype)).to(state.dtype)
+        dtype = next(self.projection.parameters()).dtype
+        return self.projection(state.to(dtype)).to(state.dtype)
 
     def losses(self, rows: Sequence[BenchRow], progress: float) -> tuple[Tensor, Tensor | None]:
         """Return CE(reasoning, answer) + CE(answer | latents) + gamma * hidden-state loss, and the latents."""

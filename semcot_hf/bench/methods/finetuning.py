@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -39,7 +40,7 @@ def train_on_text(
     """Fine-tune the host on `continuation`, in float32, see `TextModel` and `fit`; then it has its precision again."""
     model, dtype = TextModel(setup.host, continuation), setup.host.dtype
     history = fit(model, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage)
-    setup.host.to(dtype)
+    cast(nn.Module, setup.host).to(dtype)
     return Trained(setup.host, answered_by, count_trainable(model), **history)
 
 

@@ -240,5 +240,5 @@ def train_latents(
     history = fit(module, tokenize_rows(setup.tokenizer, setup.train_rows), setup, stage, **arguments)
     trainable = count_trainable(module)
     merge_adapters(model)
-    model.host.to(dtype)
+    cast(nn.Module, model.host).to(dtype)
     return Trained(model, "semcot", trainable, **history)

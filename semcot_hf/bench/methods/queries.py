@@ -5,6 +5,7 @@ More implicit tokens in training than at inference, and a lighter generator: new
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def fresh_reader(host: PreTrainedModel) -> PreTrainedModel:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:PROPOSER_LAYERS]
     reader: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    words = reader.get_input_embeddings().weight
+    words: Any = reader.get_input_embeddings().weight
     words.data = word_embeddings(host).detach().to(words, copy=True)
     words.requires_grad_(False)
     return reader

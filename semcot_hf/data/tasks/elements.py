@@ -1,10 +1,10 @@
 """Division of labour for pretrained models: a walk around a circle of elements, and the atomic number of the last one.
 
 Following the walk takes several steps, and the atomic number stands in no question: a model that has learned to walk
-and one that knows the elements can answer together. Unlike those of `facts`, these facts need not be taught to a host:
-pretrained models know them, larger ones more of them. Half of the elements are asked about in the training split alone,
-the other half in the validation and test splits: what is learned from training questions does not contain the answers
-of the others.
+and one that knows the elements can answer together. Unlike those of `facts`, these facts need not be taught to a
+host: pretrained models know them, larger ones more of them. Half of the elements are asked about in the training split
+alone, the other half in the validation and test splits: what is learned from training questions does not contain the
+answers of the others.
 """
 
 import random
@@ -51,8 +51,8 @@ def generate(
 
     >>> row = generate(1, seed=2, max_steps=2)[0]
     >>> row["query"]  # doctest: +NORMALIZE_WHITESPACE
-    'Bottles stand in a circle: strontium, iodine, scandium, sodium, rhodium, titanium. Abe is at scandium. Then one on.
-    Then two on. What is the atomic number of the element where this ends?'
+    'Bottles stand in a circle: strontium, iodine, scandium, sodium, rhodium, titanium. Abe is at scandium. Then one
+    on. Then two on. What is the atomic number of the element where this ends?'
     >>> row["steps"]
     ['One on: sodium.', 'Two on: rhodium, titanium.', 'It ends at titanium.']
     >>> row["condensed_reasoning"], row["answer"]
