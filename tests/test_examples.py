@@ -172,16 +172,16 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
 
 def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
-    table = load("real/table.py")
+    files_of = load("real/variants.py").files_of
     data, output = tmp_path / "data", tmp_path / "output"
-    train, test = table.files_of("multiarith", data, output)
+    train, test = files_of("multiarith", data, output)
     assert train == [data / "multiarith" / "train_42.json", data / "gsm8k" / "train_42.json"]
     assert test == data / "multiarith" / "eval_42.json" and not output.exists()
-    (train,), test = table.files_of("elements", data, output)
+    (train,), test = files_of("elements", data, output)
     made = [[json.loads(line) for line in path.read_text().splitlines()] for path in (train, test)]
     assert [len(rows) for rows in made] == [720, 200]
     assert all(elements.solve(row["query"]) == row["answer"] for rows in made for row in rows)
-    assert table.files_of("elements", data, output) == ([train], test)
+    assert files_of("elements", data, output) == ([train], test)
 
 
 def test_training_words_through_the_host(tmp_path, capsys):

@@ -19,22 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pair
 import report
-from variants import ARITHMETIC, GENERATED, PAIRS, PROMPT_TUNING, SETS, TRAIN, VARIANTS, WORDS
+from variants import ARITHMETIC, PAIRS, PROMPT_TUNING, SETS, VARIANTS, WORDS, files_of
 from verdicts import write_verdicts
-
-from semcot_hf.data.loading import write_splits
-from semcot_hf.data.tasks import GENERATED_TASKS
-
-
-def files_of(name: str, data: Path, output: Path) -> tuple[list[Path], Path]:
-    """Return the files of a set's training rows and the file of its test rows, which are made for a generated set."""
-    if name not in GENERATED:
-        return [data / part / "train_42.json" for part in TRAIN[name]], data / name / "eval_42.json"
-    folder = output / "data" / name
-    if not folder.is_dir():
-        generate = GENERATED_TASKS[name].generate
-        write_splits({split: generate(number, split=split) for split, number in GENERATED[name].items()}, folder)
-    return [folder / "train.jsonl"], folder / "test.jsonl"
 
 
 def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,10 @@
 """The sets, pairs and variants of the table of pretrained models."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from semcot_hf.data.loading import write_splits
+from semcot_hf.data.tasks import GENERATED_TASKS
 
 # MultiArith's training rows alone are few.
 TRAIN = {
@@ -62,3 +66,14 @@ VARIANTS = {
         "paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", ("no_cot", "semcot"), SETS, STAGE_1
     ),
 }
+
+
+def files_of(name: str, data: Path, output: Path) -> tuple[list[Path], Path]:
+    """Return the files of a set's training rows and the file of its test rows, which are made for a generated set."""
+    if name not in GENERATED:
+        return [data / part / "train_42.json" for part in TRAIN[name]], data / name / "eval_42.json"
+    folder = output / "data" / name
+    if not folder.is_dir():
+        generate = GENERATED_TASKS[name].generate
+        write_splits({split: generate(number, split=split) for split, number in GENERATED[name].items()}, folder)
+    return [folder / "train.jsonl"], folder / "test.jsonl"
