@@ -17,8 +17,8 @@ TRAIN = {
 # Rows of the sets that are made here: what a pretrained host knows, behind a walk that the generator can learn.
 GENERATED = {"elements": {"train": 720, "test": 200}}
 SETS = (*TRAIN, *GENERATED)
-# Where a set's words come from, if not from what the recipe chooses by itself.
-WORDS = {"elements": "--words_column reasoning --num_implicit_tokens 64"}
+# A set's words and answer prompt, where they are not what the recipe chooses by itself.
+WORDS = {"elements": "--words_column reasoning --num_implicit_tokens 64 --answer_prompt 'The atomic number is'"}
 # The worked examples of the host's condensed CoT are equations.
 ARITHMETIC = ("multiarith", "gsm8k", "svamp")
 PAIRS = (
