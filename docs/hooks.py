@@ -27,7 +27,8 @@ def on_startup(command: str, dirty: bool) -> None:
     mkdocstrings looks for the folder when it is configured, which is after this event.
     """
     package = ROOT / "build" / "docs" / "semcot_hf"
-    shutil.rmtree(package, ignore_errors=True)
+    if package.exists():
+        shutil.rmtree(package)
     for source, target in ((ROOT / "semcot_hf", package), (ROOT / "modeling", package / "modeling")):
         # The demo's models are not needed.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("models", "__pycache__"))
