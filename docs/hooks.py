@@ -1,15 +1,18 @@
 """Build hooks of the documentation site: the package's layout, the list of files, and links out of docs/."""
 
 import ast
+import atexit
 import dataclasses
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -21,20 +24,23 @@ _FIELDS = re.compile(r"<!-- fields: ([\w.]+)\.(\w+) -->")
 _LISTED = ("modeling", "semcot_hf", "examples")
 
 
-def on_startup(command: str, dirty: bool) -> None:
-    """Copy the package into build/docs as an installation lays it out: modeling/ inside semcot_hf/.
+@event_priority(100)
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Copy the package into a folder of this build as an installation lays it out: modeling/ inside semcot_hf/.
 
-    mkdocstrings looks for the folder when it is configured, which is after this event.
+    mkdocstrings looks for the folder when it is configured, which is after this event, thanks to its priority.
     """
-    package = ROOT / "build" / "docs" / "semcot_hf"
-    if package.exists():
-        shutil.rmtree(package)
+    folder = Path(tempfile.mkdtemp(prefix="semcot-docs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    package = folder / "semcot_hf"
     for source, target in ((ROOT / "semcot_hf", package), (ROOT / "modeling", package / "modeling")):
         # The demo's models are not needed.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("models", "__pycache__"))
     for file in package.rglob("*.py"):
         # Outside code spans Markdown would take it for an HTML tag.
         file.write_text(re.sub(r"(?<!`)<thought>(?!`)", "`<thought>`", file.read_text()))
+    config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(folder)]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

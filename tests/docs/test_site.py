@@ -10,25 +10,39 @@ from pathlib import Path
 
 import pytest
 
-# One worker builds: two builds at once copy the package into one folder.
+# One build serves all tests of this file.
 pytestmark = pytest.mark.xdist_group("site")
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
+def start_build(folder):
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
         env={**os.environ, **nowhere, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    # Two at once: `make docs` may run beside the tests.
+    folders = [tmp_path_factory.mktemp(name) for name in ("site", "other_site")]
+    builds = [start_build(folder) for folder in folders]
+    outputs = [build.communicate()[0] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], "".join(outputs)
+    return folders[0]
+
+
+def test_builds_at_the_same_time_are_alike(site):
+    pages = [page.relative_to(site) for page in site.rglob("*.html")]
+    other = site.with_name(site.name.replace("site", "other_site"))
+    assert pages
+    assert all((site / page).read_text() == (other / page).read_text() for page in pages)
 
 
 class Assets(HTMLParser):
