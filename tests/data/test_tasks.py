@@ -249,7 +249,7 @@ def test_elements_walk_bottle_by_bottle_and_name_no_number():
     asked = {}
     for split in SPLITS:
         rows = elements.generate(600, seed=3, split=split)
-        asked[split] = {row["steps"][-1].split()[-1].rstrip(".") for row in rows}
+        asked[split] = {row["steps"][-1].split()[-1].rstrip("?") for row in rows}
         for row in rows:
             first, start, *moves = row["query"].split(". ")
             circle = first.removeprefix("Bottles stand in a circle: ").split(", ")
@@ -262,7 +262,7 @@ def test_elements_walk_bottle_by_bottle_and_name_no_number():
                     place = (place + {"on": 1, "back": -1}[way]) % 6
                     passed[-1].append(circle[place])
             assert [step.rstrip(".").split(": ")[1].split(", ") for step in row["steps"][:-1]] == passed
-            assert row["steps"][-1] == f"It ends at {circle[place]}."
+            assert row["steps"][-1] == f"What is the atomic number of {circle[place]}?"
             assert not re.search(r"\d", row["query"] + row["reasoning"] + row["condensed_reasoning"])
     assert asked["test"] == asked["validation"] == elements.HELD_OUT
     assert asked["train"] == set(elements.ELEMENTS) - elements.HELD_OUT

@@ -38,8 +38,8 @@ def generate(
     """Return `num_samples` different rows of `split` in the dataset schema.
 
     Somebody starts at one of six bottles, and walks a number of times, uniform in [min_steps, max_steps], one to three
-    bottles on or back. Each step names every bottle that is passed, and the last one where the walk ends; no step
-    states the atomic number.
+    bottles on or back. Each step names every bottle that is passed, and the last one asks what is left of the
+    question; no step states the atomic number. (Behind "It ends at boron." a host often goes on with the walk.)
 
     Args:
         num_samples, seed, split: as in every task.
@@ -54,9 +54,9 @@ def generate(
     'Bottles stand in a circle: strontium, iodine, scandium, sodium, rhodium, titanium. Abe is at scandium. Then one
     on. Then two on. What is the atomic number of the element where this ends?'
     >>> row["steps"]
-    ['One on: sodium.', 'Two on: rhodium, titanium.', 'It ends at titanium.']
+    ['One on: sodium.', 'Two on: rhodium, titanium.', 'What is the atomic number of titanium?']
     >>> row["condensed_reasoning"], row["answer"]
-    ('sodium, titanium. It ends at titanium.', '22')
+    ('sodium, titanium. Atomic number of titanium?', '22')
     """
     if not 1 <= min_steps <= max_steps <= 6:
         raise ValueError(f"min_steps={min_steps}, max_steps={max_steps}: need 1 <= min_steps <= max_steps <= 6.")
@@ -77,10 +77,10 @@ def generate(
             sentences.append(f"Then {count} {way}.")
             steps.append(f"{count.capitalize()} {way}: {', '.join(circle[each] for each in places)}.")
             states.append(circle[place])
-        steps.append(f"It ends at {last}.")
+        steps.append(f"What is the atomic number of {last}?")
         return f"{' '.join(sentences)} What is the atomic number of the element where this ends?", {
             "steps": steps,
-            "condensed_reasoning": f"{', '.join(states)}. {steps[-1]}",
+            "condensed_reasoning": f"{', '.join(states)}. Atomic number of {last}?",
             "answer": str(ELEMENTS.index(last) + 1),
         }
 
