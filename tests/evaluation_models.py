@@ -54,16 +54,19 @@ def tiny_llama(tokenizer, hidden_size, seed):
     return LlamaForCausalLM(config).eval()
 
 
-def answering_host(tokenizer, steps=60):
-    """A host that says " yes" or " no" and stops, more or less at random: it has seen few questions."""
+def answering_host(tokenizer, steps=60, silent_behind=()):
+    """A host that says " yes" or " no" and stops, more or less at random: it has seen few questions.
+
+    Behind the answer prompts `silent_behind` it says nothing.
+    """
     host = tiny_llama(tokenizer, 32, seed=0)
     optimizer = torch.optim.AdamW(host.parameters(), lr=5e-3)
     rows = coin_flip.generate(24, seed=2, max_people=4)
     examples = []
     for row in rows:
-        prompt = encode_prompt(tokenizer, prompt_text(tokenizer, row["query"]) + ANSWER_PROMPT)
-        answer = encode_prompt(tokenizer, f" {row['answer']}<|end|>")
-        examples.append((prompt, answer))
+        for ending, said in [(ANSWER_PROMPT, f" {row['answer']}"), *((ending, "") for ending in silent_behind)]:
+            prompt = encode_prompt(tokenizer, prompt_text(tokenizer, row["query"]) + ending)
+            examples.append((prompt, encode_prompt(tokenizer, f"{said}<|end|>")))
     width = max(len(prompt) + len(answer) for prompt, answer in examples)
     ids = torch.tensor([[0] * (width - len(p) - len(a)) + p + a for p, a in examples])
     labels = torch.tensor([[-100] * (width - len(a)) + a for _, a in examples])

@@ -1,4 +1,4 @@
-"""Calibration: when a model's implicit answers are kept, and when its host reasons in words."""
+"""Calibration on validation questions: when a model's implicit answers are kept, and the answer prompt."""
 
 from .rule import CalibrationOptions, Target, choose_rule
 

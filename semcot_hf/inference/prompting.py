@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling import SemCoTForCausalLM
+from ..modeling import SemCoTConfig, SemCoTForCausalLM
 from ..modeling.checksums_semcot import tokenizer_checksum
 
 ANSWER_PROMPT = "\nAnswer:"
@@ -119,25 +119,28 @@ def with_answer_prompt(
 
 
 def change_answer_prompt(
-    model: SemCoTForCausalLM, tokenizer: PreTrainedTokenizerBase, answer_prompt: str
+    model: SemCoTForCausalLM | SemCoTConfig, tokenizer: PreTrainedTokenizerBase, answer_prompt: str
 ) -> PreTrainedTokenizerBase:
     """Have a SemCoT model answer behind another answer prompt, and return the tokenizer to save beside it.
 
     Args:
-        model: changed in place; what its generator learned without the host stays as it is.
+        model: the model, or its config, which is changed in place; what its generator learned without the host stays
+            as it is.
         tokenizer: the model's or the host's.
         answer_prompt: text behind the generation prompt.
 
     Raises:
         ValueError: as `answer_prompt_ids`; nothing is changed then.
     """
-    own = _template_suffix(cast(str, tokenizer.decode(model.config.answer_prompt_ids or [])))
+    # The class of a config of code from the Hub is another one.
+    config: Any = getattr(model, "config", model)
+    own = _template_suffix(cast(str, tokenizer.decode(config.answer_prompt_ids or [])))
     tokenizer = _with_template(tokenizer, chat_template_of(tokenizer).removesuffix(own))
     ids = answer_prompt_ids(tokenizer, answer_prompt)
     tokenizer = with_answer_prompt(tokenizer, answer_prompt)
-    model.config.answer_prompt_ids = ids
-    if model.config.tokenizer_checksum is not None:
-        model.config.tokenizer_checksum = tokenizer_checksum(tokenizer)
+    config.answer_prompt_ids = ids
+    if config.tokenizer_checksum is not None:
+        config.tokenizer_checksum = tokenizer_checksum(tokenizer)
     return tokenizer
 
 
