@@ -1,4 +1,4 @@
-"""`compare_answer_prompts`: validation questions behind several answer prompts, of which a checkpoint gets the best."""
+"""`compare_answer_prompts`: answers behind several answer prompts, and the best of these for a checkpoint."""
 
 import json
 import tempfile
@@ -85,8 +85,8 @@ def compare_answer_prompts(
         overrides: fields of the config, such as `answer_prompts`.
 
     Returns:
-        One result for each prompt, the best first: by right answers with implicit tokens; among equals the model's own,
-        then in the order given.
+        One result for each prompt, the best first: by right answers with implicit tokens; among equals the model's
+        own, then in the order given.
 
     Raises:
         TypeError: for an override that is not a field.
@@ -126,11 +126,10 @@ def compare_answer_prompts(
                     latency_samples=0,
                     progress=progress,
                 )
-                by_method = {row["method"]: row for row in report["rows"]}
+                row = {row["method"]: row for row in report["rows"]}
                 compared = {row["method"]: row for row in compare_runs(folder, folders[0], seed=config.seed)}
                 difference = None if prompt == own else compared["semcot"]
-                result = AnswerPromptResult(prompt, prompt == own, by_method["semcot"], by_method["no_cot"], difference)
-                found.append(result)
+                found.append(AnswerPromptResult(prompt, prompt == own, row["semcot"], row["no_cot"], difference))
         finally:
             settings.answer_prompt_ids, settings.tokenizer_checksum = before
     return sorted(found, key=lambda result: -result.semcot["accuracy"])

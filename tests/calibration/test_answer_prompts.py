@@ -51,7 +51,8 @@ def test_each_prompt_is_evaluated_and_the_model_stays(saved, rows, tmp_path, mon
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(saved).chat_template
     shares = [result.semcot["accuracy"] for result in results]
     # Among equals the model's own comes first.
-    assert [result.answer_prompt for result in results] == [TAUGHT, OWN, POOR] and shares[0] > shares[1] == shares[2] == 0
+    assert [result.answer_prompt for result in results] == [TAUGHT, OWN, POOR]
+    assert shares[0] > shares[1] == shares[2] == 0
     by_prompt = {result.answer_prompt: result for result in results}
     assert [result.own for result in results].count(True) == 1 and by_prompt[OWN].own
     assert by_prompt[OWN].difference is None
@@ -110,7 +111,7 @@ def test_a_fresh_process_without_the_package_uses_it(saved):
     assert repr(TAUGHT) in done.stdout
 
 
-def test_weights_without_values_or_another_model_are_refused(saved, rows, tmp_path, capsys):
+def test_other_models_and_damaged_ones_are_refused(saved, rows, tmp_path, capsys):
     model, tokenizer = SemCoTForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
     with pytest.raises(ValueError, match="has no implicit tokens, after which the answer prompt stands"):
         compare_answer_prompts(model.host, tokenizer, rows, answer_prompts=[TAUGHT], **OPTIONS)
