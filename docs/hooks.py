@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
     mkdocstrings looks for the folder when it is configured, which is after this event, thanks to its priority.
     """
-    folder = Path(tempfile.mkdtemp(prefix="semcot-docs-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _folder_of_this_process()
     package = folder / "semcot_hf"
+    if package.exists():  # `mkdocs serve` builds again and again.
+        shutil.rmtree(package)
     for source, target in ((ROOT / "semcot_hf", package), (ROOT / "modeling", package / "modeling")):
         # The demo's models are not needed.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("models", "__pycache__"))
@@ -41,6 +43,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         file.write_text(re.sub(r"(?<!`)<thought>(?!`)", "`<thought>`", file.read_text()))
     config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(folder)]
     return config
+
+
+@cache
+def _folder_of_this_process() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="semcot-docs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

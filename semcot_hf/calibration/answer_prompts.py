@@ -13,11 +13,15 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.summary import compare_runs
 from ..inference.prompting import change_answer_prompt
 from ..inference.settings import answer_prompt_of, with_overrides
+from ..modeling.checksums_semcot import tokenizer_checksum
 from ..modeling.configuration_semcot import SemCoTConfig, file_checksum
 from ..modeling.folders_semcot import ReplacedFolder
 from ..options import check_range, option
 from ..storage import text_digest, write_atomically
 from .calibrate import check_checkpoint
+
+# What `change_answer_prompt` changes in a config.
+_CHANGED = ("answer_prompt_ids", "tokenizer_checksum", "escalation")
 
 
 @dataclass
@@ -38,8 +42,10 @@ class AnswerPromptConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
-        if not self.answer_prompts:
-            raise ValueError("answer_prompts is empty: give one or more texts to try, such as 'The answer is:'.")
+        if isinstance(self.answer_prompts, str) or not self.answer_prompts or not all(self.answer_prompts):
+            raise ValueError(
+                f"answer_prompts={self.answer_prompts!r}: give a list of one or more texts, such as 'The answer is:'."
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def compare_answer_prompts(
             question is answered then.
     """
     config = with_overrides(config, overrides) if config else AnswerPromptConfig(**overrides)
-    if not hasattr(model.config, "answer_prompt_ids"):
+    if not hasattr(model.config, "tokenizer_checksum"):
         raise ValueError(
             f"a model of type {model.config.model_type!r} has no implicit tokens, after which the answer prompt "
             "stands: pass a SemCoT checkpoint."
@@ -102,15 +108,19 @@ def compare_answer_prompts(
     rows, own = list(dataset), answer_prompt_of(model.config, tokenizer)
     prompts = list(dict.fromkeys([own, *config.answer_prompts]))
     settings: Any = model.config
-    before = (settings.answer_prompt_ids, settings.tokenizer_checksum)
+    before = {name: getattr(settings, name) for name in _CHANGED}
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            # All are checked before the first question is answered.
-            tokenizers = [change_answer_prompt(settings, tokenizer, prompt) for prompt in prompts]
+            # All are checked before the first question is answered, each on the model as it was.
+            made = []
+            for prompt in prompts:
+                settings.update(before)
+                changed = change_answer_prompt(settings, tokenizer, prompt)
+                made.append((prompt, changed, {name: getattr(settings, name) for name in _CHANGED}))
             folders = [Path(config.output_dir or temporary, text_digest([prompt])[:16]) for prompt in prompts]
             found = []
-            for prompt, changed, folder in zip(prompts, tokenizers, folders, strict=True):
-                change_answer_prompt(settings, changed, prompt)
+            for (prompt, changed, values), folder in zip(made, folders, strict=True):
+                settings.update(values)
                 report = evaluate(
                     model,
                     changed,
@@ -131,22 +141,35 @@ def compare_answer_prompts(
                 difference = None if prompt == own else compared["semcot"]
                 found.append(AnswerPromptResult(prompt, prompt == own, row["semcot"], row["no_cot"], difference))
         finally:
-            settings.answer_prompt_ids, settings.tokenizer_checksum = before
+            settings.update(before)
     return sorted(found, key=lambda result: -result.semcot["accuracy"])
 
 
-def write_answer_prompt(folder: str | Path, answer_prompt: str) -> None:
-    """Change the answer prompt of a checkpoint in place, as a whole or not at all; weights stay as they are.
+def write_answer_prompt(folder: str | Path, answer_prompt: str, *, trust_remote_code: bool = False) -> None:
+    """Change the answer prompt of a checkpoint in place: its config and tokenizer, not its weights.
+
+    Where the new files cannot be written, the old ones stay.
+
+    Args:
+        folder: the checkpoint.
+        answer_prompt: see `change_answer_prompt`.
+        trust_remote_code: whether code of the tokenizer's own is run.
 
     Raises:
-        ValueError: when the folder has no checkpoint of a SemCoT model, or a damaged one, or as `answer_prompt_ids`;
-            nothing is changed then.
+        ValueError: as `check_checkpoint` and `change_answer_prompt`, or when the tokenizer is not the one that the
+            model was trained with; nothing is changed then.
     """
     path = check_checkpoint(folder)
     content = json.loads(path.read_text(encoding="utf-8"))
     config = SemCoTConfig.from_pretrained(str(folder))
-    tokenizer = change_answer_prompt(config, AutoTokenizer.from_pretrained(str(folder)), answer_prompt)
-    changed = {name: getattr(config, name) for name in ("answer_prompt_ids", "tokenizer_checksum")}
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    if config.tokenizer_checksum not in (None, tokenizer_checksum(tokenizer)):
+        raise ValueError(
+            f"The tokenizer of {str(folder)!r} is not the one that the model was trained with: its files were changed "
+            "or damaged, or are another model's. Copy or download the checkpoint again."
+        )
+    tokenizer = change_answer_prompt(config, tokenizer, answer_prompt)
+    changed = {name: getattr(config, name) for name in _CHANGED}
     content |= {name: value for name, value in changed.items() if name in content or value is not None}
     if "config_checksum" in content:
         content["config_checksum"] = file_checksum(content)

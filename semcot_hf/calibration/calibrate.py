@@ -16,6 +16,7 @@ from ..inference.settings import with_overrides
 from ..modeling.configuration_semcot import SemCoTConfig, file_checksum
 from ..modeling.escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
 from ..storage import write_atomically
+from ..training.checkpoints import CHECKSUMS_NAME
 from .config import CalibrationConfig
 from .rule import CalibrationOptions, Target, choose_rule
 
@@ -112,7 +113,7 @@ def write_escalation(folder: str | Path, rule: Escalation) -> None:
     """Put a rule into a checkpoint's config.json, as a whole or not at all; no other file is touched.
 
     Raises:
-        ValueError: when the folder has no checkpoint of a SemCoT model, or a damaged one.
+        ValueError: as `check_checkpoint`.
     """
     path = check_checkpoint(folder)
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -123,16 +124,21 @@ def write_escalation(folder: str | Path, rule: Escalation) -> None:
 
 
 def check_checkpoint(folder: str | Path) -> Path:
-    """Return the config.json of a SemCoT checkpoint.
+    """Return the config.json of a SemCoT checkpoint that is changed in place.
 
     Raises:
-        ValueError: when the folder has none, or a damaged one.
+        ValueError: when the folder has none, or a damaged one, or is a checkpoint that a training resumes from.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"model={str(folder)!r} is not a folder of a checkpoint, into which a calibration is written: pass one, "
-            "such as a downloaded copy."
+            f"model={str(folder)!r} is not a folder of a checkpoint, which is changed in place: pass one, such as a "
+            "downloaded copy."
+        )
+    if Path(folder, CHECKSUMS_NAME).is_file():
+        raise ValueError(
+            f"model={str(folder)!r} is a checkpoint that a training resumes from, which takes it for damaged once it "
+            "is changed: pass the folder of the trained model, or a copy without the file " + CHECKSUMS_NAME + "."
         )
     # Damaged files and those of other models are refused.
     SemCoTConfig.from_pretrained(str(folder))

@@ -25,13 +25,14 @@ def run(argv: Sequence[str]) -> None:
     from ..calibration.answer_prompts import compare_answer_prompts, write_answer_prompt
     from ..calibration.calibrate import check_checkpoint
     from ..evaluation.report import p_value, percent, percent_interval
+    from ..inference.settings import thinks_in_words
 
     data, args = parse("semcot answer-prompt", (DataArguments, AnswerPromptArguments), argv)
     check_checkpoint(args.model)
     rows = load_splits(data, args.split)[args.split]
     model, tokenizer = load_model(args)
     results = compare_answer_prompts(model, tokenizer, rows, args)
-    header = ["answer prompt", "SemCoT", "95 % interval", "p against the own", "no CoT"]
+    header = ["answer prompt", "SemCoT", "95 % interval", "p against the own", "cut off", "no CoT"]
     print_table(
         header,
         [
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> None:
                 percent(result.semcot["accuracy"]),
                 percent_interval(result.semcot["ci95"]),
                 "" if result.difference is None else p_value(result.difference["p"]),
+                str(result.semcot["unfinished"]),
                 percent(result.no_cot["accuracy"]),
             ]
             for result in results
@@ -56,5 +58,10 @@ def run(argv: Sequence[str]) -> None:
     elif args.dry_run:
         print("Nothing was written (--dry_run).")
     else:
-        write_answer_prompt(args.model, best.answer_prompt)
+        calibrated = model.config.escalation is not None
+        write_answer_prompt(args.model, best.answer_prompt, trust_remote_code=args.trust_remote_code)
         print(f"{best.answer_prompt!r} is written into {args.model}.")
+        if calibrated:
+            print("The rule of escalation was removed, since it was calibrated on other answers: calibrate again.")
+        if thinks_in_words(model):
+            print("The generator alone learned to answer after the old one: evaluate it before, to be fair to it.")

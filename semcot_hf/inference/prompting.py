@@ -123,22 +123,29 @@ def change_answer_prompt(
 ) -> PreTrainedTokenizerBase:
     """Have a SemCoT model answer behind another answer prompt, and return the tokenizer to save beside it.
 
+    What its generator learned without the host stays as it is. A rule of escalation is removed: it was calibrated on
+    answers after the old prompt.
+
     Args:
-        model: the model, or its config, which is changed in place; what its generator learned without the host stays
-            as it is.
+        model: the model, or its config, which is changed in place.
         tokenizer: the model's or the host's.
         answer_prompt: text behind the generation prompt.
 
     Raises:
-        ValueError: as `answer_prompt_ids`; nothing is changed then.
+        ValueError: as `answer_prompt_ids`, or when the text is read as another one; nothing is changed then.
     """
     # The class of a config of code from the Hub is another one.
     config: Any = getattr(model, "config", model)
     own = _template_suffix(cast(str, tokenizer.decode(config.answer_prompt_ids or [])))
     tokenizer = _with_template(tokenizer, chat_template_of(tokenizer).removesuffix(own))
     ids = answer_prompt_ids(tokenizer, answer_prompt)
+    if tokenizer.decode(ids) != answer_prompt:
+        raise ValueError(
+            f"answer_prompt={answer_prompt!r} is read as {tokenizer.decode(ids)!r} by this tokenizer: pass a text "
+            "that it gives back as it is."
+        )
     tokenizer = with_answer_prompt(tokenizer, answer_prompt)
-    config.answer_prompt_ids = ids
+    config.answer_prompt_ids, config.escalation = ids, None
     if config.tokenizer_checksum is not None:
         config.tokenizer_checksum = tokenizer_checksum(tokenizer)
     return tokenizer

@@ -1,5 +1,6 @@
 """Tests of `compare_answer_prompts` and `semcot answer-prompt`: counts, what is written, what stays, bad input."""
 
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
+from semcot_hf.calibration import answer_prompts
 from semcot_hf.calibration.answer_prompts import AnswerPromptConfig, compare_answer_prompts, write_answer_prompt
 from semcot_hf.cli.main import main
 from semcot_hf.data import load_reasoning_dataset
@@ -16,6 +18,9 @@ from semcot_hf.data.loading import write_splits
 from semcot_hf.evaluation import evaluate
 from semcot_hf.inference.prompting import change_answer_prompt, prompt_text
 from semcot_hf.modeling.checksums_semcot import tokenizer_checksum
+from semcot_hf.modeling.configuration_semcot import file_checksum
+from semcot_hf.modeling.escalation_semcot import Escalation
+from semcot_hf.training.checkpoints import write_checksums
 
 N = 24
 # What the host was taught to answer behind, and where it says nothing: the model's own answer prompt, and another.
@@ -71,8 +76,33 @@ def test_each_prompt_is_evaluated_and_the_model_stays(saved, rows, tmp_path, mon
     assert compare_answer_prompts(model, tokenizer, rows, **options) == results
 
 
+def test_every_prompt_stands_alone(saved, rows, monkeypatch):
+    """Whatever is tried before it, a prompt follows the question and nothing else."""
+    model, tokenizer = SemCoTForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    model.config.escalation = {"threshold": 0.5}
+    seen = []
+
+    def answered(model, tokenizer, rows, *, output_dir, **options):
+        seen.append((prompt_text(tokenizer, "Is it?"), tokenizer.decode(model.config.answer_prompt_ids)))
+        assert model.config.tokenizer_checksum == tokenizer_checksum(tokenizer) and model.config.escalation is None
+        return {"rows": [{"method": name, "accuracy": 0.0} for name in ("no_cot", "semcot")]}
+
+    compared = [{"method": "semcot", "difference": 0.0, "p": 1.0}]
+    monkeypatch.setattr(answer_prompts, "evaluate", answered)
+    monkeypatch.setattr(answer_prompts, "compare_runs", lambda *_, **__: compared)
+    prompts = [TAUGHT, POOR, "\nSo:", "\nIt is:"]
+    compare_answer_prompts(model, tokenizer, rows, answer_prompts=prompts, **OPTIONS)
+    bare = prompt_text(tokenizer, "Is it?").removesuffix(OWN)
+    assert seen == [(bare + prompt, prompt) for prompt in [OWN, *prompts]]
+    assert model.config.escalation == {"threshold": 0.5}
+
+
 def test_the_best_prompt_is_written_without_the_weights(saved, rows, tmp_path, capsys, warnings_of):
     write_splits({"validation": rows}, tmp_path / "data")
+    calibrated = json.loads((saved / "config.json").read_text())
+    calibrated["escalation"] = Escalation(threshold=0.5).to_dict()
+    calibrated["config_checksum"] = file_checksum(calibrated)
+    (saved / "config.json").write_text(json.dumps(calibrated))
     before, command = files(saved), ["answer-prompt", "--model", str(saved), "--dataset", str(tmp_path / "data")]
     command += ["--max_new_tokens", "3", "--dtype", "float64", "--answer_prompts", POOR, TAUGHT]
     assert main([*command, "--dry_run"]) == 0 and files(saved) == before
@@ -80,12 +110,13 @@ def test_the_best_prompt_is_written_without_the_weights(saved, rows, tmp_path, c
     weights = {name: (saved / name).stat().st_mtime_ns for name in before if name.endswith(".safetensors")}
     assert main(command) == 0
     printed, after = capsys.readouterr().out, files(saved)
+    assert "The rule of escalation was removed" in printed
     assert f"{N} questions of" in printed and f"{TAUGHT!r} is written into {saved}" in printed
     changed = {name for name in after if after[name] != before.get(name)}
     assert {"config.json"} < changed <= {"config.json", "chat_template.jinja", "tokenizer_config.json"}
     assert weights == {name: (saved / name).stat().st_mtime_ns for name in weights}
     model, tokenizer = SemCoTForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
-    assert tokenizer.decode(model.config.answer_prompt_ids) == TAUGHT
+    assert tokenizer.decode(model.config.answer_prompt_ids) == TAUGHT and model.config.escalation is None
     assert prompt_text(tokenizer, "Is it?").endswith(TAUGHT) and OWN not in prompt_text(tokenizer, "Is it?")
     # Written is written: now it is the checkpoint's own, and nothing has changed about it by loading.
     assert main(command) == 0
@@ -120,10 +151,23 @@ def test_other_models_and_damaged_ones_are_refused(saved, rows, tmp_path, capsys
     with pytest.raises(ValueError, match="answer_prompt='nn'"):
         compare_answer_prompts(model, tokenizer, rows, answer_prompts=["nn"], **OPTIONS)
     assert model.config.to_dict() == before
-    with pytest.raises(ValueError, match="answer_prompts is empty: give one or more texts"):
-        AnswerPromptConfig()
+    for prompts in ([], "So:", ["So:", ""]):
+        with pytest.raises(ValueError, match="answer_prompts=.*: give a list of one or more texts"):
+            AnswerPromptConfig(prompts)
     assert main(["answer-prompt", "--model", str(tmp_path), "--dataset", "coin_flip", "--answer_prompts", "x"]) == 1
     assert "is not a folder of a checkpoint" in capsys.readouterr().err
+    template = (saved / "chat_template.jinja").read_text()
+    (saved / "chat_template.jinja").write_text(template + " ")
+    changed = files(saved)
+    with pytest.raises(ValueError, match="The tokenizer of .* is not the one that the model was trained with"):
+        write_answer_prompt(saved, TAUGHT)
+    assert files(saved) == changed
+    (saved / "chat_template.jinja").write_text(template)
+    # A checkpoint within a training.
+    write_checksums(saved)
+    with pytest.raises(ValueError, match="is a checkpoint that a training resumes from"):
+        write_answer_prompt(saved, TAUGHT)
+    (saved / "checksums.json").unlink()
     content = (saved / "config.json").read_text()
     (saved / "config.json").write_text(content.replace('"num_implicit_tokens": 4', '"num_implicit_tokens": 5'))
     damaged = files(saved)
@@ -133,8 +177,6 @@ def test_other_models_and_damaged_ones_are_refused(saved, rows, tmp_path, capsys
 
 
 def test_what_fails_while_writing_leaves_the_checkpoint_whole(saved, monkeypatch):
-    from semcot_hf.calibration import answer_prompts
-
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 from conftest import CHAT_TEMPLATE
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from semcot_hf.cli.arguments import load_model
 from semcot_hf.inference.prompting import (
@@ -51,6 +51,12 @@ def test_a_model_answers_behind_another_answer_prompt(tiny_semcot, tiny_tokenize
     melting.chat_template = "{{ messages[0].content }}A"
     with pytest.raises(ValueError, match="answer_prompt='nn'"):
         change_answer_prompt(model, melting, "nn")
+    assert model.config.to_dict() == before
+    # Such as one that composes accents.
+    composing = copy.deepcopy(tiny_tokenizer)
+    composing.backend_tokenizer.normalizer = normalizers.NFC()
+    with pytest.raises(ValueError, match="is read as .* by this tokenizer"):
+        change_answer_prompt(model, composing, "\nRe\u0301ponse:")
     assert model.config.to_dict() == before
     model.save_pretrained(tmp_path)
     changed[0].save_pretrained(tmp_path)
