@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-# One build serves all tests of this file.
-pytestmark = pytest.mark.xdist_group("site")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

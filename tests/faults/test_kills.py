@@ -19,7 +19,7 @@ KILLS = int(os.environ.get("SEMCOT_FAULTS_KILLS", 2))
 DISKS = int(os.environ.get("SEMCOT_FAULTS_DISKS", 2))
 # Of what full disks left, the most that is run again.
 RERUNS = int(os.environ.get("SEMCOT_FAULTS_RERUNS", 1000))
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from semcot_hf import SemCoTForCausalLM
 
 PROCESSES = int(os.environ.get("SEMCOT_FAULTS_PROCESSES", 4))
 ROUNDS = int(os.environ.get("SEMCOT_FAULTS_ROUNDS", 1))
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SCRIPT = """
 import json, os, shutil, sys, traceback
 sys.modules["semcot_hf"] = None
