@@ -162,7 +162,9 @@ def write_answer_prompt(folder: str | Path, answer_prompt: str, *, trust_remote_
     path = check_checkpoint(folder)
     content = json.loads(path.read_text(encoding="utf-8"))
     config = SemCoTConfig.from_pretrained(str(folder))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        str(folder), trust_remote_code=trust_remote_code
+    )
     if config.tokenizer_checksum not in (None, tokenizer_checksum(tokenizer)):
         raise ValueError(
             f"The tokenizer of {str(folder)!r} is not the one that the model was trained with: its files were changed "
