@@ -20,6 +20,8 @@ TITLES = {
     "condensed": "host, its own condensed CoT (prompted)",
     "prompt_tuning": "host with five learned tokens, the same for every question (prompt tuning)",
     "semcot": "**SemCoT**",
+    "no_cot_prompted": 'host, no CoT, after the answer prompt " = ?\\nAnswer:"',
+    "semcot_prompted": '**SemCoT**, after the answer prompt " = ?\\nAnswer:"',
     "escalated": "SemCoT, escalated by its calibrated rule",
     "joint_answer": "SemCoT after 24 steps through the host, by the answer's loss",
     "joint_kl": "SemCoT after 24 steps through the host, by the answer's loss and the KL",
