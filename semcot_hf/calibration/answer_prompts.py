@@ -1,4 +1,4 @@
-"""`compare_answer_prompts`: answers behind several answer prompts, and the best of these for a checkpoint."""
+"""`compare_answer_prompts`: answers after several answer prompts, and the best of these for a checkpoint."""
 
 import json
 import tempfile
@@ -50,7 +50,7 @@ class AnswerPromptConfig:
 
 @dataclass(frozen=True)
 class AnswerPromptResult:
-    """What a model is worth behind one answer prompt.
+    """What a model is worth after one answer prompt.
 
     Args:
         answer_prompt: the text.
@@ -75,10 +75,10 @@ def compare_answer_prompts(
     progress: bool | Callable[[str, float], object] = True,
     **overrides: Any,
 ) -> list[AnswerPromptResult]:
-    """Answer questions with implicit tokens and at once behind each answer prompt.
+    """Answer questions with implicit tokens and at once after each answer prompt.
 
     A generator that learned its words without the host does not depend on the answer prompt, and a frozen host was
-    never taught to answer behind these words: the text between them decides much. The model is as before afterwards;
+    never taught to answer after these words: the text between them decides much. The model is as before afterwards;
     `write_answer_prompt` puts a prompt into a checkpoint.
 
     Args:

@@ -39,7 +39,7 @@ def generate(
 
     Somebody starts at one of six bottles, and walks a number of times, uniform in [min_steps, max_steps], one to three
     bottles on or back. Each step names every bottle that is passed, and the last one asks what is left of the
-    question; no step states the atomic number. (Behind "It ends at boron." a host often goes on with the walk.)
+    question; no step states the atomic number. After "It ends at boron." a host recalls fewer (examples/real).
 
     Args:
         num_samples, seed, split: as in every task.
