@@ -4,6 +4,7 @@ import ast
 import operator
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from ..answers.latex import plain
 from ..answers.number_grammar import CURRENCY, DECIMAL
@@ -18,6 +19,7 @@ _CALCULATION = rf"(?<![\d.,])((?:-\s*)?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b)
 _EQUATION = re.compile(rf"{_CALCULATION}=\s*{CURRENCY}?\s*(-?{_NUMBER})")
 _EXPRESSION = re.compile(_CALCULATION)
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_SIGN_OF = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/"})
 
 
@@ -72,6 +74,59 @@ def plan_of(equations: Sequence[str]) -> str:
     return plan
 
 
+def open_equations_of(equations: Sequence[str]) -> str:
+    """Return equations of one operation each, the last of them without its result.
+
+    A result that is no whole number or short decimal ("10/3") is not written: its calculation stays part of the next.
+
+    >>> open_equations_of(["16-3-4=9", "9*2=18"]), open_equations_of(["11-9=2"]), open_equations_of([])
+    ('16-3=13; 13-4=9; 9*2', '11-9', '')
+    >>> open_equations_of(["(10/3)*6=20"]), open_equations_of(["10*50%=5", "5+1=6"])
+    ('(10/3)*6', '10*50%=5; 5+1')
+    """
+    steps: list[str] = []
+    for equation in equations:
+        left, _, result = equation.partition("=")
+        try:
+            last, _ = _last_operation(ast.parse(left, mode="eval").body, steps)
+        except (SyntaxError, ValueError, ArithmeticError, RecursionError):
+            last = left
+        steps.append(f"{last}={result}")
+    if not steps:
+        return ""
+    earlier = [step for step in dict.fromkeys(steps) if step != steps[-1]]
+    return "; ".join([*earlier, steps[-1].partition("=")[0]])
+
+
+def _last_operation(node: ast.AST, steps: list[str]) -> tuple[str, Fraction]:
+    """Return what is left to calculate of a parsed calculation, and its value; append the equations before it.
+
+    Raises:
+        ValueError, ArithmeticError: as `_value` does, before anything is appended.
+    """
+    value = _value(node)
+    if not isinstance(node, ast.BinOp):
+        return ast.unparse(node).replace(" ", ""), value
+    sides = []
+    for side in (node.left, node.right):
+        text, result = _last_operation(side, steps)
+        if isinstance(side, ast.BinOp):
+            short = _written(result)
+            if short:
+                steps.append(f"{text}={short}")
+            text = short or f"({text})"
+        sides.append(text)
+    return f"{sides[0]}{_SIGN_OF[type(node.op)]}{sides[1]}", value
+
+
+def _written(value: Fraction) -> str:
+    """Return a number as digits, or "" if it has more than four decimals."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    digits = f"{float(value):.4f}".rstrip("0")
+    return digits if Fraction(digits) == value else ""
+
+
 def _bare(left: str, result: str) -> str:
     """Return an equation without spaces, units and currencies."""
     return f"{_bare_side(left)}={result}".replace(" ", "").replace(",", "")
@@ -91,18 +146,18 @@ def _bare_side(text: str) -> str:
 def _gives(text: str, answer: float) -> bool:
     """Whether a calculation has this value."""
     try:
-        value = _value(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        value = float(_value(ast.parse(text, mode="eval").body))
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError):
         return False
     return abs(value - answer) <= 1e-6 * max(1.0, abs(answer))
 
 
-def _value(node: ast.AST) -> float:
+def _value(node: ast.AST) -> Fraction:
     """Return the value of a parsed calculation; ValueError for anything but numbers and the four operations."""
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
         return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return float(node.value)
+        return Fraction(str(node.value))
     raise ValueError("no calculation")

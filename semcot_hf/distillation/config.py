@@ -54,9 +54,10 @@ class SemCoTDistillationConfig(_BaseConfig):
     )
     words_column: str | None = option(
         None,
-        "Column of the words. 'equations' and 'plan' are made from the reasoning: the equations in it, and the last "
-        "one with the earlier ones in the places of their results. None: 'equations' if most rows state some that "
-        "lead to the answer, else condensed_reasoning where there is any, else reasoning.",
+        "Column of the words. Three are made from the reasoning: 'equations', those in it; 'open_equations', of one "
+        "operation each, the last without its result; and 'plan', the last one with the earlier ones in the places of "
+        "their results. None: 'equations' if most rows state some that lead to the answer, else condensed_reasoning "
+        "where there is any, else reasoning.",
     )
     words_learning_rate: float | None = option(
         None, "Initial learning rate of the words phase, which has a schedule of its own. None: learning_rate."

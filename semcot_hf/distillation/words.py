@@ -1,6 +1,6 @@
 """The words phase of stage 2: a row's short reasoning as the words that the generator learns to write by itself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..answers.numeric import read_number
-from ..data.equations import equations_of, expression_of, plan_of
+from ..data.equations import equations_of, expression_of, open_equations_of, plan_of
 from ..data.rationale import rationale_agrees
 from ..modeling.modeling_semcot import SemCoTForCausalLM
 from .config import SemCoTDistillationConfig
@@ -18,7 +18,11 @@ from .config import SemCoTDistillationConfig
 logger = logging.get_logger(__name__)
 
 # Values of `words_column` that are made from the reasoning.
-MADE_FROM_REASONING = ("equations", "plan")
+MADE_FROM_REASONING: dict[str, Callable[[Sequence[str]], str]] = {
+    "equations": "; ".join,
+    "open_equations": open_equations_of,
+    "plan": plan_of,
+}
 _PROBLEMS = {
     "missing": "have no words: no text in the column, or no equations that end on the answer",
     "long": "have more words than num_implicit_tokens leaves room for",
@@ -117,12 +121,14 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
     Args:
         example: the row as it stands in the dataset.
         row: the same in the dataset schema.
-        column: a column of the dataset, or "equations" or "plan", which are made from the reasoning and must lead to
-            the answer; a calculation without a result counts where it gives the answer.
+        column: a column of the dataset, or one of `MADE_FROM_REASONING`, which must lead to the answer; a calculation
+            without a result counts where it gives the answer.
 
     >>> row = {"reasoning": "He has 11 - 9 = 2 left. 2 + 8 = 10.", "answer": "10"}
-    >>> words_of(row, row, "equations"), words_of(row, row, "plan"), words_of(row, {**row, "answer": "9"}, "plan")
-    ('11-9=2; 2+8=10', '(11-9)+8', '')
+    >>> [words_of(row, row, column) for column in ("equations", "open_equations", "plan")]
+    ['11-9=2; 2+8=10', '11-9=2; 2+8', '(11-9)+8']
+    >>> words_of(row, {**row, "answer": "9"}, "plan")
+    ''
     """
     if column not in MADE_FROM_REASONING or column in example:
         return " ".join(str(row.get(column) or example.get(column) or "").split())
@@ -135,7 +141,7 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
         # Without units, as in other equations.
         result = answer.numerator if answer.denominator == 1 else float(answer)
         equations = [f"{expression}={result}"] if expression else []
-    return plan_of(equations) if column == "plan" else "; ".join(equations)
+    return MADE_FROM_REASONING[column](equations)
 
 
 def tokenize_words(text: str, answer: str, settings: WordSettings) -> dict[str, Any]:
@@ -194,8 +200,8 @@ def check_words(dataset: Dataset, name: str, settings: WordSettings, columns: li
         raise ValueError(
             f"words_column={settings.column!r}: {left_out} of {len(problems)} rows of {name} cannot be learned as "
             f"words ({reasons}). The columns are {columns}; num_implicit_tokens is {settings.limit + 1}. Choose "
-            "another words_column ('equations' and 'plan' are made from the reasoning), write short reasoning with "
-            "`semcot condense`, or build the pair with more num_implicit_tokens."
+            f"another words_column ({', '.join(MADE_FROM_REASONING)} are made from the reasoning), write short "
+            "reasoning with `semcot condense`, or build the pair with more num_implicit_tokens."
         )
     logger.warning(
         f"{name}: the words phase leaves out {left_out} of {len(problems)} rows ({reasons}); words_column is "

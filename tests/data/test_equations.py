@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from semcot_hf.data.equations import equations_of, expression_of
+from semcot_hf.data.equations import equations_of, expression_of, open_equations_of
 from semcot_hf.distillation.words import words_of
 
 
@@ -53,3 +53,34 @@ def test_texts_without_an_equation_are_left_at_once(text):
     start = time.perf_counter()
     assert equations_of(text) == [] and expression_of(text, 0.5) == ""
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("equations", "words"),
+    [
+        (["(3+26)-2=27"], "3+26=29; 29-2"),
+        (["20-(3+4)*2=6"], "3+4=7; 7*2=14; 20-14"),
+        (["(1+2)*(3+4)=21"], "1+2=3; 3+4=7; 3*7"),
+        (["-3+5=2", "2*1.50=3"], "-3+5=2; 2*1.5"),
+        (["7/2=3.5", "3.5*4=14"], "7/2=3.5; 3.5*4"),
+        (["10/3*6=20"], "(10/3)*6"),
+        (["1/3+1/3=0.67", "0.67*3=2"], "(1/3)+(1/3)=0.67; 0.67*3"),
+        (["16-3=13", "16-3-4=9"], "16-3=13; 13-4"),
+        (["(2+3)*4=20", "2+3=5"], "5*4=20; 2+3"),
+        (["50%*10=5", "5+1=6"], "50%*10=5; 5+1"),
+        (["8/0=0", "5+1=6"], "8/0=0; 5+1"),
+        (["(3+4)*2/0=0"], "(3+4)*2/0"),
+        (["9**9**9=1", "2*3=6"], "9**9**9=1; 2*3"),
+        (["-(3+4)+9=2"], "-(3+4)+9"),
+    ],
+)
+def test_equations_of_one_operation_leave_the_last_result_open(equations, words):
+    assert open_equations_of(equations) == words
+
+
+def test_open_equations_are_words_of_rows_with_and_without_results():
+    row = {"reasoning": "We solve it by calculating ( ( 3.0 + 26.0 ) - 2.0 )", "answer": "27"}
+    assert words_of(row, row, "open_equations") == "3+26=29; 29-2"
+    notes = {"reasoning": "He has 11 - 9 = <<11-9=2>>2. Then 2 + 8 = <<2+8=10>>10.", "answer": "10"}
+    assert words_of(notes, notes, "open_equations") == "11-9=2; 2+8"
+    assert words_of(notes, {**notes, "answer": "11"}, "open_equations") == ""
