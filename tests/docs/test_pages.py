@@ -71,20 +71,25 @@ def test_flags_in_the_text_exist(page, flags):
             assert named <= flags | {"--train", "--validation", "--metadata"} | {"--include_path"}, code
 
 
-def test_options_have_the_defaults_that_the_training_page_gives():
-    configs = (semcot_hf.SemCoTAlignmentConfig, semcot_hf.SemCoTDistillationConfig)
-    defaults = {field.name: field.default for config in configs for field in dataclasses.fields(config)}
-    defaults["per_device_train_batch_size"] = semcot_hf.SemCoTAlignmentConfig.per_device_train_batch_size
+def test_options_have_the_defaults_that_the_training_page_gives(tmp_path):
     text = (ROOT / "docs/training.md").read_text()
-    found = re.findall(r"\| option \| default \| meaning \|\n\|[-|]+\n((?:\|.*\n)+)", text)
-    assert len(found) == 2
-    for line in "".join(found).splitlines():
-        names, default, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
-        for name in re.findall(r"`(\w+)`", names):
-            if isinstance(defaults[name], (int, float)):
-                assert float(default) == defaults[name], line
-            elif name not in ("first_layer", "last_layer"):
-                assert default.strip("`") == str(defaults[name] or "unset"), line
+    tables = re.findall(r"\| option \| default \| meaning \|\n\|[-|]+\n((?:\|.*\n)+)", text)
+    configs = (semcot_hf.SemCoTAlignmentConfig, semcot_hf.SemCoTDistillationConfig)
+    for table, config in zip(tables, configs, strict=True):
+        made = config(output_dir=str(tmp_path))
+        values = {field.name: getattr(made, field.name) for field in dataclasses.fields(config)}
+        values["max_steps"] = None if values["max_steps"] == -1 else values["max_steps"]
+        for line in table.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|", 2)]
+            names = re.findall(r"`(\w+)`", cells[0])
+            if "first_layer" in names:
+                continue
+            defaults = cells[1].split(", ") if "," in cells[1] else [cells[1]] * len(names)
+            for name, default in zip(names, defaults, strict=True):
+                if isinstance(values[name], int | float):
+                    assert float(default) == values[name], line
+                else:
+                    assert default.strip("`") == str(values[name] or "unset"), line
 
 
 def test_architecture_names_every_folder_and_shared_file():
