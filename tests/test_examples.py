@@ -184,6 +184,47 @@ def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
     assert files_of("elements", data, output) == ([train], test)
 
 
+def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch):
+    def rows(first, last, operations=1):
+        calculation = " + ".join(["1"] * (operations + 1))
+        return [
+            {
+                "query": f"What is {calculation} in week {week}?",
+                "reasoning": f"{calculation} = {operations + 1}",
+                "answer": str(operations + 1),
+            }
+            for week in range(first, last)
+        ]
+
+    def save(name, content):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in content))
+        return str(tmp_path / name)
+
+    long = [{**row, "query": row["query"] + " Say it." * 40} for row in rows(0, 9, 2)]
+    short = save("more/train.jsonl", [*rows(0, 9, 2), *rows(0, 9, 3), *long, {**rows(0, 1)[0], "reasoning": "Two."}])
+    command = ["mix.py", "--train", save("a/train.jsonl", rows(0, 12)), save("b/train.jsonl", rows(8, 20))]
+    command += ["--short", short, "--max_short", "5", "--output", str(tmp_path / "mixed"), "--validation", "0.25"]
+    tests = {"a": rows(0, 4), "b": rows(18, 22)}
+    command += ["--test", *(save(f"{name}/test.jsonl", content) for name, content in tests.items())]
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    monkeypatch.setattr(sys, "argv", command)
+    load("real/mix.py").main()
+    found = {
+        file: [json.loads(line)["query"] for line in (tmp_path / "mixed" / file).read_text().splitlines()]
+        for file in [f"{name}/{split}.jsonl" for name in tests for split in ("train", "validation", "test")]
+    }
+    for name, content in tests.items():
+        assert found[f"{name}/test.jsonl"] == [row["query"] for row in content]
+    train, validation = found["a/train.jsonl"], found["a/validation.jsonl"]
+    assert (train, validation) == (found["b/train.jsonl"], found["b/validation.jsonl"])
+    # Weeks 4 to 17, each once, and five short rows of two operations.
+    taken = {*train, *validation}
+    assert len(train) == 14 and len(validation) == 5 and len(taken) == 19
+    assert {row["query"] for row in rows(4, 18)} <= taken
+    assert len({row["query"] for row in rows(0, 9, 2)} & taken) == 5
+
+
 def test_training_words_through_the_host(tmp_path, capsys):
     """The documented command on an untrained pair, whose host reads each two words as their mean."""
     joint = load("real/joint.py")
