@@ -92,8 +92,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             `SemCoTForCausalLM` with a newly initialized projection and <thought> embedding.
 
         Raises:
-            ValueError: if one tokenizer is passed without the other, or for a token id outside the generator's
-                vocabulary.
+            ValueError: if one tokenizer is passed without the other, for a token id outside the generator's vocabulary,
+                or for one of a generator that reads no <thought>.
         """
         if (host_tokenizer is None) != (generator_tokenizer is None):
             raise ValueError(
@@ -161,6 +161,11 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             model._note_folders(role, part, source, **(options or {}))
         model.generation_config = host.generation_config
         embeddings = in_memory(backbone.get_input_embeddings())
+        if thought_token_id is not None and not config.starts_with_thought_token:
+            raise ValueError(
+                f"thought_token_id={thought_token_id} has no use: with starts_with_thought_token=False, as in the "
+                "recipes 'words' and 'prompted', the generator reads no <thought>. Leave it out."
+            )
         if thought_token_id is None:
             model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         elif 0 <= thought_token_id < embeddings.shape[0]:

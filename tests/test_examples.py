@@ -163,6 +163,9 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     assert weights.stat().st_mtime_ns == saved
     with gzip.open(kept, "rt") as file:
         assert [json.loads(line) for line in file] == rows
+    other = [*command[:2], *flags, *words[:-1], training.replace("max_steps 2", "max_steps 3")]
+    done = subprocess.run(other, cwd=EXAMPLES.parent, capture_output=True, text=True)
+    assert done.returncode == 1 and "svamp--h--g--words holds another run (distill_flags: " in done.stderr
     paper = [*command[:2], *flags, *stages]
     done = subprocess.run(paper, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
     assert "### svamp, h, g, stages_k1" in done.stdout
@@ -184,7 +187,7 @@ def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
     assert files_of("elements", data, output) == ([train], test)
 
 
-def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch):
+def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch, capsys):
     def rows(first, last, operations=1):
         calculation = " + ".join(["1"] * (operations + 1))
         return [
@@ -223,6 +226,11 @@ def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch):
     assert len(train) == 14 and len(validation) == 5 and len(taken) == 19
     assert {row["query"] for row in rows(4, 18)} <= taken
     assert len({row["query"] for row in rows(0, 9, 2)} & taken) == 5
+    for wrong, problem in ((["--test", *command[-2:], command[-1]], "same name"), (["--validation", "0"], "(0, 1)")):
+        monkeypatch.setattr(sys, "argv", [*command, *wrong])
+        with pytest.raises(SystemExit):
+            load("real/mix.py").main()
+        assert problem in capsys.readouterr().err
 
 
 def test_training_words_through_the_host(tmp_path, capsys):

@@ -5,8 +5,9 @@
         --test data/svamp/eval_42.json data/multiarith/eval_42.json data/gsm8k/eval_42.json --output runs/mixed
 
 Of the files of `--short` only rows with at most `--max_operations` operations and `--max_characters` characters are
-taken, at random. Questions of any test file are left out, and each question is taken once. `OUTPUT/SET` has train.jsonl
-and validation.jsonl, the same for all sets, and SET's own test.jsonl.
+taken, at random. Questions of any test file are left out, and each question is taken once. `OUTPUT/SET`, of which the
+folder of the test file gives the name, has train.jsonl and validation.jsonl, the same for all sets, and SET's own
+test.jsonl.
 """
 
 import argparse
@@ -42,8 +43,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42, help="Seed of the choice of rows.")
     parser.add_argument("--output", required=True, help="Folder of folders.")
     arguments = parser.parse_args()
+    if not 0 < arguments.validation < 1:
+        parser.error(f"--validation {arguments.validation} must lie in (0, 1).")
     drawn = random.Random(arguments.seed)
-    tests = {Path(path).parent.name: rows_of([path]) for path in arguments.test}
+    tests = {Path(path).resolve().parent.name: rows_of([path]) for path in arguments.test}
+    if len(tests) < len(arguments.test):
+        parser.error(f"--test {' '.join(arguments.test)}: two files lie in folders of the same name.")
     seen = {normalise_question(row["query"]) for rows in tests.values() for row in rows}
     short = [row for row in rows_of(arguments.short) if 0 < operations(row) <= arguments.max_operations]
     short = [row for row in short if len(row["query"]) <= arguments.max_characters]
@@ -55,7 +60,7 @@ def main() -> None:
             seen.add(question)
             rows.append(row)
     drawn.shuffle(rows)
-    kept = round(arguments.validation * len(rows))
+    kept = max(1, round(arguments.validation * len(rows)))
     for name, test in tests.items():
         folder = Path(arguments.output) / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ Training questions that are among the test questions are left out. `verdicts.jso
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from verdicts import write_verdicts
 
 from semcot_hf import load_reasoning_dataset
 from semcot_hf.data.splits import normalise_question
-from semcot_hf.storage import write_json, write_json_lines
+from semcot_hf.storage import check_same_run, text_digest, write_json, write_json_lines
+
+# What determines the data and the model of a folder. `semcot evaluate` refuses another evaluation in its own folder.
+DETERMINING = ("host", "generator", "recipe", "max_train_rows", "seed", "align_flags", "encoder", "distill_flags")
 
 
 def rows_of(paths: list[str]) -> list[dict]:
@@ -28,15 +32,25 @@ def rows_of(paths: list[str]) -> list[dict]:
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Write train.jsonl and test.jsonl, once."""
-    data = folder / "data"
-    if not (data / "test.jsonl").is_file():
-        test = rows_of([arguments.test])
-        asked = {normalise_question(row["query"]) for row in test}
-        train = [row for row in rows_of(arguments.train) if normalise_question(row["query"]) not in asked]
+    """Write train.jsonl and test.jsonl, once.
+
+    Raises:
+        ValueError: for a folder of other models, flags or rows.
+    """
+    test = rows_of([arguments.test])
+    asked = {normalise_question(row["query"]) for row in test}
+    train = [row for row in rows_of(arguments.train) if normalise_question(row["query"]) not in asked]
+    settings = {name: getattr(arguments, name) for name in DETERMINING}
+    settings["rows"] = text_digest([json.dumps(rows) for rows in (train, test)])
+    kept, data = folder / "settings.json", folder / "data"
+    if kept.is_file():
+        remedy = "Choose another folder, or delete this one."
+        check_same_run(json.loads(kept.read_text()), settings, place=f"--output {folder}", remedy=remedy)
+    else:
         data.mkdir(parents=True, exist_ok=True)
         write_json_lines(data / "train.jsonl", train[: arguments.max_train_rows])
         write_json_lines(data / "test.jsonl", test)
+        write_json(kept, settings)
     return data
 
 

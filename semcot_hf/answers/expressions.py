@@ -1,22 +1,14 @@
 """Answers that are calculations, such as "(8 - 3) * 5": right if they use the same numbers and have the same value."""
 
 import ast
-import operator
-from collections.abc import Callable
 from fractions import Fraction
 
+from .calculation import parse_calculation, text_of, value_of
 from .statements import sequence_stated
 
-# Longer texts are no answers of this kind.
-_LONGEST = 200
 _SIGNS = str.maketrans("×·÷−–", "**/--")
-_ALLOWED = frozenset("0123456789+-*/() ")
-_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+# Whole numbers only.
+_OTHERS = frozenset(".%")
 
 
 def expression_stated(output: str) -> str | None:
@@ -30,8 +22,7 @@ def expression_stated(output: str) -> str | None:
     (None, None)
     """
     stated = (sequence_stated(output) or "").partition("=")[0]
-    tree = _parsed(stated)
-    return None if tree is None or value_and_numbers(stated) is None else ast.unparse(tree).replace(" ", "")
+    return None if value_and_numbers(stated) is None else text_of(_parsed(stated))
 
 
 def value_and_numbers(text: str) -> tuple[Fraction, list[int]] | None:
@@ -42,36 +33,19 @@ def value_and_numbers(text: str) -> tuple[Fraction, list[int]] | None:
     >>> value_and_numbers("5 / 0") is None
     True
     """
-    tree, numbers = _parsed(text), list[int]()
-    if tree is None:
-        return None
     try:
-        value = _value(tree.body, numbers)
-    except (ArithmeticError, TypeError):
+        tree = _parsed(text)
+        value = value_of(tree)
+    except (ValueError, ArithmeticError):
         return None
-    return value, sorted(numbers)
-
-
-def _parsed(text: str) -> ast.Expression | None:
-    text = text.translate(_SIGNS).strip()
-    if not text or len(text) > _LONGEST or not _ALLOWED.issuperset(text):
+    nodes = list(ast.walk(tree))
+    if any(isinstance(node, ast.UnaryOp) for node in nodes):
         return None
-    try:
-        return ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
+    return value, sorted(node.value for node in nodes if isinstance(node, ast.Constant))  # type: ignore[misc]  # whole numbers
 
 
-def _value(node: ast.expr, numbers: list[int]) -> Fraction:
-    """Return the value of a node, and append its numbers.
-
-    Raises:
-        TypeError: for anything but whole numbers and the four operations.
-    """
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        numbers.append(node.value)
-        return Fraction(node.value)
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        left = _value(node.left, numbers)
-        return _OPERATIONS[type(node.op)](left, _value(node.right, numbers))
-    raise TypeError(f"{type(node).__name__} is no part of a calculation.")
+def _parsed(text: str) -> ast.expr:
+    """Return the syntax tree of a calculation with whole numbers; ValueError for another text."""
+    if not _OTHERS.isdisjoint(text):
+        raise ValueError(f"{text!r} has numbers that are not whole.")
+    return parse_calculation(text.translate(_SIGNS))

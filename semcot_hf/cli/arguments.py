@@ -17,7 +17,7 @@ from ..data.loading import pick_split
 from ..demo import GENERATOR_PATH, HOST_PATH
 from ..modeling.checksums_semcot import tokenizer_checksum
 from ..modeling.sources_semcot import readable
-from ..options import option
+from ..options import check_range, option
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -38,6 +38,9 @@ class DataArguments:
     )
     max_train_samples: int | None = option(None, "Use only the first N training rows.")
     max_eval_samples: int | None = option(None, "Use only the first N evaluation rows.")
+
+    def __post_init__(self) -> None:
+        check_range(self, "[1, inf)", "max_train_samples", "max_eval_samples", optional=True)
 
     def flags(self) -> str:
         """Return the flags that select this dataset.

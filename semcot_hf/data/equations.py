@@ -1,13 +1,13 @@
 """The equations of a rationale in prose, as a short text in which the calculation can be read: "11-9=2; 2+8=10"."""
 
 import ast
-import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ..answers.calculation import PERCENT, parse_calculation, sign_of, text_of, value_of
 from ..answers.latex import plain
-from ..answers.number_grammar import CURRENCY, DECIMAL
+from ..answers.number_grammar import CURRENCY, DECIMAL, normal_form
 
 _NOTE = re.compile(r"<<([^<>]*)>>")
 _NUMBER = rf"{DECIMAL}%?"
@@ -18,16 +18,18 @@ _OPERAND = rf"(?:\(+\s*)?(?:{CURRENCY}\s*)?{_NUMBER}{_UNIT}\s*(?:\)+\s*)?"
 _CALCULATION = rf"(?<![\d.,])((?:-\s*)?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b)\s*{_OPERAND})+)"
 _EQUATION = re.compile(rf"{_CALCULATION}=\s*{CURRENCY}?\s*(-?{_NUMBER})")
 _EXPRESSION = re.compile(_CALCULATION)
-_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_SIGN_OF = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_RESULT = re.compile(r"(-?(?:\d+(?:\.(\d+))?|\.(\d+)))(%?)")
 _SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/"})
+# Decimals of a result that is worth writing.
+_MOST_DECIMALS = 4
 
 
 def equations_of(reasoning: str) -> list[str]:
     r"""Return the equations between numbers that a rationale states, without units, each of them once.
 
-    Calculator notes (GSM8K's `<<9*2=18>>`) are taken as they are, where there are any. Equations with more than one
-    equals sign, and those with variables only, are left out.
+    Where there are calculator notes (GSM8K's `<<9*2=18>>`), only these are taken. Left out is what is no equation
+    between two sides of the same value, up to rounding: parts of longer ones ("1 - 1/3 = 2/3", "2y + 3 = 13"), numbers
+    without a calculation ("26=26"), mistakes.
 
     >>> equations_of("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs. She makes 9 * 2 = $<<9*2=18>>18.")
     ['16-3-4=9', '9*2=18']
@@ -37,9 +39,13 @@ def equations_of(reasoning: str) -> list[str]:
     (['3*4=12'], [])
     >>> equations_of("First 1,000 - 250 = 750 dollars. Then $750 x 2 = $1,500, or (1500 + 3) / 3 = 501.")
     ['1000-250=750', '750*2=1500', '(1500+3)/3=501']
+    >>> equations_of("1 - 1/3 = 2/3. 2y + 3 = 13. <- no notes"), equations_of("<<26=26>> <<1,000*50%=500>> <<2+2=5>>")
+    ([], ['1000*50%=500'])
     """
-    notes = [note.replace(" ", "") for note in _NOTE.findall(reasoning) if "=" in note]
-    return list(dict.fromkeys(notes or (_bare(*match) for match in _EQUATION.findall(plain(reasoning)))))
+    notes = [note.partition("=") for note in _NOTE.findall(reasoning) if "=" in note]
+    found = [(left, result) for left, _, result in notes] or _EQUATION.findall(plain(reasoning))
+    equations = [(_bare_side(left), re.sub(rf"[\s,]|{CURRENCY}", "", result)) for left, result in found]
+    return list(dict.fromkeys(f"{left}={result}" for left, result in equations if _holds(left, result)))
 
 
 def expression_of(reasoning: str, answer: float) -> str:
@@ -79,6 +85,12 @@ def open_equations_of(equations: Sequence[str]) -> str:
 
     A result that is no whole number or short decimal ("10/3") is not written: its calculation stays part of the next.
 
+    Args:
+        equations: as `equations_of` returns them.
+
+    Raises:
+        ValueError, ZeroDivisionError: for what is no calculation.
+
     >>> open_equations_of(["16-3-4=9", "9*2=18"]), open_equations_of(["11-9=2"]), open_equations_of([])
     ('16-3=13; 13-4=9; 9*2', '11-9', '')
     >>> open_equations_of(["(10/3)*6=20"]), open_equations_of(["10*50%=5", "5+1=6"])
@@ -87,26 +99,22 @@ def open_equations_of(equations: Sequence[str]) -> str:
     steps: list[str] = []
     for equation in equations:
         left, _, result = equation.partition("=")
-        try:
-            last, _ = _last_operation(ast.parse(left, mode="eval").body, steps)
-        except (SyntaxError, ValueError, ArithmeticError, RecursionError):
-            last = left
+        last, _ = _last_operation(parse_calculation(left), steps)
         steps.append(f"{last}={result}")
     if not steps:
         return ""
-    earlier = [step for step in dict.fromkeys(steps) if step != steps[-1]]
-    return "; ".join([*earlier, steps[-1].partition("=")[0]])
+    earlier, last = list(dict.fromkeys(steps[:-1])), steps[-1]
+    calculation, _, result = last.partition("=")
+    if last in earlier and not any(result in _operands(step) for step in earlier[earlier.index(last) + 1 :]):
+        earlier.remove(last)
+    return "; ".join([*earlier, calculation])
 
 
-def _last_operation(node: ast.AST, steps: list[str]) -> tuple[str, Fraction]:
-    """Return what is left to calculate of a parsed calculation, and its value; append the equations before it.
-
-    Raises:
-        ValueError, ArithmeticError: as `_value` does, before anything is appended.
-    """
-    value = _value(node)
+def _last_operation(node: ast.expr, steps: list[str]) -> tuple[str, Fraction]:
+    """Return what is left to calculate of a parsed calculation, and its value; append the equations before it."""
+    value = value_of(node)
     if not isinstance(node, ast.BinOp):
-        return ast.unparse(node).replace(" ", ""), value
+        return text_of(node), value
     sides = []
     for side in (node.left, node.right):
         text, result = _last_operation(side, steps)
@@ -116,48 +124,57 @@ def _last_operation(node: ast.AST, steps: list[str]) -> tuple[str, Fraction]:
                 steps.append(f"{text}={short}")
             text = short or f"({text})"
         sides.append(text)
-    return f"{sides[0]}{_SIGN_OF[type(node.op)]}{sides[1]}", value
+    return f"{sides[0]}{sign_of(node)}{sides[1]}", value
 
 
 def _written(value: Fraction) -> str:
-    """Return a number as digits, or "" if it has more than four decimals."""
-    if value.denominator == 1:
-        return str(value.numerator)
-    digits = f"{float(value):.4f}".rstrip("0")
-    return digits if Fraction(digits) == value else ""
+    """Return a number as digits, or "" if it has too many decimals."""
+    digits = normal_form(value)
+    return "" if "/" in digits or len(digits.partition(".")[2]) > _MOST_DECIMALS else digits
 
 
-def _bare(left: str, result: str) -> str:
-    """Return an equation without spaces, units and currencies."""
-    return f"{_bare_side(left)}={result}".replace(" ", "").replace(",", "")
+def _operands(equation: str) -> list[str]:
+    return re.findall(_NUMBER, equation.partition("=")[0])
+
+
+def _holds(left: str, result: str) -> bool:
+    """Whether a calculation gives a result, up to rounding or decimals cut off; "%" may be read as 1/100 or as 1."""
+    match = _RESULT.fullmatch(result)
+    if match is None:
+        return False
+    decimals = len(match[2] or match[3] or "")
+    # Rounded half up or down, and of decimals also cut off.
+    tolerance = Fraction(1, 10**decimals) if decimals else Fraction(1, 2)
+    for value in _values(left):
+        for scale in (PERCENT, Fraction(1)) if match[4] else (Fraction(1),):
+            if abs(value - Fraction(match[1]) * scale) <= tolerance * scale:
+                return True
+    return False
+
+
+def _values(text: str) -> set[Fraction]:
+    """Return the values of a calculation by both readings of "%", of which none is a number alone."""
+    try:
+        node = parse_calculation(text)
+        if not isinstance(node, ast.BinOp):
+            return set()
+        return {value_of(node, percent) for percent in (PERCENT, Fraction(1))}
+    except (ValueError, ArithmeticError):
+        return set()
 
 
 def _bare_side(text: str) -> str:
-    """Return a calculation without spaces, units, currencies, and brackets around the whole or without a partner."""
+    """Return a calculation without spaces, units, currencies, a plus before it, and needless or single brackets."""
+    text = re.sub(r"(?<=[A-Za-z])-|-(?=[A-Za-z])", "", text)
     text = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", text).translate(_SIGNS))
     while text.count("(") != text.count(")"):
         bracket = "(" if text.count("(") > text.count(")") else ")"
         place = text.find(bracket) if bracket == "(" else text.rfind(bracket)
         text = text[:place] + text[place + 1 :]
     whole = re.fullmatch(r"\(([^()]*)\)", text)
-    return whole[1] if whole else text
+    return (whole[1] if whole else text).lstrip("+")
 
 
 def _gives(text: str, answer: float) -> bool:
     """Whether a calculation has this value."""
-    try:
-        value = float(_value(ast.parse(text, mode="eval").body))
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError):
-        return False
-    return abs(value - answer) <= 1e-6 * max(1.0, abs(answer))
-
-
-def _value(node: ast.AST) -> Fraction:
-    """Return the value of a parsed calculation; ValueError for anything but numbers and the four operations."""
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand)
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return Fraction(str(node.value))
-    raise ValueError("no calculation")
+    return any(abs(float(value) - answer) <= 1e-6 * max(1.0, abs(answer)) for value in _values(text))

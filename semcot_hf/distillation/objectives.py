@@ -200,23 +200,32 @@ class LossParts:
             "eval": defaultdict(list),
         }
 
-    def add(self, name: str, value: torch.Tensor, eval_batch_size: int | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        value: torch.Tensor,
+        eval_batch_size: int | None = None,
+        share: torch.Tensor | float = 1.0,
+    ) -> None:
         """Keep a scalar; in evaluation once for each row of each process, as `Trainer` does with the loss.
 
         Args:
             eval_batch_size: rows of a batch in evaluation; `None` in training.
+            share: part of the batch's rows that it is the mean of, its weight in the mean over batches.
         """
+        pair = torch.stack([value.float() * share, torch.ones_like(value, dtype=torch.float) * share])[None]
         if eval_batch_size is None:
-            self._kept["train"][name].append(value)
+            self._kept["train"][name].append(pair)
         else:
-            self._kept["eval"][name].append(self._accelerator.gather_for_metrics(value.repeat(eval_batch_size)))
+            self._kept["eval"][name].append(self._accelerator.gather_for_metrics(pair.repeat(eval_batch_size, 1)))
 
     def means(self, mode: Literal["train", "eval"]) -> dict[str, float]:
-        """Return the mean of each part since the last call, over all processes."""
+        """Return the mean of each part since the last call, over all processes; parts that no row has are left out."""
         means = {}
         for name, values in self._kept[mode].items():
-            mean = torch.cat(values).mean() if mode == "eval" else torch.stack(values).mean()
-            means[name] = round(self._accelerator.gather(mean).mean().item(), 6)
+            total, share = self._accelerator.gather(torch.cat(values).mean(dim=0)[None]).sum(dim=0).tolist()
+            if share > 0:
+                means[name] = round(total / share, 6)
         self.clear(mode)
         return means
 

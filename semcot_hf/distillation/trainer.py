@@ -241,7 +241,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         with_thought = thought["thought_targets"] is not None
         if self.model.training and self._progress() < 0:
             outputs = self._teach_words(model, inputs, thought)
-            return self._total({"words_loss": (1.0, outputs.thought_loss.mean())}, outputs, return_outputs)
+            words_loss = {"words_loss": (1.0, outputs.thought_loss.mean())}
+            return self._total(words_loss, outputs, return_outputs, self._with_words(thought))
         answer_width = completion_width(inputs)
         question_cache = tokens = None
         stage = self._curriculum_stage()
@@ -277,19 +278,32 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
             if words_loss is None:
                 words_loss = self._teach_words(model, inputs, thought).thought_loss
             parts["words_loss"] = (args.words_weight, words_loss.mean())
-        return self._total(parts, outputs, return_outputs)
+        return self._total(parts, outputs, return_outputs, self._with_words(thought))
+
+    @staticmethod
+    def _with_words(thought: Mapping[str, torch.Tensor | None]) -> torch.Tensor | float:
+        """Return the share of a batch's rows that have words."""
+        targets = thought["thought_targets"]
+        return 0.0 if targets is None else (targets != -100).any(dim=1).float().mean()
 
     @staticmethod
     def _teach_words(model: nn.Module, inputs: Mapping[str, Any], thought: Mapping[str, Any]) -> Any:
         prompts = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
         return model(**prompts, **thought)
 
-    def _total(self, parts: dict[str, tuple[float, torch.Tensor]], outputs: Any, return_outputs: bool) -> Any:
-        """Return the weighted sum of losses, and keep each of them for the log."""
+    def _total(
+        self,
+        parts: dict[str, tuple[float, torch.Tensor]],
+        outputs: Any,
+        return_outputs: bool,
+        with_words: torch.Tensor | float,
+    ) -> Any:
+        """Return the weighted sum of losses, and keep each of them for the log; `with_words` is a share of the rows."""
         args = self.args
         loss = cast(torch.Tensor, sum(weight * value for weight, value in parts.values()))
         for name, (_, value) in parts.items():
-            self._parts.add(name, value.detach(), None if self.model.training else args.eval_batch_size)
+            share = with_words if name == "words_loss" else 1.0
+            self._parts.add(name, value.detach(), None if self.model.training else args.eval_batch_size, share)
         if self.model.training and not torch.isfinite(loss):
             values = ", ".join(f"{name} {value.item():.4g}" for name, (_, value) in parts.items())
             raise FloatingPointError(

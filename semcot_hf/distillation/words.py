@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..answers.number_grammar import normal_form
 from ..answers.numeric import read_number
 from ..data.equations import equations_of, expression_of, open_equations_of, plan_of
 from ..data.rationale import rationale_agrees
@@ -131,7 +132,9 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
     ''
     """
     if column not in MADE_FROM_REASONING or column in example:
-        return " ".join(str(row.get(column) or example.get(column) or "").split())
+        text = row.get(column) or example.get(column) or ""
+        # Steps are a list of texts.
+        return " ".join((" ".join(map(str, text)) if isinstance(text, list | tuple) else str(text)).split())
     answer = read_number(row["answer"])
     if answer is None:
         return ""
@@ -139,8 +142,7 @@ def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) ->
     if not equations or not rationale_agrees("; ".join(equations), row["answer"], "numeric"):
         expression = expression_of(row["reasoning"], float(answer))
         # Without units, as in other equations.
-        result = answer.numerator if answer.denominator == 1 else float(answer)
-        equations = [f"{expression}={result}"] if expression else []
+        equations = [f"{expression}={normal_form(answer)}"] if expression else []
     return MADE_FROM_REASONING[column](equations)
 
 

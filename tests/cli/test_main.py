@@ -157,6 +157,8 @@ def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
     flags += ["--generator_mode", "sequential", "--projection", "vocabulary", "--output_dir", str(tmp_path)]
     assert main(["distill", *flags, "--thought", "towns of the road"]) == 1
     assert "thought='towns of the road' is 9 tokens" in capsys.readouterr().err
+    assert main(["distill", *flags, "--recipe", "words", "--thought", " where"]) == 1
+    assert "has no use: with starts_with_thought_token=False, as in the recipes" in capsys.readouterr().err
     assert main(["distill", *flags, "--thought", " where"]) == 0
     model = SemCoTForCausalLM.from_pretrained(tmp_path)
     assert (model.config.projection, model.config.generator_mode) == ("vocabulary", "sequential")
@@ -164,6 +166,14 @@ def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
     [where] = AutoTokenizer.from_pretrained(GENERATOR_PATH)(" where", add_special_tokens=False)["input_ids"]
     assert model.thought_embedding.equal(generator.get_input_embeddings().weight[where])
     assert model.projection.weight.equal(generator.lm_head.weight)
+
+
+@pytest.mark.parametrize("flag", ["max_train_samples", "max_eval_samples"])
+def test_numbers_of_rows_are_positive(flag, tmp_path, capsys):
+    for value in ("0", "-3"):
+        assert main(["distill", "--dataset", "facts", f"--{flag}", value, "--output_dir", str(tmp_path / "model")]) == 1
+        assert f"{flag}={value} must lie in [1, inf)" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 def test_distill_loads_both_models_as_told(tmp_path):

@@ -66,16 +66,71 @@ def test_texts_without_an_equation_are_left_at_once(text):
         (["10/3*6=20"], "(10/3)*6"),
         (["1/3+1/3=0.67", "0.67*3=2"], "(1/3)+(1/3)=0.67; 0.67*3"),
         (["16-3=13", "16-3-4=9"], "16-3=13; 13-4"),
-        (["(2+3)*4=20", "2+3=5"], "5*4=20; 2+3"),
+        # The equation asked for is written before it only where its result is used.
+        (["(2+3)*4=20", "2+3=5"], "2+3=5; 5*4=20; 2+3"),
+        (["(2+3)-1=4", "6*1=6", "2+3=5"], "2+3=5; 5-1=4; 6*1=6; 2+3"),
+        (["2+3=5", "6*1=6", "(2+3)=5"], "6*1=6; 2+3"),
+        (["200*50%*3=300"], "200*50%=100; 100*3"),
+        (["3/12*100=25%"], "3/12=0.25; 0.25*100"),
         (["50%*10=5", "5+1=6"], "50%*10=5; 5+1"),
-        (["8/0=0", "5+1=6"], "8/0=0; 5+1"),
-        (["(3+4)*2/0=0"], "(3+4)*2/0"),
-        (["9**9**9=1", "2*3=6"], "9**9**9=1; 2*3"),
         (["-(3+4)+9=2"], "-(3+4)+9"),
     ],
 )
 def test_equations_of_one_operation_leave_the_last_result_open(equations, words):
     assert open_equations_of(equations) == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "We take $80 + $10 = $80+$10 = $90.",
+        "He keeps 1 - 1/3 = 2/3.",
+        "1 1/2 * 60 = 90",
+        "3U + 9 = 411",
+        "4 - 2x = 0",
+        "4(350+750) = 4400",
+        "20% of 50 + 5 = 15",
+        "2 + 2 = 5",
+        "7 / 2 = 4.5",
+        "<<26=26>> <<8/0=0>> <<9**9**9=1>> <<2+3=5=5>> <<x=5>> <<2+x=5>> <<=5>> <<2+3=>> <<10/3=3.3.3>>",
+    ],
+)
+def test_what_does_not_hold_is_no_equation(text):
+    assert equations_of(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "equations"),
+    [
+        ("5 push-ups + 7 push-ups on Tuesday = 12", ["5+7=12"]),
+        ("10 / 3 = 3.33, 200 / 3 = 66.6, 200/3 = 67 and 7 / 2 = 4.", ["10/3=3.33", "200/3=66.6", "200/3=67", "7/2=4"]),
+        ("<<1,000*2=2,000>> <<2,000+5=$2005>>", ["1000*2=2000", "2000+5=2005"]),
+        ("<<10*50%=5>> <<20/50=40%>> <<100-5=95%>> <<3/12*100=25%>>", ["10*50%=5", "20/50=40%", "100-5=95%", "3/12*100=25%"]),
+        ("<<5*2=10>> <<10=10>>", ["5*2=10"]),
+    ],
+)
+def test_equations_that_hold_up_to_rounding(text, equations):
+    assert equations_of(text) == equations
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "words"),
+    [
+        ("2(3+4) = 14", "14", ["", "", ""]),
+        ("10 / 2 = 5. 2y + 3 = 13.", "13", ["", "", ""]),
+        ("He has <<240=240>>240.", "240", ["", "", ""]),
+        ("<<+3+4=7>>", "7", ["3+4=7", "3+4", "3+4"]),
+        ("We calculate 1/3 + 1/3.", "2/3", ["1/3+1/3=2/3", "1/3+1/3", "(1/3)+(1/3)"]),
+    ],
+)
+def test_words_lead_to_the_answer_by_a_calculation(reasoning, answer, words):
+    row = {"reasoning": reasoning, "answer": answer}
+    assert [words_of(row, row, column) for column in ("equations", "plan", "open_equations")] == words
+
+
+def test_words_of_a_list_are_its_texts():
+    row = {"reasoning": "", "answer": "3", "steps": ["Ann has 3.", " She  keeps them."]}
+    assert words_of(row, row, "steps") == "Ann has 3. She keeps them."
 
 
 def test_open_equations_are_words_of_rows_with_and_without_results():

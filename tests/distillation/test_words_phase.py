@@ -264,6 +264,17 @@ def test_rows_without_words_are_counted(tiny_folder, sums, tmp_path, caplog):
     trainer.evaluate(rows.select(range(3)))
 
 
+def test_rows_without_words_do_not_lower_the_words_loss(tiny_folder, sums, tmp_path):
+    fewer = sums.map(
+        lambda row, index: {"condensed_reasoning": "" if index % 8 else row["condensed_reasoning"]}, with_indices=True
+    )
+    with_words = fewer.filter(lambda row: row["condensed_reasoning"])
+    trainer = words_trainer(tiny_folder, tmp_path, sums, per_device_eval_batch_size=1)
+    found, wanted = (trainer.evaluate(rows) for rows in (fewer, with_words))
+    assert len(fewer) == 24 and len(with_words) == 3
+    assert found["eval_words_loss"] == pytest.approx(wanted["eval_words_loss"], rel=1e-4) and found["eval_words_loss"] > 1
+
+
 def test_bad_input(tiny_folder, sums, tmp_path):
     with pytest.raises(
         ValueError, match="words_max_steps=3.*needs a generator that writes words.*thought_length='fixed'"
