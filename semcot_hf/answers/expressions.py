@@ -5,7 +5,8 @@ import operator
 from collections.abc import Callable
 from fractions import Fraction
 
-from .statements import sequence_stated
+from .latex import with_signs
+from .statements import normalise_sequence, sequence_stated
 
 # Longer texts are no answers of this kind.
 _LONGEST = 200
@@ -29,7 +30,7 @@ def expression_stated(output: str) -> str | None:
     >>> expression_stated("8 apples"), expression_stated("8 ** 3")
     (None, None)
     """
-    stated = (sequence_stated(output) or "").partition("=")[0]
+    stated = normalise_sequence(with_signs(sequence_stated(output) or "").partition("=")[0])
     tree = _parsed(stated)
     return None if tree is None or value_and_numbers(stated) is None else ast.unparse(tree).replace(" ", "")
 

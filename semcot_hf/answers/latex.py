@@ -55,7 +55,15 @@ def plain(text: str) -> str:
     if "\\" not in text:
         return text.replace("{,}", ",")
     text = _WORDS.sub(r"\1", text)
-    text = _FRACTION.sub(_fraction, text)
+    return with_signs(_FRACTION.sub(_fraction, text))
+
+
+def with_signs(text: str) -> str:
+    r"""Return a text with LaTeX's commands for signs and spaces as plain text.
+
+    >>> with_signs(r"\left(8 - 3\right) \times 5")
+    '(8 - 3) * 5'
+    """
     return _COMMAND.sub(lambda match: _COMMANDS[match.group()], text)
 
 

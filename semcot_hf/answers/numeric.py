@@ -26,8 +26,9 @@ _JOINED = re.compile(
 )
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(
-    r"(?:(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bno\s+longer"
-    r"|\bfar\s+from|\banything\s+but|\bother\s+than|\bdifferent\s+(?:from|than))\s+(?:equal\s+to\s+|\w+\s+)?|\u2260\s*)$",
+    r"(?:(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bno\s+longer|\bfar\s+from"
+    r"|\banything\s+but|\bother\s+than|\bdifferent\s+(?:from|than))"
+    r"\s+(?:equal\s+to\s+|\w+\s+)?|\u2260\s*)$",
     re.I,
 )
 # "Sam did not wash 34 shirts" denies what Sam did; "it did not cost 34 dollars" denies the number.

@@ -38,7 +38,8 @@ _RULED_OUT = (
 )
 _DISMISSED = re.compile(
     rf"[\W]*\b(?:(?:is|are|was|seems)\s+{_ADVERB}{_REJECTED}|{_RULED_OUT}|isn['\u2019]t|doesn['\u2019]t|does\s+not)\b"
-    r"|(?:[\s\"'*)\]]*(?:,\s*(?:and|or|nor)\b|[,/&]|\b(?:and|or|nor)\b)\s*(?:options?\s+|choices?\s+)?[\"'*(\[]*(?-i:[A-J])\b){0,9}"
+    r"|(?:[\s\"'*)\]]*(?:,\s*(?:and|or|nor)\b|[,/&]|\b(?:and|or|nor)\b)"
+    r"\s*(?:options?\s+|choices?\s+)?[\"'*(\[]*(?-i:[A-J])\b){0,9}"
     rf"[\s\"'*)\]]*\b(?:(?:are|were)\s+{_ADVERB}{_REJECTED}|{_RULED_OUT}|(?:are|were|do)(?:n['\u2019]t|\s+not))\b",
     re.IGNORECASE,
 )
