@@ -26,7 +26,8 @@ _JOINED = re.compile(
 )
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(
-    r"(?:(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of|\bno\s+longer|\bfar\s+from"
+    r"(?:(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor"
+    r"|\brather\s+than|\binstead\s+of|\bno\s+longer|\bfar\s+from"
     r"|\banything\s+but|\bother\s+than|\bdifferent\s+(?:from|than))"
     r"\s+(?:equal\s+to\s+|\w+\s+)?|\u2260\s*)$",
     re.I,

@@ -26,7 +26,8 @@ _MENTIONS = re.compile(
     re.VERBOSE,
 )
 _LETTER_DENIED = re.compile(
-    r"(?:\b(?:not|cannot|nor|neither|than|instead\s+of|anything\s+but)|n['\u2019]t)\W+(?:(?:be|say|choose|pick)\W+)?(?:(?:option|choice)\W+)?"
+    r"(?:\b(?:not|cannot|nor|neither|than|instead\s+of|anything\s+but)|n['\u2019]t)\W+"
+    r"(?:(?:be|say|choose|pick)\W+)?(?:(?:option|choice)\W+)?"
     r"(?-i:[A-J]\W+(?:or|nor)\W+)?$",
     re.I,
 )

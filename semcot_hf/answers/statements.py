@@ -191,8 +191,8 @@ def sequence_stated(output: str) -> str | None:
 def normalise_sequence(text: str) -> str:
     r"""Return a text with single spaces, without the full stop at its end and the markup around it.
 
-    >>> normalise_sequence(" Sally is  a lempus. "), normalise_sequence(r"$\boxed{\text{lion}}$"), normalise_sequence("**A**.")
-    ('Sally is a lempus', 'lion', 'A')
+    >>> normalise_sequence(" Sally is  a lempus. "), normalise_sequence(r"$\boxed{\text{lion}}$")
+    ('Sally is a lempus', 'lion')
     """
     text = " ".join(text.split()).rstrip(". ")
     for _ in range(8):

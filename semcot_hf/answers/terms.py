@@ -11,9 +11,12 @@ _RESULTS = re.compile(
     re.I,
 )
 _NUMBER = rf"{CURRENCY}?(?<![\d.,]){DECIMAL}(?!\d)[)%]?"
-_UNIT = r"(?:[ -](?!(?:is|are|was|were|and|or|of|in|at|for|per|each|times|plus|minus|divided|multiplied)\b)[a-z]{2,20})?"
+_UNIT = (
+    r"(?:[ -](?!(?:is|are|was|were|and|or|of|in|at|for|per|each|times|plus|minus|divided|multiplied)\b)[a-z]{2,20})?"
+)
 _SIGN = (
-    r"(?:[\s()]{0,3}[-+*/x\u00d7\u00f7\u2013][\s()]{0,3}|\s(?:plus|minus|times|(?:divided|multiplied)\s+by)\s[\s(]{0,2})"
+    r"(?:[\s()]{0,3}[-+*/x\u00d7\u00f7\u2013][\s()]{0,3}"
+    r"|\s(?:plus|minus|times|(?:divided|multiplied)\s+by)\s[\s(]{0,2})"
 )
 # "15 - 3" before "is 12", "the sum of 6 and 4" before "is 10".
 _CALCULATION = re.compile(
@@ -40,12 +43,14 @@ _BOUND_BEHIND = re.compile(
 )
 _OPERAND_BEFORE = re.compile(
     r"(?:\b(?:sqrt|cbrt|log|ln|exp|abs|sin|cos|tan|floor|ceil)\s*[({]?\s*|\b(?:square|cube)\s+root(?:\s+of)?\s+"
-    r"|\b(?:twice|double|triple|thrice)\s+|\b(?:half|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?)\s+of\s+"
+    r"|\b(?:twice|double|triple|thrice)\s+"
+    r"|\b(?:half|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?)\s+of\s+"
     r"(?:the\s+)?)\Z",
     re.I,
 )
 _OPERAND_BEHIND = re.compile(
-    r"\s+(?:squared|cubed|factorial)\b(?!\s+(?:feet|foot|ft|met(?:er|re)s?|m|inch(?:es)?|yards?|miles?|km|cm|units?)\b)"
+    r"\s+(?:squared|cubed|factorial)\b"
+    r"(?!\s+(?:feet|foot|ft|met(?:er|re)s?|m|inch(?:es)?|yards?|miles?|km|cm|units?)\b)"
     rf"|(?:\s*(?:%|percent\b)\s+of|\s+(?:more|less|fewer)\s+than)\s+{BEGINS}",
     re.I,
 )

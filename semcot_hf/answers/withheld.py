@@ -24,7 +24,9 @@ _GOVERNOR = re.compile(
     re.I,
 )
 _VALUE = r"(?:-?[$]?\d[\d.,]*|\(?(?-i:[A-J])\)?|[\"']?(?:yes|no)[\"']?)"
-_ANSWER_IS = r"(?:the|my|your|our|this|that|its)\s+(?:\w+\s+){0,2}(?:answer|choice|option)\s+(?:is|was|were)\b(?!\s+(?:right|correct)\b)"
+_ANSWER_IS = (
+    r"(?:the|my|your|our|this|that|its)\s+(?:\w+\s+){0,2}(?:answer|choice|option)\s+(?:is|was|were)\b(?!\s+(?:right|correct)\b)"
+)
 _VALUE_IS = rf"{_VALUE}\s+(?:is|was|were)\s+(?:(?:the|my|your|our)\b|right\b|correct\b|true\b)"
 _CONDITION = re.compile(
     r"(?:\b(?:if|unless|whether|supposing|assuming|provided)\s+|(?:\A\W*|\blet(?:['\u2019]s|\s+us|\s+me)\s+|\bto\s+)"
@@ -95,7 +97,7 @@ def withheld_spans(text: str) -> list[tuple[int, int]]:
     >>> withheld_spans("I don't think the answer is lion."), withheld_spans("I think the answer is lion.")
     ([(13, 32)], [])
     """
-    spans, start = [], 0
+    spans, start = list[tuple[int, int]](), 0
     for piece in _pieces(text, _END):
         if span := _withheld(piece):
             spans.append((start + span[0], start + span[1]))
