@@ -4,13 +4,15 @@ One output states at most one answer. It is looked for, in this order, after `##
 answer", after "so the answer is", after "answer is" or "Answer:"; then as a line that is an answer and nothing else;
 then in the closing sentence. The first of these places that holds a value decides: one value there is the answer, two
 different values are none. Of a closing sentence's several numbers, the one that it concludes on counts. Questions,
-refusals, thinking in tags and checks of the answer state nothing, a "Wait, ..." withdraws what precedes it, and
-nothing is read from the heading of a next question on. A sequence is all that follows the last `####` or answer
-phrase, and an expression what stands there before its result.
+refusals, thinking in tags, checks of the answer and clauses that are denied or supposed ("I don't think ...") state
+nothing, a "Wait, ..." or "That is wrong." withdraws what precedes it, and nothing is read from the heading of a next
+question on. A sequence is all that follows the last `####` or answer phrase, and an expression what stands there
+before its result.
 
 Since an output has one answer whatever the question, no constant output scores above the most frequent answer.
 """
 
+import re
 from collections.abc import Iterable
 
 from .expressions import expression_stated, value_and_numbers
@@ -18,6 +20,9 @@ from .latex import is_formula, same_formula
 from .numeric import is_quantity, number_stated, read_number
 from .options import choice_stated, yes_no_stated
 from .statements import normalise_sequence, sequence_stated
+
+# What tells a calculation from a date or a number in groups.
+_CALCULATES = re.compile(r"[+*()\u00d7\u00b7\u00f7]|\s[-/\u2212\u2013]\s")
 
 READERS = {
     "numeric": number_stated,
@@ -107,7 +112,7 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     """Return the answer type of a column of right answers.
 
     Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, else text. Calculations are
-    expressions if each has three numbers or more.
+    expressions if each has three numbers or more, and one a plus, a multiplication, a bracket or spaces around a sign.
 
     Raises:
         ValueError: when there are no answers.
@@ -127,7 +132,7 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     if all(answer.lower() in ("yes", "no") for answer in answers):
         return "yes_no"
     parts = [value_and_numbers(answer) for answer in answers]
-    if all(part is not None and len(part[1]) > 2 for part in parts):
+    if all(part is not None and len(part[1]) > 2 for part in parts) and any(map(_CALCULATES.search, answers)):
         return "expression"
     if all(len(answer) == 1 and answer.upper() in "ABCDEFGHIJ" for answer in answers):
         return "choice"

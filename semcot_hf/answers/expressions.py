@@ -4,7 +4,8 @@ import ast
 from fractions import Fraction
 
 from .calculation import parse_calculation, text_of, value_of
-from .statements import sequence_stated
+from .latex import with_signs
+from .statements import normalise_sequence, sequence_stated
 
 _SIGNS = str.maketrans("×·÷−–", "**/--")
 # Whole numbers only.
@@ -21,7 +22,7 @@ def expression_stated(output: str) -> str | None:
     >>> expression_stated("8 apples"), expression_stated("8 ** 3")
     (None, None)
     """
-    stated = (sequence_stated(output) or "").partition("=")[0]
+    stated = normalise_sequence(with_signs(sequence_stated(output) or "").partition("=")[0])
     return None if value_and_numbers(stated) is None else text_of(_parsed(stated))
 
 

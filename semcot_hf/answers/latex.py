@@ -13,7 +13,9 @@ from .number_grammar import BEGINS, MINUS
 _SPACES = "\u00a0\u2007\u2009\u202f"
 _VULGAR = re.compile("(?P<whole>[0-9]?)(?P<part>[\u00bc-\u00be\u2150-\u215e])")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
-_FRACTION = re.compile(r"(?P<whole>\d?)\s*\\[dt]?frac\s*(?:\{([^{}\\]*)\}\s*\{([^{}\\]*)\}|(\d)\s*(\d))")
+_FRACTION = re.compile(r"(?:(?P<whole>\d)\s*)?\\[dt]?frac\s*(?:\{([^{}\\]*)\}\s*\{([^{}\\]*)\}|(\d)\s*(\d))")
+# A letter before a fraction is a factor, unless it ends a command (`\times`).
+_FACTOR = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+\Z")
 _WORDS = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)|mbox|operatorname)\s*\{([^{}]*)\}")
 _COMMANDS = {
     **dict.fromkeys([*r"\quad \qquad \( \) \[ \] \, \; \:".split(), "\\ "], " "),
@@ -53,7 +55,15 @@ def plain(text: str) -> str:
     if "\\" not in text:
         return text.replace("{,}", ",")
     text = _WORDS.sub(r"\1", text)
-    text = _FRACTION.sub(_fraction, text)
+    return with_signs(_FRACTION.sub(_fraction, text))
+
+
+def with_signs(text: str) -> str:
+    r"""Return a text with LaTeX's commands for signs and spaces as plain text.
+
+    >>> with_signs(r"\left(8 - 3\right) \times 5")
+    '(8 - 3) * 5'
+    """
     return _COMMAND.sub(lambda match: _COMMANDS[match.group()], text)
 
 
@@ -97,7 +107,9 @@ def _vulgar(match: re.Match) -> str:
 
 
 def _fraction(match: re.Match) -> str:
-    r"""Return `\frac{a}{b}`, with the digit before it, as plain text."""
+    r"""Return `\frac{a}{b}`, with the digit before it, as plain text; as it is where it has a factor before it."""
+    if _FACTOR.search(match.string[max(0, match.start() - 20) : match.start()]):
+        return match.group()
     top, bottom = (match[2], match[3]) if match[2] is not None else (match[4], match[5])
     simple = top.strip().isdecimal() and bottom.strip().isdecimal()
     part = f"{top.strip()}/{bottom.strip()}" if simple else f"({top})/({bottom})"

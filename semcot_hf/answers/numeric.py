@@ -9,13 +9,14 @@ from .latex import is_formula, plain
 from .number_grammar import BEGINS, CURRENCY, DECIMAL, NUMBER, normal_form, value_of
 from .prose import GIVEN, conclusion, weights
 from .statements import Sentence, own_part, union, value_stated
+from .terms import is_bound_or_operand, with_equations, with_multiples
 from .units import are_one_quantity
 
 # What may precede a number that opens a statement.
 _FILLER = re.compile(
     r"(?:[^\w\\]|about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a\s+total\s+of)*", re.I
 )
-_HEDGE = re.compile(r"\b(?:or|nor|maybe|perhaps|possibly|alternatively|otherwise|either|versus|vs)\b", re.I)
+_HEDGE = re.compile(r"\b(?:or|nor|i\s+mean|maybe|perhaps|possibly|alternatively|otherwise|either|versus|vs)\b", re.I)
 _OPENS_HEDGED = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.I)
 # Between two numbers: signs alone, a word that joins, or one noun ("5 eggs 6 ducks").
 _PREPOSITION = r"(?:per|for|in|at|over|from|of|on|by|with|after|every|each|than|as|because|since|when|if|times)"
@@ -25,7 +26,11 @@ _JOINED = re.compile(
 )
 _OPERATORS = re.compile(r"[\s()]*[-+*/x\u00d7\u00f7][\s()]*")
 _DENIED = re.compile(
-    r"(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of)\s+(?:\w+\s+)?$", re.I
+    r"(?:(?:\bnot|\bcannot|n['\u2019]t|\bnever|\bneither|\bnor"
+    r"|\brather\s+than|\binstead\s+of|\bno\s+longer|\bfar\s+from"
+    r"|\banything\s+but|\bother\s+than|\bdifferent\s+(?:from|than))"
+    r"\s+(?:equal\s+to\s+|\w+\s+)?|\u2260\s*)$",
+    re.I,
 )
 # "Sam did not wash 34 shirts" denies what Sam did; "it did not cost 34 dollars" denies the number.
 _NOT_DONE = re.compile(
@@ -37,13 +42,6 @@ _DENIED_BEHIND = re.compile(
     r"(?:\s+[a-z]+)?\s+(?:is|was|would\s+be)\s+(?:clearly\s+|also\s+)?(?:wrong|incorrect|impossible|not\s+(?:right|correct|the\b|possible))\b",
     re.I,
 )
-# "At least 7" alone is no number, but "so he needs at least 7 bags" states the minimum that a question asks for.
-_BOUND_BEFORE = re.compile(
-    rf"(?:\b(?:more|less|fewer|greater|higher|lower)\s+than|\A{_FILLER.pattern}\b(?:at\s+(?:least|most)|up\s+to|over|under))"
-    r"\s+$",
-    re.I,
-)
-_BOUND_BEHIND = re.compile(r"(?:\s+[a-z]+)?\s+or\s+(?:more|less|fewer)\b", re.I)
 _VERB = re.compile(r"\b(?:is|are|was|were|be|has|have|had|do|does|did|will|can|makes?|gives?|of|\w+ed|\w+ing)\b", re.I)
 _NO_UNIT = re.compile(
     rf"{_HEDGE.pattern}|{_VERB.pattern}|\b(?:he|she|it|they|we|you|i)\b"
@@ -65,7 +63,10 @@ _SPELLED_MINUS = re.compile(
 _PART = re.compile(r"(?:\s+[a-z]+)?\s+of\s+(?:which|whom)\b", re.I)
 # Numbers of list items ("1. First, ...") and steps ("Step 2:") are not the output's own.
 _ITEM = re.compile(r"^([ \t#*-]*)(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
-_EQUALS = re.compile(r"\b(?:is\s+equal\s+to|equals?)\b")
+# "Not equal to 5" and "greater than or equal to 5" are no equations.
+_EQUALS = re.compile(r"\b(?:is\s+equal\s+to|(?<!\bnot )(?<!n't )(?<!n\u2019t )(?<!\bnever )(?<!\bor )equals?)\b")
+_UNEQUAL = {">=": "\u2265", "<=": "\u2264", "!=": "\u2260", "=/=": "\u2260"}
+_UNEQUAL_SIGN = re.compile("|".join(map(re.escape, reversed(_UNEQUAL))))
 _HALF = re.compile(r"(?<![\w./])(\d+)\s+and\s+(?:a|one)\s+half\b", re.IGNORECASE)
 # The price or size of each thing counted: "4 2 dollar games", "3 $5 toys".
 _PRICED = re.compile(
@@ -73,6 +74,7 @@ _PRICED = re.compile(
     r"|mile|minute|hour|day|week|month|year|page|person|piece|seat))(?=[ -][a-z]+s\b)",
     re.I,
 )
+_TOTAL = re.compile(r"\b(?:together|altogether|in\s+total|in\s+all|the\s+total|a\s+total|combined)\b", re.I)
 _STEP = re.compile(r"\b(?:step|part|phase|method|equation)\s+\d+\**\s*[:.)]\**", re.IGNORECASE)
 
 
@@ -111,8 +113,9 @@ def number_stated(output: str) -> str | None:
     >>> number_stated(r"\boxed{2\sqrt{2}}")
     '2\\sqrt{2}'
     """
-    text = _PRICED.sub("", _HALF.sub(r"\1 1/2", plain(own_part(output))))
-    text = _SPELLED_MINUS.sub(r"\1-", _EQUALS.sub("=", _STEP.sub("", text)))
+    text = with_multiples(_PRICED.sub("", _HALF.sub(r"\1 1/2", plain(own_part(output)))))
+    text = _UNEQUAL_SIGN.sub(lambda match: _UNEQUAL[match.group()], text)
+    text = with_equations(_SPELLED_MINUS.sub(r"\1-", _EQUALS.sub("=", _STEP.sub("", text))))
     if any(item[2] == "1" for item in _ITEM.finditer(text)):
         text = _ITEM.sub(r"\1", text)
     fallbacks = (_first_line,) if is_cut_off(own_part(output)) else (_first_line, _closing)
@@ -126,7 +129,7 @@ def read_number(text: str, units: bool = True) -> Fraction | None:
     >>> read_number("$1,080"), read_number("18 eggs"), read_number("18 eggs", units=False), read_number("5 or 6")
     (Fraction(1080, 1), Fraction(18, 1), None, None)
     """
-    text = plain(text).strip().rstrip(".")
+    text = with_multiples(plain(text)).strip().rstrip(".")
     found = list(NUMBER.finditer(text))
     if len(found) != 1 or _FILLER.fullmatch(text[: found[0].start()]) is None:
         return None
@@ -166,12 +169,13 @@ def _numbers(text: str) -> list[tuple[_Written, str]]:
     """
     found = []
     for match in _written(text):
-        before = max(0, match.start() - 24)
+        before = max(0, match.start() - 32)
         lead = text[before : match.start()]
         denied = _DENIED.search(lead) and not _NOT_DONE.search(lead)
         if not denied and not _DENIED_BEHIND.match(text, match.end()):
-            bound = _BOUND_BEFORE.search(text, before, match.start()) or _BOUND_BEHIND.match(text, match.end())
-            found.append((match, f"not exactly {match.normal}" if bound else match.normal))
+            fraction = match.matches[-1]["top"] is not None
+            inexact = is_bound_or_operand(text, match.start(), match.end(), fraction)
+            found.append((match, f"not exactly {match.normal}" if inexact else match.normal))
     return found
 
 
@@ -204,7 +208,10 @@ def _statement(text: str) -> set[str]:
     if _OPERATORS.fullmatch(between) or "=" in between:
         return _result(text)
     if opening := _opening(text):
-        return opening
+        # "14: 7 * 2 = 14": the calculation behind a number gives it.
+        first = _numbers(text)[0][1]
+        explained = len(opening) > 1 and not _HEDGE.search(text) and _result(text) == {first}
+        return {first} if explained else opening
     # Several numbers that compete are no result; the closing sentence may hold one.
     values = _bold(text) or _concluded(text)
     return values if len(values) == 1 else set()
@@ -262,6 +269,8 @@ def _closing(text: str, parts: list[Sentence]) -> set[str]:
     for position, part in reversed(list(enumerate(parts))):
         if part.asks:
             return set()
+        if position and (whole := _whole(parts[position - 1], part)):
+            return whole
         if values := _bold(part.text) or _concluded(part.text, text[: part.start]):
             # "It could be 5. It could be 6." is a list in sentences.
             shape = _DIGITS.sub("0", part.text).strip(" .").lower()
@@ -269,6 +278,21 @@ def _closing(text: str, parts: list[Sentence]) -> set[str]:
             twins = (other for other in others if _DIGITS.sub("0", other).strip(" .").lower() == shape)
             return set() if _OPENS_HEDGED.match(part.text) else values | union(_result, twins)
     return set()
+
+
+def _whole(before: Sentence, parts: Sentence) -> set[str]:
+    """Return the total that a sentence states, where the numbers of the next one add up to it.
+
+    >>> _whole(Sentence(0, "Together they have 12.", False), Sentence(23, "Tom has 5 and Ann has 7.", False))
+    {'12'}
+    """
+    if before.asks or not _TOTAL.search(before.text) or "=" in parts.text or _HEDGE.search(parts.text):
+        return set()
+    addends = [read_number(value) for _, value in _numbers(parts.text)]
+    if len(addends) < 2 or None in addends:
+        return set()
+    total = normal_form(sum((value for value in addends if value is not None), Fraction(0)))
+    return {total} if _concluded(before.text) == {total} else set()
 
 
 def _concluded(text: str, before: str = "") -> set[str]:

@@ -26,13 +26,22 @@ _MENTIONS = re.compile(
     re.VERBOSE,
 )
 _LETTER_DENIED = re.compile(
-    r"(?:\b(?:not|cannot|nor|neither|than|instead\s+of)|n['\u2019]t)\W+(?:(?:be|say|choose|pick)\W+)?(?:(?:option|choice)\W+)?"
+    r"(?:\b(?:not|cannot|nor|neither|than|instead\s+of|anything\s+but)|n['\u2019]t)\W+"
+    r"(?:(?:be|say|choose|pick)\W+)?(?:(?:option|choice)\W+)?"
     r"(?-i:[A-J]\W+(?:or|nor)\W+)?$",
     re.I,
 )
+# "Is wrong" dismisses the option before it, "are wrong" every option of a list before it.
+_ADVERB = r"(?:(?:all|both|also|clearly|simply)\s+)?"
+_REJECTED = r"(?:not|wrong|incorrect|less|irrelevant|unrelated|too)"
+_RULED_OUT = (
+    r"can(?:not|['\u2019]t|\s+not)\s+be|can\s+be\s+(?:ruled\s+out|eliminated|excluded|dismissed)"
+)
 _DISMISSED = re.compile(
-    r"[\W]*\b(?:(?:is|are|was|seems)\s+(?:also\s+|clearly\s+|simply\s+)?"
-    r"(?:not|wrong|incorrect|less|irrelevant|unrelated|too)|isn't|doesn't|does\s+not)\b",
+    rf"[\W]*\b(?:(?:is|are|was|seems)\s+{_ADVERB}{_REJECTED}|{_RULED_OUT}|isn['\u2019]t|doesn['\u2019]t|does\s+not)\b"
+    r"|(?:[\s\"'*)\]]*(?:,\s*(?:and|or|nor)\b|[,/&]|\b(?:and|or|nor)\b)"
+    r"\s*(?:options?\s+|choices?\s+)?[\"'*(\[]*(?-i:[A-J])\b){0,9}"
+    rf"[\s\"'*)\]]*\b(?:(?:are|were)\s+{_ADVERB}{_REJECTED}|{_RULED_OUT}|(?:are|were|do)(?:n['\u2019]t|\s+not))\b",
     re.IGNORECASE,
 )
 # "C. In short, ...": the sentence after a label explains it, unless it hedges.

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from .asides import position_of_refusal, without_check, without_thinking
+from .withheld import end_of_taken_back, withheld_spans, without_withheld
 
 # From strongest to weakest. GSM8K's rationales end on `####`; a box is final by convention; the rest is prose.
 _HEADING = re.compile(r"####+(?!#)")
@@ -67,6 +68,12 @@ _NO_INTERJECTION = re.compile(
     r"|might|not|minute|hour|day|people|they|who|he|she|we|you|i)|n['\u2019]t)\s+\Z",
     re.IGNORECASE,
 )
+# Labelled paragraphs after an answer in words.
+_EXPLANATION = re.compile(
+    r"\n\s*[*_#]*(?:explanation|reason(?:ing)?|rationale|justification|note)[*_]*\s*:", re.IGNORECASE
+)
+_MARKUP = (("**", "**"), ("__", "__"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_WRAPPED = re.compile(r"\\(?:f?boxed|text(?:bf|it|rm)?|math(?:bf|rm|it)|mbox)\s*\{([^{}]*|[^{}]*\{[^{}]*\}[^{}]*)\}")
 _LIST_GOES_ON = re.compile(r"\s*(?:and|or)\b", re.IGNORECASE)
 # A full stop after a lone letter ("A. ignore") does not end a sentence.
 _SENTENCE = re.compile(r"\S.*?(?:(?:(?<!\b[A-Ja-j])\.|[!?])[\"')\]*_\u201d]*(?=\s|$)|$)", re.MULTILINE)
@@ -109,7 +116,7 @@ def own_part(output: str) -> str:
     starts = (match.start() for match in _NEXT_QUESTION.finditer(output))
     output = output[: next((start for start in starts if output[:start].strip()), None)]
     ends = [match.end() for match in _RETRACTION.finditer(output) if _withdraws(output, match)]
-    return output[ends[-1] :] if ends else output
+    return output[max([end_of_taken_back(output), *ends[-1:]]) :]
 
 
 def sentences(text: str) -> list[Sentence]:
@@ -148,6 +155,7 @@ def value_stated(text: str, strict: Reader, read: Reader, *fallbacks: Finder) ->
     >>> value_stated("The answer is 5. Final answer: 6", digits, digits), value_stated("5", digits, digits)
     ('6', None)
     """
+    text = without_withheld(text)
     parts = sentences(text)
     values = _marked(text, parts, strict, read)
     if not values and (checked := without_check(text)) != text:
@@ -167,17 +175,44 @@ def sequence_stated(output: str) -> str | None:
     ('4 0 8', '4 0 8', None)
     """
     text = own_part(output)
-    start = max((match.end() for marker in (_HEADING, _ANSWER) for match in marker.finditer(text)), default=0)
-    return normalise_sequence(text[start:]) or None
+    spans = withheld_spans(text)
+    starts = [start for start, _ in spans]
+    marks = [match for marker in (_HEADING, _ANSWER) for match in marker.finditer(text)]
+    # None of these in a clause that is not stated.
+    spanned = [(match, bisect_right(starts, match.start()) - 1) for match in marks]
+    start = max((match.end() for match, i in spanned if i < 0 or match.start() >= spans[i][1]), default=0)
+    text = text[start:]
+    if box := _BRACE.search(text):
+        text = text[box.start() :] if box["box"] else text
+    explained = _EXPLANATION.search(text)
+    return normalise_sequence(text[: explained.start()] if explained else text) or None
 
 
 def normalise_sequence(text: str) -> str:
-    """Return a text with single spaces and without the full stop at its end.
+    r"""Return a text with single spaces, without the full stop at its end and the markup around it.
 
-    >>> normalise_sequence(" Sally is  a lempus. ")
-    'Sally is a lempus'
+    >>> normalise_sequence(" Sally is  a lempus. "), normalise_sequence(r"$\boxed{\text{lion}}$")
+    ('Sally is a lempus', 'lion')
     """
-    return " ".join(text.split()).rstrip(". ")
+    text = " ".join(text.split()).rstrip(". ")
+    for _ in range(8):
+        before = text
+        if wrapped := _WRAPPED.fullmatch(text):
+            text = wrapped[1]
+        for opening, closing in _MARKUP:
+            opened, closed = text.startswith(opening), text.endswith(closing)
+            whole = opened and closed and len(text) > len(opening + closing)
+            if whole and opening not in (inner := text[len(opening) : -len(closing)]) and closing not in inner:
+                text = inner
+            # A sign whose other half stands before an answer phrase or a box.
+            elif closed and text.count(closing) == 1 and (opening == closing or opening not in text):
+                text = text[: -len(closing)]
+            elif opening == "**" and opened and text.count(opening) == 1:
+                text = text[len(opening) :]
+        text = text.strip().rstrip(". ")
+        if text == before:
+            break
+    return text
 
 
 def _asks(words: str) -> bool:
