@@ -1,6 +1,7 @@
 """One call of `generate` with escalation: its rows, their routes, and the caches that these share."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from .answer_recorder_semcot import AnswerRecorder, HeldStreamer, used_ids
 from .escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
 from .generation_semcot import SemCoTGenerationMixin, holds_tokens
 from .offloading_semcot import execution_device
-from .question_cache_semcot import can_share, cut_cache
+from .question_cache_semcot import can_share, cut_cache, with_given_cache
 from .splicing_semcot import Slots, check_layout, context_of, positions_from_mask, prompt_layout
 from .thoughts_semcot import Thoughts, single_words, word_entropy
 
@@ -239,16 +240,20 @@ class EscalatedCall:
             # The loops append to it.
             columns = torch.arange(int(cache.get_seq_length()), device=prompts.ids.device)
             rows = torch.arange(len(prompts.ids), device=prompts.ids.device)
-            cache = cut_cache(cache, rows, columns.expand(len(rows), -1), self.model.host)
-        made = SemCoTGenerationMixin.generate(
-            self.model,
-            prompts.ids,
-            config,
-            processors,
-            self.hooks["stopping_criteria"],
-            attention_mask=prompts.mask,
-            **{**options, **({} if cache is None else {"past_key_values": cache})},
-        )
+            options["past_key_values"] = cut_cache(cache, rows, columns.expand(len(rows), -1), self.model.host)
+            options.pop("cache_implementation", None)
+            if config is not None:
+                config.cache_implementation = None
+        with nullcontext() if cache is None else with_given_cache(self.model):
+            made = SemCoTGenerationMixin.generate(
+                self.model,
+                prompts.ids,
+                config,
+                processors,
+                self.hooks["stopping_criteria"],
+                attention_mask=prompts.mask,
+                **options,
+            )
         self.pad = self.pad if recorder.pad is None else recorder.pad
         sequences = made if isinstance(made, Tensor) else made.sequences
         return made, [used_ids(row, recorder) for row in sequences[:, prompts.ids.shape[1] :].tolist()]

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.offloading_semcot import execution_device
+from ..modeling.question_cache_semcot import with_given_cache
 from ..modeling.splicing_semcot import context_of
 from ..modeling.thoughts_semcot import Thoughts, single_words
 from .batches import batch_within, plan_batches
@@ -390,7 +391,10 @@ class Answerer:
             batch |= {"generation_config": self._config, "escalation_signals": self.signal_functions, **options}
             self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
             return answers_by_rule(self.model, self.rule, limit, {**batch, **implicit})
-        with single_words(self.model) if hard else nullcontext():
+        with (
+            single_words(self.model) if hard else nullcontext(),
+            nullcontext() if self.prefix is None else with_given_cache(self.model),
+        ):
             if limit and reports_thoughts(self.model) and "implicit_embeddings" not in implicit:
                 del implicit["num_implicit_tokens"]
                 with torch.no_grad():

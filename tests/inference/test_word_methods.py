@@ -317,6 +317,19 @@ def test_the_hosts_own_thoughts(tiny_lm, tiny_tokenizer, examples, own):
         assert [(a.output, a.thought_tokens, a.thought_ended) for a in answers] == expected
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_the_hosts_own_thoughts_with_a_kind_of_cache(tiny_lm, tiny_tokenizer, kind):
+    """The cache of the thought goes on to the answer, unless it is a static one, which has no room for it."""
+    host = tiny_lm(max_position_embeddings=4096)
+    options = {"method": "condensed", "max_new_tokens": NEW}
+    expected = [answer.output for answer in answer_questions(host, tiny_tokenizer, QUERIES, **options)]
+    host.generation_config.cache_implementation = kind
+    for size in (1, 5):
+        answers = answer_questions(host, tiny_tokenizer, QUERIES, **options, batch_size=size)
+        assert [answer.output for answer in answers] == expected
+    assert host.generation_config.cache_implementation == kind
+
+
 def test_what_stands_before_an_answer(tiny_tokenizer, joining_tokenizer):
     """The same ids as in the rows that generators are taught with, which end thoughts on the first of the ends."""
     newline, word = tiny_tokenizer("\n")["input_ids"][0], tiny_tokenizer("x")["input_ids"][0]

@@ -95,6 +95,25 @@ def test_rows_that_need_it_go_on_as_on_the_slow_path(model, prompts, options):
     check_against_slow(model, prompts, plain[:, -NEW:].tolist(), **options)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("place", ["argument", "config", "own config"])
+def test_a_kind_of_cache_may_be_named(model, prompts, monkeypatch, kind, place):
+    inputs = {**padded(prompts), "escalation": ALWAYS}
+    width = inputs["input_ids"].shape[1]
+    if place == "argument":
+        options = {"cache_implementation": kind, "max_new_tokens": NEW}
+    elif place == "config":
+        options = {"generation_config": GenerationConfig(cache_implementation=kind, max_new_tokens=NEW)}
+    else:
+        monkeypatch.setattr(model.generation_config, "cache_implementation", kind)
+        options = {"max_new_tokens": NEW}
+    out = model.generate(**inputs, **options, return_dict_in_generate=True)
+    assert split(out, width) == [slow_reasoning(model, prompt) for prompt in prompts]
+    if place != "argument":
+        config = options.get("generation_config", model.generation_config)
+        assert config.cache_implementation == kind
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "gpt2", "gpt_neox"])
 def test_families(tiny_lm, tiny_semcot, prompts, family):
     host = tiny_lm(family, **HOSTS[family])
