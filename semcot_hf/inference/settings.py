@@ -116,7 +116,7 @@ class AnswerSettings:
             answers at once). `None` means "semcot" for a model with implicit tokens and "no_cot" for any other.
         num_implicit_tokens: k, the number of implicit tokens or the limit of a thought's words; `None` means the
             model's own, and at least 48 for "condensed".
-        max_new_tokens: most tokens of one answer.
+        max_new_tokens: most tokens of one answer, which also ends with the host's context.
         max_reasoning_tokens: most tokens of one by explicit reasoning, of "cot" or "escalated"; `None` means that of
             the rule of "escalated", or `max_new_tokens`.
         answer_prompt: text after the generation prompt; `None` means the one that the model was trained with,

@@ -12,7 +12,9 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.evaluation import ControlTokens, answer_questions, evaluate, measure_latency
 from semcot_hf.evaluation.controls import derangement, noise_like
 from semcot_hf.inference import prompting
+from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.prompting import with_answer_prompt
+from semcot_hf.inference.settings import AnswerSettings
 
 QUERIES = [row["query"] for row in coin_flip.generate(9, seed=4, split="test")]
 
@@ -103,6 +105,33 @@ def test_a_stop_string_counts_alike_in_any_batch(host, tokenizer, monkeypatch, l
         options = {"method": "no_cot", "max_new_tokens": limit or len(stopped)}
         first = answer_questions(host, base, queries, **options)[0]
         assert (first.output, first.new_tokens, first.finished) == (" yes", len(stopped), True)
+
+
+def filling(answerer, room):
+    """A question whose prompt leaves at most `room` new tokens of the context of 512, and how many it leaves."""
+    for words in range(1, 600):
+        question = " flips" * words
+        left = 512 - answerer.num_implicit_tokens - len(next(answerer.prompts([question])))
+        if left <= room:
+            return question, left
+    raise AssertionError("the context is larger")
+
+
+@pytest.mark.parametrize("method", ["no_cot", "cot", "semcot"])
+def test_a_question_that_fills_the_context_shortens_no_other_answer(model, tokenizer, monkeypatch, method):
+    """Its own answer ends with the context, unfinished."""
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", [tokenizer.eos_token_id])
+    settings = AnswerSettings(method=method, max_new_tokens=20)
+    answerer = Answerer(model, tokenizer, settings)
+    long, room = filling(answerer, 12)
+    queries = [QUERIES[0], long, QUERIES[1], long]
+    alone = [answer_questions(model, tokenizer, [query], settings)[0] for query in queries]
+    made = answer_questions(model, tokenizer, queries, settings)
+    assert [(answer.new_tokens, answer.finished) for answer in made] == [(20, False), (room, False)] * 2
+    assert [answer.output for answer in made] == [answer.output for answer in alone]
+    beyond, _ = filling(answerer, 0)
+    with pytest.raises(ValueError, match=r"question 1: a prompt of 5\d\d tokens.*more than the context of 512"):
+        answer_questions(model, tokenizer, [QUERIES[0], beyond], settings)
 
 
 def test_checkpoint_tokenizer_gives_the_same_prompts(tokenizer):

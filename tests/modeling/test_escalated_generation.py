@@ -363,12 +363,19 @@ def test_configurations(model, prompts):
     assert config.to_dict() == before
 
 
-def test_reasoning_ends_at_the_context(tiny_lm, tiny_semcot, prompts):
+@pytest.mark.parametrize("limit", [100, 18])
+def test_reasoning_ends_at_the_context(tiny_lm, tiny_semcot, prompts, limit):
+    """Each row's own, however long the others are."""
     host = tiny_lm("gpt2", max_position_embeddings=24)
     model = tiny_semcot(host=host, answer_prompt_ids=ANSWER)
-    prompt = torch.tensor([prompts[1]])
-    out = model.generate(prompt, max_new_tokens=2, escalation=Escalation(1.0, max_reasoning_tokens=100))
-    assert out[0, prompt.shape[1] :].tolist() == slow_reasoning(model, prompts[1], 24 - len(prompts[1]) + len(ANSWER))
+    rule = Escalation(1.0, max_reasoning_tokens=limit)
+    rooms = [min(limit, 24 - len(prompt) + len(ANSWER)) for prompt in prompts]
+    expected = [slow_reasoning(model, prompt, room) for prompt, room in zip(prompts, rooms, strict=True)]
+    inputs = padded(prompts)
+    out = model.generate(**inputs, max_new_tokens=2, escalation=rule, return_dict_in_generate=True)
+    assert split(out, inputs["input_ids"].shape[1]) == expected and len({*rooms}) > 1
+    alone = model.generate(torch.tensor([prompts[1]]), max_new_tokens=2, escalation=rule)
+    assert alone[0, len(prompts[1]) :].tolist() == expected[1]
 
 
 @pytest.mark.parametrize(
