@@ -20,6 +20,7 @@ from .decoding import (
     greedy_defaults,
     is_out_of_memory,
     seeded,
+    stop_texts,
     synchronized_time,
     used_tokens,
 )
@@ -330,7 +331,7 @@ class Answerer:
             config.max_new_tokens = room
         pad, ends = cast(int, config.pad_token_id), cast(list[int], config.eos_token_id or [])
         tokenizer = self.tokenizer if self._by_words is None else self._by_words.tokenizer
-        options = {} if stop is None else {"tokenizer": tokenizer}
+        options = {"tokenizer": tokenizer}
         writer = self.model if self._by_words is None else self._by_words.lm
         greedy = not self.settings.temperature
         start = synchronized_time(self.device)
@@ -350,8 +351,12 @@ class Answerer:
             thoughts = [None if said is None else self._said(said) for said in words]
         answers = []
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for prompt, tokens, text, own, thought in zip(prompts, new, texts, told, thoughts, strict=True):
-            stopped = stop is not None and stop in text
+        # Stop texts of the checkpoint may be special tokens.
+        own_stops = stop_texts(writer.generation_config)
+        stops = [end for end in own_stops if tokenizer.convert_tokens_to_ids(end) not in ends]
+        wholes = tokenizer.batch_decode(new) if stops else texts
+        for prompt, tokens, text, whole, own, thought in zip(prompts, new, texts, wholes, told, thoughts, strict=True):
+            stopped = stop is not None and stop in text or any(end in whole for end in stops)
             if self.rule is not None:
                 # What pads the shorter rows may be an end-of-sequence token.
                 reasoning = self.rule.max_reasoning_tokens if own["route"] == "explicit" else None

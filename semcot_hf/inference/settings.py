@@ -123,7 +123,8 @@ class AnswerSettings:
             or `default_answer_prompt` for a model without.
         few_shot: rows with query, reasoning and answer that are shown before each question (plain causal LMs only).
         chat: whether to use the tokenizer's chat template; `None` means wherever it has one.
-        stop: text that ends an answer where no chat template is used; `None` sets none.
+        stop: text that ends an answer where no chat template is used, and is left out of it; `None` sets none. Those
+            of the model's generation config end answers in any case, and are kept, as `generate` does.
         temperature: of sampling; 0 decodes greedily. Thoughts in words are greedy.
         thought_prompt: chat messages of "condensed", a system message and worked examples; `None` means the model's
             own, or else `DEFAULT_THOUGHT_PROMPT`, whose thoughts are equations.

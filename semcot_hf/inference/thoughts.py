@@ -121,7 +121,8 @@ def write_thoughts(
         return_dict_in_generate=True,
         **NO_PENALTIES,
     )
-    with greedy_defaults(lm):
+    # Stop texts end answers.
+    with greedy_defaults(lm, "stop_strings"):
         out = _generated(lm, config, _inputs(reading))
     new = out.sequences[:, 0 if reading.embeds is not None else reading.ids.shape[1] :]
     thoughts = []
