@@ -1,6 +1,7 @@
 """One call of `generate` with escalation: its rows, their routes, and the caches that these share."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from .answer_recorder_semcot import AnswerRecorder, HeldStreamer, used_ids
 from .escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
 from .generation_semcot import SemCoTGenerationMixin, holds_tokens
 from .offloading_semcot import execution_device
-from .question_cache_semcot import can_share, cut_cache
+from .question_cache_semcot import can_share, cut_cache, with_given_cache
 from .splicing_semcot import Slots, check_layout, context_of, positions_from_mask, prompt_layout
 from .thoughts_semcot import Thoughts, single_words, word_entropy
 
@@ -192,7 +193,7 @@ class EscalatedCall:
             prompts: those of the rows, or of all rows if `whole`.
         """
         prompts = self._part(prompts, rows) if whole else prompts
-        changes: dict[str, Any] = {"num_implicit_tokens": 0}
+        limits: list[int | None] = [None] * len(rows)
         if route == "explicit":
             ids, mask = (part[:, : prompts.column] for part in prompts[:2])
             cache = prompts.cache
@@ -200,23 +201,31 @@ class EscalatedCall:
                 columns = torch.arange(prompts.column - 1, device=ids.device).expand(len(ids), -1)
                 cache = cut_cache(cache, torch.arange(len(ids)), columns, self.model.host)
             prompts = prompts._replace(ids=ids, mask=mask, cache=cache)
-            changes["max_new_tokens"] = self._reasoning_tokens(mask)
-        if self.streamer is not None:
-            changes["streamer"] = HeldStreamer(self.streamer, self.prompts.ids, skip=True)
-        _, new = self._generate(prompts, AnswerRecorder(records=False), **changes)
-        for row, answer in zip(rows.tolist(), new, strict=True):
-            self.new[row], self.route[row] = answer, route
+            limits = list(self._reasoning_tokens(mask))
+        # Rows of one limit are generated together, so that long prompts do not shorten the answers to others.
+        for limit in dict.fromkeys(limits):
+            alike = torch.tensor([row for row, own in enumerate(limits) if own == limit], device=rows.device)
+            changes: dict[str, Any] = {"num_implicit_tokens": 0}
+            if limit is not None:
+                changes["max_new_tokens"] = limit
+            if self.streamer is not None:
+                changes["streamer"] = HeldStreamer(self.streamer, self.prompts.ids, skip=True)
+            _, new = self._generate(self._part(prompts, alike), AnswerRecorder(records=False), **changes)
+            for row, answer in zip(rows[alike].tolist(), new, strict=True):
+                self.new[row], self.route[row] = answer, route
 
-    def _reasoning_tokens(self, mask: Tensor) -> int:
-        """Return the most new tokens of explicit reasoning, limited to what the host's context holds."""
+    def _reasoning_tokens(self, mask: Tensor) -> list[int]:
+        """Return the most new tokens of each row's explicit reasoning, limited to what the host's context holds."""
         asked, context = self.rule.max_reasoning_tokens, context_of(self.model.config.get_text_config())
-        room = asked if context is None else context - int(mask.sum(dim=1).max())
-        if room < asked:
+        if context is None:
+            return [asked] * len(mask)
+        rooms = (context - mask.sum(dim=1)).tolist()
+        if min(rooms) < asked:
             logger.warning_once(
-                f"max_reasoning_tokens={asked} is more than the {room} that fit the host's context of {context} "
-                "beside the prompts; reasoning ends there."
+                f"max_reasoning_tokens={asked} is more than the {min(rooms)} that fit the host's context of {context} "
+                "beside a prompt; reasoning ends there."
             )
-        return min(room, asked)
+        return [min(room, asked) for room in rooms]
 
     # What the rows are generated from
 
@@ -239,16 +248,20 @@ class EscalatedCall:
             # The loops append to it.
             columns = torch.arange(int(cache.get_seq_length()), device=prompts.ids.device)
             rows = torch.arange(len(prompts.ids), device=prompts.ids.device)
-            cache = cut_cache(cache, rows, columns.expand(len(rows), -1), self.model.host)
-        made = SemCoTGenerationMixin.generate(
-            self.model,
-            prompts.ids,
-            config,
-            processors,
-            self.hooks["stopping_criteria"],
-            attention_mask=prompts.mask,
-            **{**options, **({} if cache is None else {"past_key_values": cache})},
-        )
+            options["past_key_values"] = cut_cache(cache, rows, columns.expand(len(rows), -1), self.model.host)
+            options.pop("cache_implementation", None)
+            if config is not None:
+                config.cache_implementation = None
+        with nullcontext() if cache is None else with_given_cache(self.model):
+            made = SemCoTGenerationMixin.generate(
+                self.model,
+                prompts.ids,
+                config,
+                processors,
+                self.hooks["stopping_criteria"],
+                attention_mask=prompts.mask,
+                **options,
+            )
         self.pad = self.pad if recorder.pad is None else recorder.pad
         sequences = made if isinstance(made, Tensor) else made.sequences
         return made, [used_ids(row, recorder) for row in sequences[:, prompts.ids.shape[1] :].tolist()]

@@ -17,6 +17,7 @@ from .answer_recorder_semcot import recorder_first
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .splicing_semcot import (
     Slots,
+    asked_tokens,
     check_context,
     check_first_ids,
     check_gaps,
@@ -102,7 +103,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         check_layout(layout, host_config.vocab_size)
         if layout.gaps:
             check_gaps(mask, host_config, self._is_stateful)
-        check_context(layout.longest, count, _new_tokens(input_ids, kwargs), context_of(host_config))
+        check_context(layout.longest, count, asked_tokens(input_ids, kwargs), context_of(host_config))
         columns, slots = layout.columns, None
         if held:
             columns = _held_rows(cache.implicit_columns, input_ids.shape[0])
@@ -176,6 +177,11 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
         logits_processor = recorder_first(logits_processor, generation_config)
         by_host = name != "_assisted_decoding" and kwargs["use_cache"] and not generation_config.is_assistant
         loop = getattr(self.host if by_host else self._transformers, name)
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                f"assistant_early_exit={generation_config.assistant_early_exit} cannot be used with a SemCoT model, "
+                "which has no backbone of its own that could stop early: leave it out."
+            )
         if tokens is None or columns is None:
             return loop(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         count, size = tokens.shape[1:]
@@ -368,14 +374,6 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
             for name in ("pad_token_id", "eos_token_id")
         )
         return inferred_mask(input_ids, pad, end)
-
-
-def _new_tokens(input_ids: Tensor, kwargs: dict[str, Any]) -> int:
-    """Return the number of new tokens that the call's arguments ask for, at least 1."""
-    if kwargs.get("max_new_tokens") is not None:
-        return kwargs["max_new_tokens"]
-    length = kwargs.get("max_length")
-    return 1 if length is None else max(1, length - input_ids.shape[1])
 
 
 def _check_prefix(cache: Cache | None, columns: int | Tensor) -> None:

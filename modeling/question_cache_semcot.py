@@ -1,5 +1,8 @@
 """The question cache: a host's keys and values of questions, computed without gradient, and parts of it."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -85,6 +88,18 @@ def can_share(model: PreTrainedModel) -> bool:
         return False
     shares_layers = getattr(config, "num_kv_shared_layers", 0)
     return not shares_layers and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+@contextmanager
+def with_given_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the kind of cache in the model's generation config, beside which `generate` takes no `past_key_values`."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    model.generation_config.cache_implementation = None
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def cut_cache(cache: Cache, rows: Tensor, columns: Tensor, host: PreTrainedModel) -> Cache:

@@ -388,6 +388,14 @@ def check_context(length: int, count: int, new_tokens: int, context: int | None)
         )
 
 
+def asked_tokens(input_ids: Tensor, kwargs: dict[str, Any]) -> int:
+    """Return the number of new tokens that the call's arguments ask for, at least 1."""
+    if kwargs.get("max_new_tokens") is not None:
+        return kwargs["max_new_tokens"]
+    length = kwargs.get("max_length")
+    return 1 if length is None else max(1, length - input_ids.shape[1])
+
+
 def inferred_mask(input_ids: Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> Tensor:
     """Return the mask that transformers infers: pad ids are padding if the pad token is no end-of-sequence token.
 

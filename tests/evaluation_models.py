@@ -36,7 +36,7 @@ def coin_flip_tokenizer():
     )
 
 
-def tiny_llama(tokenizer, hidden_size, seed):
+def tiny_llama(tokenizer, hidden_size, seed, positions=512):
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -44,7 +44,7 @@ def tiny_llama(tokenizer, hidden_size, seed):
         intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         initializer_range=0.1,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -54,12 +54,12 @@ def tiny_llama(tokenizer, hidden_size, seed):
     return LlamaForCausalLM(config).eval()
 
 
-def answering_host(tokenizer, steps=60, silent_behind=()):
+def answering_host(tokenizer, steps=60, silent_behind=(), positions=512):
     """A host that says " yes" or " no" and stops, more or less at random: it has seen few questions.
 
     Behind the answer prompts `silent_behind` it says nothing.
     """
-    host = tiny_llama(tokenizer, 32, seed=0)
+    host = tiny_llama(tokenizer, 32, seed=0, positions=positions)
     optimizer = torch.optim.AdamW(host.parameters(), lr=5e-3)
     rows = coin_flip.generate(24, seed=2, max_people=4)
     examples = []

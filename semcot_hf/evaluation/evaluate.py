@@ -88,7 +88,7 @@ def evaluate(
     Raises:
         TypeError: for an override that is not a field.
         ValueError: for options that do not fit the model or the dataset, for a gold answer that is not of the answer
-            type, or for an `output_dir` that belongs to another run.
+            type, for a question that exceeds the context, or for an `output_dir` that belongs to another run.
     """
     config = with_overrides(config or EvaluationConfig(), overrides)
     rows = list(dataset)
@@ -136,6 +136,11 @@ def evaluate(
         )
 
     jobs, prompts_digest = _make_jobs(model, tokenizer, settings, methods, controls, config, queries)
+    for job in jobs:
+        for index, prompt in enumerate(job.prompts):
+            problem = job.answerer.context_problem(len(prompt))
+            if problem is not None:
+                raise ValueError(f"dataset row {index}, {job.name}: {problem}, or leave out the row or the method.")
     folder = None if config.output_dir is None else Path(config.output_dir)
     fingerprint: dict[str, Any] | None = None
     model_name = config.model_name or model.config.name_or_path or model.config.model_type

@@ -1,24 +1,26 @@
 """`Answerer`: from questions to answers, for evaluation, `semcot generate`, lm-eval, condensing and the bench."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.offloading_semcot import execution_device
-from ..modeling.splicing_semcot import context_of
+from ..modeling.question_cache_semcot import with_given_cache
 from ..modeling.thoughts_semcot import Thoughts, single_words
 from .batches import batch_within, plan_batches
+from .context import Context
 from .decoding import (
     NO_PENALTIES,
     decoding_config,
     greedy_defaults,
     is_out_of_memory,
     seeded,
+    stop_texts,
     synchronized_time,
     used_tokens,
 )
@@ -54,7 +56,7 @@ class Answer:
         new_tokens: number of generated tokens, the end-of-sequence token included, and with them the thought that
             the answering model has written itself ("condensed", "generator").
         seconds: wall time of the batch divided by its number of questions.
-        finished: whether the model ended the answer, before `max_new_tokens`.
+        finished: whether the model ended the answer, before a limit of new tokens or the end of the context.
         implicit_tokens: number of implicit tokens where it differs from question to question, else `None`.
         thought_ended: whether the thought was ended before the limit; `True` for thoughts of fixed length.
         thought: the words of the thought, where it has words and they are kept.
@@ -149,6 +151,9 @@ class Answerer:
         self.prefix: SharedPrefix | None = None
         self.keeps_thoughts = False
         self._ends: list[int] = list(getattr(model.config, "answer_prompt_ids", []))
+        self._context = Context(
+            model.config, self.method, self.num_implicit_tokens, self.limit, self._limit_name, len(self._ends)
+        )
         self._config = decoding_config(
             model,
             tokenizer,
@@ -202,38 +207,8 @@ class Answerer:
         self._config.update(eos_token_id=list(dict.fromkeys([*known, *ends])), **NO_PENALTIES)
 
     def context_problem(self, length: int) -> str | None:
-        """Return why a prompt of `length` tokens exceeds the context, or `None` when it fits.
-
-        The new tokens count in full, so that whether a prompt fits does not depend on the other prompts of its batch.
-        """
-        count, new, (room, generator_room) = self.num_implicit_tokens, self.limit, self._contexts
-        question, shown = length - len(self._ends), 0
-        thought = f"a thought of {count}" if self.method in TEXT_METHODS else f"{count} implicit tokens"
-        if self.method == "generator":
-            shown = sum(map(len, self.model.config.thought_prompt_ids or []))
-        if room is not None and shown + length + count + new > room:
-            further = f", a thought prompt of {shown}" if shown else ""
-            return (
-                f"a prompt of {length} tokens{further}, {thought} and {new} new tokens are more than the context "
-                f"of {room}: shorten the question or lower {self._limit_name}"
-            )
-        shown = sum(map(len, getattr(self.model.config, "thought_prompt_ids", None) or []))
-        if generator_room is not None and shown + question + count > generator_room:
-            further = f", a thought prompt of {shown}" if shown else ""
-            return (
-                f"a question of {question} tokens{further} and {count} implicit tokens are more than the generator's "
-                f"context of {generator_room}: shorten the question"
-            )
-        return None
-
-    @cached_property
-    def _contexts(self) -> tuple[int | None, int | None]:
-        """Positions of what answers and, where it reads the prompts' own ids, of the generator; `None` is no limit."""
-        config, alone = self.model.config, self.method.startswith("generator")
-        makes = alone or self.num_implicit_tokens and self.method != "condensed"
-        reads_ids = makes and not config.separate_generator_tokenizer
-        generator = context_of(config.generator_config.get_text_config()) if reads_ids else None
-        return (generator, None) if alone else (context_of(config.get_text_config()), generator)
+        """Return why a prompt of `length` tokens exceeds the context, or `None` when it fits; see `Context`."""
+        return self._context.problem(length)
 
     def share_prefix(self, prompts: Prompts) -> None:
         """Run the beginning that all `prompts` share through the host; all batches from then on start from it.
@@ -257,6 +232,9 @@ class Answerer:
     ) -> Iterator[tuple[list[int], list[Answer]]]:
         """Yield (consecutive part of the indices, their answers), with as many prompts at once as fit the budget.
 
+        Prompts that leave less of the context than the limit of new tokens are answered apart from others, whose
+        answers they would shorten.
+
         Args:
             prompts: token ids.
             indices: the prompts to answer.
@@ -265,13 +243,19 @@ class Answerer:
             seed: of the sampling; torch's own generator when `None`.
 
         Raises:
-            ValueError: when memory is too small for a single question, or the method has no implicit tokens.
+            ValueError: when memory is too small for a single question, a prompt leaves nothing of the context for its
+                answer, or the method has no implicit tokens.
         """
         if implicit_embeddings_for is not None and self.method not in IMPLICIT_METHODS:
             raise ValueError(f"implicit embeddings need method='semcot', got method={self.method!r}.")
         lengths, done = [len(prompts[index]) for index in indices], 0
+        rooms = [self._context.longest_answer(length) for length in lengths]
+        for index, length, room in zip(indices, lengths, rooms, strict=True):
+            if room < 1:
+                raise ValueError(f"question {index}: {self.context_problem(length)}.")
         while done < len(indices):
             size = batch_within(lengths, self.extra, self.tokens_per_batch, done)
+            size = next((n for n in range(1, size) if rooms[done + n] != rooms[done]), size)
             part = list(indices[done : done + size])
             try:
                 answers = self._answer([prompts[i] for i in part], self._implicit(part, implicit_embeddings_for), seed)
@@ -339,11 +323,15 @@ class Answerer:
         return {"num_implicit_tokens": self.num_implicit_tokens} if makes_implicit_tokens(self.model) else {}
 
     def _answer(self, prompts: Prompts, implicit: dict[str, Any], seed: int | None) -> list[Answer]:
-        """Answer the prompts of one batch."""
+        """Answer the prompts of one batch, which leave the same room for new tokens."""
         config, stop = self._config, self.stop
+        room = self._context.longest_answer(len(prompts[0]))
+        if room < self.limit:
+            config = copy.deepcopy(config)
+            config.max_new_tokens = room
         pad, ends = cast(int, config.pad_token_id), cast(list[int], config.eos_token_id or [])
         tokenizer = self.tokenizer if self._by_words is None else self._by_words.tokenizer
-        options = {} if stop is None else {"tokenizer": tokenizer}
+        options = {"tokenizer": tokenizer}
         writer = self.model if self._by_words is None else self._by_words.lm
         greedy = not self.settings.temperature
         start = synchronized_time(self.device)
@@ -352,7 +340,7 @@ class Answerer:
             nullcontext() if greedy or seed is None else seeded(seed, self.device),
         ):
             if self._by_words is None:
-                new, told = self._generate(prompts, implicit, options)
+                new, told = self._generate(prompts, config, implicit, options)
                 thoughts: list[WrittenThought | None] = [None] * len(new)
             else:
                 new, thoughts = self._by_words.answer(prompts, **options)
@@ -363,11 +351,18 @@ class Answerer:
             thoughts = [None if said is None else self._said(said) for said in words]
         answers = []
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for tokens, text, own, thought in zip(new, texts, told, thoughts, strict=True):
-            stopped = stop is not None and stop in text
+        # Stop texts of the checkpoint may be special tokens.
+        own_stops = stop_texts(writer.generation_config)
+        stops = [end for end in own_stops if tokenizer.convert_tokens_to_ids(end) not in ends]
+        wholes = tokenizer.batch_decode(new) if stops else texts
+        for prompt, tokens, text, whole, own, thought in zip(prompts, new, texts, wholes, told, thoughts, strict=True):
+            stopped = stop is not None and stop in text or any(end in whole for end in stops)
+            if self.rule is not None:
+                # What pads the shorter rows may be an end-of-sequence token.
+                reasoning = self.rule.max_reasoning_tokens if own["route"] == "explicit" else None
+                tokens = tokens[: self._context.longest_answer(len(prompt), reasoning)]
             used = used_tokens(tokens, ends, pad, stopped)
-            most = longest_answer(self.rule, self.limit, own.get("route"))
-            finished = stopped or used < most or tokens[used - 1] in ends
+            finished = stopped or tokens[used - 1] in ends
             text = text.partition(stop)[0] if stop else text
             if thought is not None:
                 used += thought.written
@@ -377,20 +372,23 @@ class Answerer:
         return answers
 
     def _generate(
-        self, prompts: Prompts, implicit: dict[str, Any], options: dict[str, Any]
+        self, prompts: Prompts, config: GenerationConfig, implicit: dict[str, Any], options: dict[str, Any]
     ) -> tuple[list[list[int]], list[dict[str, Any]]]:
         """Run the model's own `generate`; return the new ids, and what each `Answer` says of its implicit tokens."""
-        ids, mask = pad_left(prompts, cast(int, self._config.pad_token_id))
+        ids, mask = pad_left(prompts, cast(int, config.pad_token_id))
         limit, hard = self.num_implicit_tokens, self.method == "semcot_hard"
         thoughts: Thoughts | None = None
         if self.rule is not None:
             if self.prefix is not None:
                 implicit = {**implicit, "past_key_values": self.prefix.cache([len(prompt) for prompt in prompts])}
             batch: dict[str, Any] = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-            batch |= {"generation_config": self._config, "escalation_signals": self.signal_functions, **options}
+            batch |= {"generation_config": config, "escalation_signals": self.signal_functions, **options}
             self.host_columns += ids.shape[0] * (ids.shape[1] - (len(self.prefix) if self.prefix else 0))
             return answers_by_rule(self.model, self.rule, limit, {**batch, **implicit})
-        with single_words(self.model) if hard else nullcontext():
+        with (
+            single_words(self.model) if hard else nullcontext(),
+            nullcontext() if self.prefix is None else with_given_cache(self.model),
+        ):
             if limit and reports_thoughts(self.model) and "implicit_embeddings" not in implicit:
                 del implicit["num_implicit_tokens"]
                 with torch.no_grad():
@@ -404,7 +402,7 @@ class Answerer:
             sequences = cast(Callable[..., torch.Tensor], self.model.generate)(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
-                generation_config=self._config,
+                generation_config=config,
                 **implicit,
                 **options,
             )

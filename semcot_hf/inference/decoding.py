@@ -26,8 +26,9 @@ def decoding_config(
 ) -> GenerationConfig:
     """Return the config of greedy decoding, or of sampling with a `temperature` above 0, up to the text `stop`.
 
-    Settings that it leaves open, such as penalties, come from the model's own config; with `repeats`, nothing is
-    penalized for being repeated. `eos_token_id` is a list or `None`, `pad_token_id` a number.
+    Settings that it leaves open, such as penalties, come from the model's own config, whose stop texts end answers,
+    too; with `repeats`, nothing is penalized for being repeated. `eos_token_id` is a list or `None`, `pad_token_id` a
+    number.
     """
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -42,18 +43,40 @@ def decoding_config(
         max_new_tokens=max_new_tokens,
         eos_token_id=ends or None,
         pad_token_id=pad,
-        stop_strings=stop,
+        stop_strings=[stop, *stop_texts(model.generation_config)] if stop else None,
         return_dict_in_generate=False,
         **(NO_PENALTIES if repeats else {}),
     )
 
 
+def stop_texts(config: GenerationConfig) -> list[str]:
+    """Return the texts that end an answer by a generation config.
+
+    >>> stop_texts(GenerationConfig(stop_strings="Q:")), stop_texts(GenerationConfig())
+    (['Q:'], [])
+    """
+    texts = config.stop_strings
+    return [texts] if isinstance(texts, str) else list(texts or ())
+
+
 @contextmanager
-def greedy_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the model's sampling defaults, which `generate` would add to a greedy config and warn about."""
+def greedy_defaults(model: PreTrainedModel, *further: str) -> Iterator[None]:
+    """Hide the model's sampling defaults, which `generate` would add to a greedy config and warn about.
+
+    Args:
+        model: the model.
+        further: other settings to hide.
+    """
+    with hidden_settings(model, *SAMPLING_SETTINGS, *further):
+        yield
+
+
+@contextmanager
+def hidden_settings(model: PreTrainedModel, *names: str) -> Iterator[None]:
+    """Hide settings of the model's generation config, which `generate` would add to a call's."""
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
-    for name in SAMPLING_SETTINGS:
+    for name in names:
         setattr(model.generation_config, name, None)
     try:
         yield

@@ -123,24 +123,20 @@ def alignment_similarity(model: Any, encoder: Any) -> SignalFunction:
     return similarity
 
 
-def longest_answer(rule: Escalation | None, max_new_tokens: int, route: str | None = None) -> int:
-    """Return the most new tokens of an answer.
+def longest_answer(rule: Escalation | None, max_new_tokens: int) -> int:
+    """Return the most new tokens of an answer by any route.
 
     Args:
         rule: that of all answers, or `None`.
         max_new_tokens: of answers without explicit reasoning.
-        route: the answer's; `None` for any.
 
-    >>> rule = Escalation(0.5, max_reasoning_tokens=90)
-    >>> longest_answer(rule, 8), longest_answer(rule, 8, "implicit"), longest_answer(None, 8)
-    (90, 8, 8)
+    >>> longest_answer(Escalation(0.5, max_reasoning_tokens=90), 8), longest_answer(None, 8)
+    (90, 8)
     >>> longest_answer(Escalation(0.0, max_reasoning_tokens=90), 8)
     8
     """
-    if rule is None or route not in (None, "explicit"):
+    if rule is None:
         return max_new_tokens
-    if route == "explicit":
-        return rule.max_reasoning_tokens
     reasons = rule.threshold > 0 or rule.router is not None
     return max(max_new_tokens, rule.max_reasoning_tokens) if reasons else max_new_tokens
 

@@ -116,14 +116,15 @@ class AnswerSettings:
             answers at once). `None` means "semcot" for a model with implicit tokens and "no_cot" for any other.
         num_implicit_tokens: k, the number of implicit tokens or the limit of a thought's words; `None` means the
             model's own, and at least 48 for "condensed".
-        max_new_tokens: most tokens of one answer.
+        max_new_tokens: most tokens of one answer, which also ends with the host's context.
         max_reasoning_tokens: most tokens of one by explicit reasoning, of "cot" or "escalated"; `None` means that of
             the rule of "escalated", or `max_new_tokens`.
         answer_prompt: text after the generation prompt; `None` means the one that the model was trained with,
             or `default_answer_prompt` for a model without.
         few_shot: rows with query, reasoning and answer that are shown before each question (plain causal LMs only).
         chat: whether to use the tokenizer's chat template; `None` means wherever it has one.
-        stop: text that ends an answer where no chat template is used; `None` sets none.
+        stop: text that ends an answer where no chat template is used, and is left out of it; `None` sets none. Those
+            of the model's generation config end answers in any case, and are kept, as `generate` does.
         temperature: of sampling; 0 decodes greedily. Thoughts in words are greedy.
         thought_prompt: chat messages of "condensed", a system message and worked examples; `None` means the model's
             own, or else `DEFAULT_THOUGHT_PROMPT`, whose thoughts are equations.

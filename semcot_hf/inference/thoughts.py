@@ -1,14 +1,17 @@
 """Thoughts that are written as words by a causal LM, which then goes on with its answer; a generator as such an LM."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import StaticCache
 
 from ..modeling.offloading_semcot import in_memory
+from ..modeling.question_cache_semcot import with_given_cache
 from ..modeling.thoughts_semcot import Thoughts
 from .decoding import NO_PENALTIES, greedy_defaults
 from .prompting import encode_prompt, pad_left
@@ -118,8 +121,9 @@ def write_thoughts(
         return_dict_in_generate=True,
         **NO_PENALTIES,
     )
-    with greedy_defaults(lm):
-        out = cast(Callable[..., Any], lm.generate)(generation_config=config, **_inputs(reading))
+    # Stop texts end answers.
+    with greedy_defaults(lm, "stop_strings"):
+        out = _generated(lm, config, _inputs(reading))
     new = out.sequences[:, 0 if reading.embeds is not None else reading.ids.shape[1] :]
     thoughts = []
     for row in new.tolist():
@@ -152,7 +156,8 @@ def write_answers(
     device, pad = reading.ids.device, cast(int, config.pad_token_id)
     # Padding between tokens, which layers that count columns or keep a state would take for text.
     gaps = bool((reading.mask[:, 1:] < reading.mask[:, :-1]).any()) or len({*map(len, tails)}) > 1
-    if reading.cache is not None and (not gaps or can_share(lm)):
+    # A static cache has no room for the answer.
+    if reading.cache is not None and not isinstance(reading.cache, StaticCache) and (not gaps or can_share(lm)):
         ids, mask = (part.long().to(device) for part in pad_left(tails, pad))
         ids, mask = torch.cat([reading.ids, ids], dim=1), torch.cat([reading.mask, mask], dim=1)
         inputs = _inputs(Reading(ids, mask, None, reading.cache))
@@ -171,8 +176,13 @@ def write_answers(
         embeds = pad_sequence(parts, batch_first=True, padding_side="left")
         inputs = {"inputs_embeds": embeds, "attention_mask": mask.long().to(device)}
     behind = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    sequences = cast(Callable[..., torch.Tensor], lm.generate)(generation_config=config, **inputs, **options)
-    return sequences[:, behind:].tolist()
+    return _generated(lm, config, {**inputs, **options})[:, behind:].tolist()
+
+
+def _generated(lm: PreTrainedModel, config: GenerationConfig, options: dict[str, Any]) -> Any:
+    """Return the output of `generate`."""
+    with nullcontext() if options.get("past_key_values") is None else with_given_cache(lm):
+        return cast(Callable[..., Any], lm.generate)(generation_config=config, **options)
 
 
 def _inputs(reading: Reading) -> dict[str, Any]:

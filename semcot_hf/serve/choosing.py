@@ -1,6 +1,5 @@
 """`Chooser`: the next token of one answer, by transformers' own logits processors."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..inference.decoding import decoding_config, greedy_defaults
+from ..inference.decoding import SAMPLING_SETTINGS, decoding_config, hidden_settings
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
 from .jobs import RequestError, Sampling
@@ -97,7 +96,8 @@ class Chooser:
 
         options: dict[str, Any] = {"num_implicit_tokens": 0} if makes_implicit_tokens(model) else {}
         generate = cast(Callable[..., Any], model.generate)
-        with greedy_defaults(model) if self.greedy else _unchanged(model):
+        # Stop texts are looked for in the answer's text.
+        with hidden_settings(model, "stop_strings", *(SAMPLING_SETTINGS if self.greedy else ())):
             generate(
                 input_ids=self._ids,
                 attention_mask=torch.ones_like(self._ids),
@@ -132,13 +132,3 @@ class Chooser:
             given = ", ".join(f"{name}={value}" for name, value in vars(self._settings).items() if value is not None)
             raise RequestError(400, f"The settings {given} leave no probabilities to draw from: choose milder ones.")
         return int(torch.multinomial(chances, 1, generator=self._random))
-
-
-@contextmanager
-def _unchanged(model: PreTrainedModel) -> Iterator[None]:
-    """Leave the model's generation config as it is, and put it back should `generate` change it."""
-    own = copy.deepcopy(model.generation_config)
-    try:
-        yield
-    finally:
-        model.generation_config = own

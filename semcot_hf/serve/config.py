@@ -42,7 +42,11 @@ class ServeConfig:
     )
     max_queue: int = option(256, "Most requests that wait; further ones get status 429.")
     max_prompt_tokens: int = option(8192, "Longest prompt, in tokens.")
-    max_answer_tokens: int = option(2048, "Longest answer, in tokens; also what chats get that ask for no limit.")
+    max_answer_tokens: int = option(
+        2048,
+        "Longest answer, in tokens; also what chats get that ask for no limit, unless the checkpoint's generation "
+        "config has max_new_tokens.",
+    )
     max_choices: int = option(16, "Most answers of one request: n, times the number of its prompts.")
     max_body_bytes: int = option(1_000_000, "Largest request body, in bytes.")
     request_timeout: float = option(300.0, "Seconds that a request may take, waiting included.")

@@ -81,6 +81,7 @@ def app_of(
 
     metrics = Metrics()
     kinds: dict[str, Any] = {"makes_tokens": makes_implicit_tokens(model), "says_words": says_words(model)}
+    kinds["generation_config"] = model.generation_config
     limits: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "max_queue": config.max_queue}
     if urls is None:
         service = Service(model.config, tokenizer, config, signal_problem=signal_problem_of(model), **kinds)

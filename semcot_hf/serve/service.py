@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..inference.decoding import stop_texts
 from ..inference.escalating import escalation_argument
 from ..inference.prompting import encode_prompt, prompt_text
 from ..inference.settings import answer_prompt_of
@@ -53,6 +54,7 @@ class Service:
             signal of `Escalation`, or `None` if it does; itself `None` for a model that replaces no answers by
             explicit reasoning.
         positions: most positions of a prompt with its answer, where the engine takes fewer than the host has.
+        generation_config: of the model, whose limit of new tokens and stop texts requests get that leave theirs out.
 
     Raises:
         ValueError: for a tokenizer that does not encode the answer prompt as the model was trained with it, and for a
@@ -69,8 +71,10 @@ class Service:
         says_words: bool,
         signal_problem: Callable[[str, int], str | None] | None = None,
         positions: int | None = None,
+        generation_config: GenerationConfig | None = None,
     ):
         self._positions, self._signal_problem = positions, signal_problem
+        self._defaults = GenerationConfig() if generation_config is None else generation_config
         self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
         self._makes_tokens, self._says_words = makes_tokens, says_words
         self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
@@ -126,7 +130,7 @@ class Service:
                 max_new_tokens=self._limit(request, prompt, count, field),
                 choices=request.choices,
                 sampling=request.sampling(),
-                stops=request.stops,
+                stops=tuple(stop_texts(self._defaults)) if request.stop is None else request.stops,
                 top_logprobs=top,
                 wants_thought=wants_thought,
                 streamed=bool(request.stream),
@@ -136,7 +140,9 @@ class Service:
                 job.reasoning_prompt = prompt[: len(prompt) - len(self._ends)]
                 room = self._contexts(0)[0]
                 left = rule.max_reasoning_tokens if room is None else room - len(job.reasoning_prompt)
-                job.reasoning_tokens = min(rule.max_reasoning_tokens, self.config.max_answer_tokens, left)
+                # A client's limit holds for the answer that it gets, whichever way this is made.
+                most = request.asked_tokens() or self.config.max_answer_tokens
+                job.reasoning_tokens = min(rule.max_reasoning_tokens, most, left)
             job.emit = _bound(emit, job)
             made.append(job)
         return made
@@ -250,7 +256,8 @@ class Service:
         if asked is not None and not 1 <= asked <= self.config.max_answer_tokens:
             problem = f"{_SHORT.repr(asked)} new tokens must lie from 1 to {self.config.max_answer_tokens}."
             raise RequestError(400, f"{param}: {problem}", param)
-        new = asked or (self.config.max_answer_tokens if chat else COMPLETION_TOKENS)
+        default = self._defaults.max_new_tokens or (self.config.max_answer_tokens if chat else COMPLETION_TOKENS)
+        new = asked or min(default, self.config.max_answer_tokens)
         room, generator_room = self._contexts(count)
         left = None if room is None else room - len(prompt) - count
         if left is not None and (left < 1 or asked is not None and asked > left):

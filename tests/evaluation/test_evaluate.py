@@ -245,6 +245,16 @@ def test_bad_arguments_are_refused(model, tokenizer, dataset):
         EvaluationConfig(batch_size=0)
 
 
+def test_a_question_beyond_the_context_is_told_before_any_answer(model, tokenizer, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "generate", None)
+    rows = [dataset[0], {**dataset[1], "query": " flips" * 490}, dataset[2]]
+    options = {**OPTIONS, "methods": ["cot", "no_cot", "semcot"], "output_dir": tmp_path / "run", "max_new_tokens": 40}
+    problem = r"dataset row 1, cot: a prompt of \d+ tokens, 0 implicit tokens and 40 new tokens are more than the"
+    with pytest.raises(ValueError, match=problem):
+        evaluate(model, tokenizer, rows, **options)
+    assert not (tmp_path / "run").exists()
+
+
 def records(verdicts, tokens=2):
     return [{"correct": right, "new_tokens": tokens, "finished": True} for right in verdicts]
 

@@ -31,7 +31,8 @@ def model(tokenizer):
     for weight in generator.parameters():
         weight.data *= 4
     return SemCoTForCausalLM.from_host_generator_pretrained(
-        answering_host(tokenizer),
+        # The worked examples of "condensed" have 530 tokens.
+        answering_host(tokenizer, positions=1024),
         generator,
         num_implicit_tokens=5,
         generator_mode="sequential",

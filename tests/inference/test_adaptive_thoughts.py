@@ -29,7 +29,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     """A model whose thoughts have several lengths, one of them the limit."""
-    host = answering_host(tokenizer)
+    host = answering_host(tokenizer, positions=1024)
     generator = tiny_llama(tokenizer, 16, seed=5).double()
     for weight in generator.parameters():
         weight.data *= 4
@@ -150,7 +150,7 @@ def other_model(tokenizer, char_tokenizer):
         for weight in generator.parameters():
             weight.data *= 4
         model = SemCoTForCausalLM.from_host_generator_pretrained(
-            answering_host(tokenizer, steps=4),
+            answering_host(tokenizer, steps=4, positions=1024),
             generator,
             num_implicit_tokens=LIMIT,
             generator_mode="sequential",

@@ -12,7 +12,10 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.evaluation import ControlTokens, answer_questions, evaluate, measure_latency
 from semcot_hf.evaluation.controls import derangement, noise_like
 from semcot_hf.inference import prompting
+from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.prompting import with_answer_prompt
+from semcot_hf.inference.settings import AnswerSettings
+from semcot_hf.modeling.escalation_semcot import Escalation
 
 QUERIES = [row["query"] for row in coin_flip.generate(9, seed=4, split="test")]
 
@@ -103,6 +106,77 @@ def test_a_stop_string_counts_alike_in_any_batch(host, tokenizer, monkeypatch, l
         options = {"method": "no_cot", "max_new_tokens": limit or len(stopped)}
         first = answer_questions(host, base, queries, **options)[0]
         assert (first.output, first.new_tokens, first.finished) == (" yes", len(stopped), True)
+
+
+@pytest.mark.parametrize("method", ["no_cot", "cot", "semcot", "escalated"])
+@pytest.mark.parametrize("kind", [str, list])
+def test_stop_texts_of_the_checkpoint_end_answers(model, tokenizer, monkeypatch, method, kind):
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", [tokenizer.eos_token_id])
+    options = {"method": method, "max_new_tokens": 12}
+    if method == "escalated":
+        options["escalation"] = Escalation(1.0, max_reasoning_tokens=12)
+    endless = answer_questions(model, tokenizer, QUERIES, **options)
+    stop = endless[0].output[3:5]
+    monkeypatch.setattr(model.generation_config, "stop_strings", stop if kind is str else [stop, "no such text"])
+    made = answer_questions(model, tokenizer, QUERIES, **options)
+    for answer, whole in zip(made, endless, strict=True):
+        place = whole.output.find(stop)
+        assert answer.finished == (place >= 0)
+        # As in `generate`, the text that ends it is part of the answer.
+        assert whole.output.startswith(answer.output) and len(answer.output) >= min(place + len(stop), 12)
+        assert (answer.new_tokens < 12) == answer.finished
+    assert made[0].finished and made[0].new_tokens < 8
+
+
+def test_stop_texts_of_checkpoint_and_settings_both_count(host, tokenizer, monkeypatch):
+    monkeypatch.setattr(host.generation_config, "stop_strings", "a")
+    for chat, stops in ((False, ["\nQuestion:", "a"]), (True, ["a"])):
+        seen, generate = [], host.generate
+
+        def watched(generation_config, seen=seen, generate=generate, **options):
+            seen.append(generation_config.stop_strings or host.generation_config.stop_strings)
+            return generate(generation_config=generation_config, **options)
+
+        with monkeypatch.context() as changed:
+            changed.setattr(host, "generate", watched)
+            answer_questions(host, tokenizer, QUERIES[:1], method="no_cot", chat=chat, max_new_tokens=3)
+        assert [[texts] if isinstance(texts, str) else texts for texts in seen] == [stops]
+
+
+def test_a_special_token_as_stop_text_ends_an_answer(host, tokenizer, monkeypatch):
+    """Answers are decoded without it."""
+    monkeypatch.setattr(host.generation_config, "suppress_tokens", [tokenizer.eos_token_id])
+    monkeypatch.setattr(host.generation_config, "stop_strings", ["<|user|>"])
+    monkeypatch.setattr(host.generation_config, "forced_eos_token_id", tokenizer.convert_tokens_to_ids("<|user|>"))
+    (answer,) = answer_questions(host, tokenizer, QUERIES[:1], method="no_cot", max_new_tokens=5)
+    assert answer.finished and answer.new_tokens == 5 and "<|user|>" not in answer.output
+
+
+def filling(answerer, room):
+    """A question whose prompt leaves at most `room` new tokens of the context of 512, and how many it leaves."""
+    for words in range(1, 600):
+        question = " flips" * words
+        left = 512 - answerer.num_implicit_tokens - len(next(answerer.prompts([question])))
+        if left <= room:
+            return question, left
+    raise AssertionError("the context is larger")
+
+
+@pytest.mark.parametrize("method", ["no_cot", "cot", "semcot"])
+def test_a_question_that_fills_the_context_shortens_no_other_answer(model, tokenizer, monkeypatch, method):
+    """Its own answer ends with the context, unfinished."""
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", [tokenizer.eos_token_id])
+    settings = AnswerSettings(method=method, max_new_tokens=20)
+    answerer = Answerer(model, tokenizer, settings)
+    long, room = filling(answerer, 12)
+    queries = [QUERIES[0], long, QUERIES[1], long]
+    alone = [answer_questions(model, tokenizer, [query], settings)[0] for query in queries]
+    made = answer_questions(model, tokenizer, queries, settings)
+    assert [(answer.new_tokens, answer.finished) for answer in made] == [(20, False), (room, False)] * 2
+    assert [answer.output for answer in made] == [answer.output for answer in alone]
+    beyond, _ = filling(answerer, 0)
+    with pytest.raises(ValueError, match=r"question 1: a prompt of 5\d\d tokens.*more than the context of 512"):
+        answer_questions(model, tokenizer, [QUERIES[0], beyond], settings)
 
 
 def test_checkpoint_tokenizer_gives_the_same_prompts(tokenizer):

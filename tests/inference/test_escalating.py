@@ -1,5 +1,6 @@
 """Escalated answers of `Answerer`, `evaluate` and `generate_file`: routes, signals and records, as one by one."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -109,6 +110,34 @@ def test_escalated_answers_are_those_of_the_methods(which, tokenizer, request, t
         (a.implicit_tokens, a.thought_ended) for a in implicit
     ]
     assert plain[0].signals is None and plain[0].route is None
+
+
+def test_answers_that_are_cut_off_are_not_finished(model, tokenizer, monkeypatch):
+    """Also where rows of other routes are longer, so that end-of-sequence tokens pad them."""
+    padded_by_ends = copy.deepcopy(tokenizer)
+    padded_by_ends.pad_token = tokenizer.eos_token
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", [tokenizer.eos_token_id])
+    made = answer_questions(model, tokenizer, QUERIES, signals=["answer_probability"], max_new_tokens=6)
+    sure = sorted(answer.confidence for answer in made)
+    rule = Escalation((sure[4] + sure[5]) / 2, max_reasoning_tokens=9)
+    options = {"method": "escalated", "escalation": rule, "max_new_tokens": 6}
+    for own in (tokenizer, padded_by_ends):
+        made = answer_questions(model, own, QUERIES, **options)
+        told = {(answer.route, answer.new_tokens, answer.finished) for answer in made}
+        assert told == {("implicit", 6, False), ("explicit", 9, False)}
+
+
+def test_a_question_that_fills_the_context_shortens_no_others_reasoning(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", [tokenizer.eos_token_id])
+    rule = Escalation(1.0, max_reasoning_tokens=400)
+    settings = AnswerSettings(method="escalated", escalation=rule, max_new_tokens=6)
+    queries = [QUERIES[0], " flips" * 150, QUERIES[1]]
+    answerer = Answerer(model, tokenizer, settings)
+    lengths = [len(ids) - len(model.config.answer_prompt_ids) for ids in answerer.prompts(queries)]
+    made = answerer.answers(queries)
+    assert [answer.new_tokens for answer in made] == [400, 512 - lengths[1], 400] and lengths[1] > 150
+    assert not any(answer.finished for answer in made)
+    assert [answer.output for answer in made] == [answerer.answers([query])[0].output for query in queries]
 
 
 def test_the_limit_of_reasoning_is_the_options_or_else_the_rules(model, tokenizer, monkeypatch):

@@ -470,6 +470,22 @@ def test_a_shared_prefix_is_read_once_and_changes_no_answer(family, tiny_lm, tok
     assert fewer < all_columns / 2
 
 
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_shared_prefix_where_the_checkpoint_names_the_kind_of_cache(
+    implicit, tiny_lm, tiny_semcot, tokenizer, tmp_path
+):
+    model = tiny_lm(max_position_embeddings=1024)
+    if implicit:
+        ends = tokenizer("\nAnswer:", add_special_tokens=False)["input_ids"]
+        generator = tiny_lm(hidden_size=16, max_position_embeddings=1024)
+        model = tiny_semcot(model, generator, answer_prompt_ids=ends)
+    model.generation_config.cache_implementation = "dynamic"
+    answer_chats(model, tokenizer, tmp_path, False)
+    summary, _ = answer_chats(model, tokenizer, tmp_path, True)
+    assert summary.shared_prefix > 100
+    assert read_rows(tmp_path / "True.jsonl") == read_rows(tmp_path / "False.jsonl")
+
+
 @pytest.mark.parametrize("method", ["no_cot", "cot", "semcot"])
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
 def test_a_shared_prefix_with_implicit_tokens(method, mode, tiny_lm, tiny_semcot, tokenizer, tmp_path):

@@ -317,6 +317,40 @@ def test_the_hosts_own_thoughts(tiny_lm, tiny_tokenizer, examples, own):
         assert [(a.output, a.thought_tokens, a.thought_ended) for a in answers] == expected
 
 
+@pytest.mark.parametrize("method", ["condensed", "words", "generator", "generator_no_cot"])
+def test_stop_texts_of_the_checkpoint_end_answers_alone(make, tiny_tokenizer, method):
+    """Thoughts go on."""
+    model = make()
+    plain = answer_questions(model, tiny_tokenizer, QUERIES, method=method, max_new_tokens=NEW)
+    thought = "".join(answer.thought or "" for answer in plain)
+    letters = [letter for letter in plain[0].output[1:] if letter.isascii() and letter.isprintable()]
+    stop = max(letters, key=lambda letter: letter in thought, default="a")
+    assert stop in thought or method != "condensed"
+    for config in (model.generation_config, model.host.generation_config):
+        config.stop_strings = [stop]
+    made = answer_questions(model, tiny_tokenizer, QUERIES, method=method, max_new_tokens=NEW)
+    assert [answer.thought for answer in made] == [answer.thought for answer in plain]
+    for answer, whole in zip(made, plain, strict=True):
+        # The generator alone is another model, which has no stop texts.
+        cut = stop in whole.output and not method.startswith("generator")
+        assert answer.output == (whole.output[: len(answer.output)] if cut else whole.output)
+        assert answer.finished or not cut
+    assert made[0].new_tokens < plain[0].new_tokens or method.startswith("generator")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_the_hosts_own_thoughts_with_a_kind_of_cache(tiny_lm, tiny_tokenizer, kind):
+    """The cache of the thought goes on to the answer, unless it is a static one, which has no room for it."""
+    host = tiny_lm(max_position_embeddings=4096)
+    options = {"method": "condensed", "max_new_tokens": NEW}
+    expected = [answer.output for answer in answer_questions(host, tiny_tokenizer, QUERIES, **options)]
+    host.generation_config.cache_implementation = kind
+    for size in (1, 5):
+        answers = answer_questions(host, tiny_tokenizer, QUERIES, **options, batch_size=size)
+        assert [answer.output for answer in answers] == expected
+    assert host.generation_config.cache_implementation == kind
+
+
 def test_what_stands_before_an_answer(tiny_tokenizer, joining_tokenizer):
     """The same ids as in the rows that generators are taught with, which end thoughts on the first of the ends."""
     newline, word = tiny_tokenizer("\n")["input_ids"][0], tiny_tokenizer("x")["input_ids"][0]

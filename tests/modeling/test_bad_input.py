@@ -71,6 +71,11 @@ BAD = {
     ),
     "token types": (dict(inputs=PROMPT, token_type_ids=torch.zeros_like(PROMPT)), "token_type_ids cannot be used"),
     "continuous batching": (dict(inputs=PROMPT, cache_implementation="paged"), "'paged' feeds ids to the host alone"),
+    "exit of a backbone": (dict(inputs=PROMPT, assistant_early_exit=1), "assistant_early_exit=1 cannot be used"),
+    "exit of a backbone, no implicit tokens": (
+        dict(inputs=PROMPT, assistant_early_exit=1, num_implicit_tokens=0),
+        "assistant_early_exit=1 cannot be used",
+    ),
     "embeddings of another size": (
         dict(inputs=PROMPT, implicit_embeddings=torch.zeros(1, 3, 16)),
         r"shape \(1, 3, 16\): must be \(batch, k, hidden size\) = \(1, k, 32\)",

@@ -95,6 +95,25 @@ def test_rows_that_need_it_go_on_as_on_the_slow_path(model, prompts, options):
     check_against_slow(model, prompts, plain[:, -NEW:].tolist(), **options)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("place", ["argument", "config", "own config"])
+def test_a_kind_of_cache_may_be_named(model, prompts, monkeypatch, kind, place):
+    inputs = {**padded(prompts), "escalation": ALWAYS}
+    width = inputs["input_ids"].shape[1]
+    if place == "argument":
+        options = {"cache_implementation": kind, "max_new_tokens": NEW}
+    elif place == "config":
+        options = {"generation_config": GenerationConfig(cache_implementation=kind, max_new_tokens=NEW)}
+    else:
+        monkeypatch.setattr(model.generation_config, "cache_implementation", kind)
+        options = {"max_new_tokens": NEW}
+    out = model.generate(**inputs, **options, return_dict_in_generate=True)
+    assert split(out, width) == [slow_reasoning(model, prompt) for prompt in prompts]
+    if place != "argument":
+        config = options.get("generation_config", model.generation_config)
+        assert config.cache_implementation == kind
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "gpt2", "gpt_neox"])
 def test_families(tiny_lm, tiny_semcot, prompts, family):
     host = tiny_lm(family, **HOSTS[family])
@@ -344,12 +363,19 @@ def test_configurations(model, prompts):
     assert config.to_dict() == before
 
 
-def test_reasoning_ends_at_the_context(tiny_lm, tiny_semcot, prompts):
+@pytest.mark.parametrize("limit", [100, 18])
+def test_reasoning_ends_at_the_context(tiny_lm, tiny_semcot, prompts, limit):
+    """Each row's own, however long the others are."""
     host = tiny_lm("gpt2", max_position_embeddings=24)
     model = tiny_semcot(host=host, answer_prompt_ids=ANSWER)
-    prompt = torch.tensor([prompts[1]])
-    out = model.generate(prompt, max_new_tokens=2, escalation=Escalation(1.0, max_reasoning_tokens=100))
-    assert out[0, prompt.shape[1] :].tolist() == slow_reasoning(model, prompts[1], 24 - len(prompts[1]) + len(ANSWER))
+    rule = Escalation(1.0, max_reasoning_tokens=limit)
+    rooms = [min(limit, 24 - len(prompt) + len(ANSWER)) for prompt in prompts]
+    expected = [slow_reasoning(model, prompt, room) for prompt, room in zip(prompts, rooms, strict=True)]
+    inputs = padded(prompts)
+    out = model.generate(**inputs, max_new_tokens=2, escalation=rule, return_dict_in_generate=True)
+    assert split(out, inputs["input_ids"].shape[1]) == expected and len({*rooms}) > 1
+    alone = model.generate(torch.tensor([prompts[1]]), max_new_tokens=2, escalation=rule)
+    assert alone[0, len(prompts[1]) :].tolist() == expected[1]
 
 
 @pytest.mark.parametrize(

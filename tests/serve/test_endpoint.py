@@ -159,6 +159,23 @@ def test_stop_texts_and_log_probabilities(model, tokenizer, client):
     assert found == logprobs.text_offset
 
 
+def test_the_checkpoints_limit_and_stop_texts_hold_for_requests_without(model, tokenizer, monkeypatch):
+    whole = expected(model, tokenizer, QUESTION, 12)
+    stop = whole[4:6]
+    monkeypatch.setattr(model.generation_config, "max_new_tokens", 3)
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny"))) as url:
+        for path, asked in (("chat/completions", {"messages": QUESTION}), ("completions", {"prompt": "How many?"})):
+            body = post(url, f"/v1/{path}", temperature=0, **asked).json()
+            assert body["usage"]["completion_tokens"] == 3 and body["choices"][0]["finish_reason"] == "length"
+    monkeypatch.setattr(model.generation_config, "stop_strings", [stop])
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny", max_answer_tokens=12))) as url:
+        for temperature in (0, 1e-3):
+            body = post(url, messages=QUESTION, temperature=temperature, max_tokens=12).json()
+            assert body["choices"][0]["message"]["content"] == whole[: whole.find(stop)]
+        body = post(url, messages=QUESTION, temperature=0, max_tokens=12, stop=[]).json()
+        assert body["choices"][0]["message"]["content"] == whole
+
+
 def test_models_health_and_metrics(url, client):
     assert [one.id for one in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="not served here"):

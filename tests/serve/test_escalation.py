@@ -33,7 +33,7 @@ SIGNALS = {
     "question_tokens": 20.0,
 }
 TEXTS = ["How many apples has Ann?", "Bob has 3.", "Ann gives one apple to Bob, who has 12 apples.", "2?"]
-NEW, REASONING, END = 6, 9, 9
+NEW, REASONING, END = 9, 6, 9
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,14 @@ def test_rules_that_the_server_cannot_follow(model, tokenizer, monkeypatch, rule
     with pytest.raises(RequestError, match=problem) as raised:
         service.jobs(request, lambda job, event: None)
     assert raised.value.status == 400
+
+
+def test_a_clients_limit_holds_for_reasoning(model, tokenizer, url):
+    prompt = ids_of(tokenizer, TEXTS[0])
+    for asked, limit in ((4, 4), (100, REASONING), (None, REASONING)):
+        rule = Escalation(1.0, max_reasoning_tokens=limit)
+        choice = ask(url, "completions", prompt=[prompt], escalation=True, max_tokens=asked).json()["choices"][0]
+        assert (choice["text"], choice["route"]) == expected(model, tokenizer, prompt, rule)[:2]
 
 
 def test_the_servers_own_rule(model, tokenizer, engine):

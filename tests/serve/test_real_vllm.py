@@ -261,7 +261,7 @@ def test_escalation_goes_the_ways_of_generate(folder, tokenizer, engines, tmp_pa
         low, high = max(zip(values[3:-3], values[4:-2], strict=True), key=lambda pair: pair[1] - pair[0])
         return (low + high) / 2
 
-    rule = Escalation(0.0, [*sizes], calibration([*sizes]), max_reasoning_tokens=20)
+    rule = Escalation(0.0, [*sizes], calibration([*sizes]), max_reasoning_tokens=5)
     rule.threshold = between(rule)
     if sends is not None:
         names = ["host_probability", "host_entropy", "question_tokens"]

@@ -145,8 +145,9 @@ def test_what_a_request_leaves_out_comes_from_the_checkpoint(model_of, tokenizer
     """vLLM would take it from the host's folder."""
     model = model_of()
     model.generation_config.update(
-        do_sample=True, temperature=0.5, top_k=7, repetition_penalty=1.2, eos_token_id=[9, 11]
-    )
+        do_sample=True, temperature=0.5, top_k=7, repetition_penalty=1.2, eos_token_id=[9, 11],
+        max_new_tokens=5, stop_strings="no such text",
+    )  # fmt: skip
     engine = EmbedsEngine(model.host, tokenizer)
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
     with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
@@ -157,6 +158,8 @@ def test_what_a_request_leaves_out_comes_from_the_checkpoint(model_of, tokenizer
         ):
             assert ask(url, max_tokens=2, **given).status_code == 200
             assert [engine.asked[-1].get(name) for name in names] == sent
+        assert ask(url, max_tokens=None).status_code == 200
+        assert (engine.asked[-1]["max_tokens"], engine.asked[-1]["stop"]) == (5, ["no such text"])
 
 
 def test_the_token_that_ends_an_answer_is_not_reported(model_of, tokenizer):

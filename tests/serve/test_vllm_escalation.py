@@ -14,7 +14,7 @@ from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.launch import app_of
 
-QUESTION, NEW, REASONING, TOKENS = "How many apples has Ann?", 4, 7, 3
+QUESTION, NEW, REASONING, TOKENS = "How many apples has Ann?", 7, 4, 3
 CONFIG = {"model": "tiny", "engine": "vllm"}
 ENTROPY = Escalation(
     0.5,
