@@ -92,8 +92,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             `SemCoTForCausalLM` with a newly initialized projection and <thought> embedding.
 
         Raises:
-            ValueError: if one tokenizer is passed without the other, for a token id outside the generator's vocabulary,
-                or for one of a generator that reads no <thought>.
+            ValueError: if one tokenizer is passed without the other, or for a token id outside the generator's
+                vocabulary or of a generator that reads no <thought>.
         """
         if (host_tokenizer is None) != (generator_tokenizer is None):
             raise ValueError(

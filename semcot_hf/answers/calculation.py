@@ -30,7 +30,9 @@ def parse_calculation(text: str) -> ast.expr:
     if len(text) > _LONGEST or _OTHER.search(text):
         raise ValueError(f"{text[:_LONGEST]!r} is no calculation with numbers.")
     try:
-        return ast.parse(_PERCENTAGE.sub(lambda match: "p" + match[1].replace(".", "_"), text.strip()), mode="eval").body
+        return ast.parse(
+            _PERCENTAGE.sub(lambda match: "p" + match[1].replace(".", "_"), text.strip()), mode="eval"
+        ).body
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"{text!r} is no calculation with numbers.") from error
 

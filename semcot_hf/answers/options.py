@@ -34,9 +34,7 @@ _LETTER_DENIED = re.compile(
 # "Is wrong" dismisses the option before it, "are wrong" every option of a list before it.
 _ADVERB = r"(?:(?:all|both|also|clearly|simply)\s+)?"
 _REJECTED = r"(?:not|wrong|incorrect|less|irrelevant|unrelated|too)"
-_RULED_OUT = (
-    r"can(?:not|['\u2019]t|\s+not)\s+be|can\s+be\s+(?:ruled\s+out|eliminated|excluded|dismissed)"
-)
+_RULED_OUT = r"can(?:not|['\u2019]t|\s+not)\s+be|can\s+be\s+(?:ruled\s+out|eliminated|excluded|dismissed)"
 _DISMISSED = re.compile(
     rf"[\W]*\b(?:(?:is|are|was|seems)\s+{_ADVERB}{_REJECTED}|{_RULED_OUT}|isn['\u2019]t|doesn['\u2019]t|does\s+not)\b"
     r"|(?:[\s\"'*)\]]*(?:,\s*(?:and|or|nor)\b|[,/&]|\b(?:and|or|nor)\b)"

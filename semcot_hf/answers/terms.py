@@ -38,9 +38,7 @@ _BOUND_BEFORE = re.compile(
     rf"|{_OPENS}(?:at\s+(?:least|most)|up\s+to|over|under|above|below|beyond|exceeding))\s+\Z",
     re.I,
 )
-_BOUND_BEHIND = re.compile(
-    r"(?:\s+[a-z]+)?\s+or\s+(?:more|less|fewer)\b|\s*[<>\u2264\u2265]\s*[a-z](?![\w>])", re.I
-)
+_BOUND_BEHIND = re.compile(r"(?:\s+[a-z]+)?\s+or\s+(?:more|less|fewer)\b|\s*[<>\u2264\u2265]\s*[a-z](?![\w>])", re.I)
 _OPERAND_BEFORE = re.compile(
     r"(?:\b(?:sqrt|cbrt|log|ln|exp|abs|sin|cos|tan|floor|ceil)\s*[({]?\s*|\b(?:square|cube)\s+root(?:\s+of)?\s+"
     r"|\b(?:twice|double|triple|thrice)\s+"

@@ -24,9 +24,8 @@ _GOVERNOR = re.compile(
     re.I,
 )
 _VALUE = r"(?:-?[$]?\d[\d.,]*|\(?(?-i:[A-J])\)?|[\"']?(?:yes|no)[\"']?)"
-_ANSWER_IS = (
-    r"(?:the|my|your|our|this|that|its)\s+(?:\w+\s+){0,2}(?:answer|choice|option)\s+(?:is|was|were)\b(?!\s+(?:right|correct)\b)"
-)
+_THE_ANSWER = r"(?:the|my|your|our|this|that|its)\s+(?:\w+\s+){0,2}(?:answer|choice|option)"
+_ANSWER_IS = rf"{_THE_ANSWER}\s+(?:is|was|were)\b(?!\s+(?:right|correct)\b)"
 _VALUE_IS = rf"{_VALUE}\s+(?:is|was|were)\s+(?:(?:the|my|your|our)\b|right\b|correct\b|true\b)"
 _CONDITION = re.compile(
     r"(?:\b(?:if|unless|whether|supposing|assuming|provided)\s+|(?:\A\W*|\blet(?:['\u2019]s|\s+us|\s+me)\s+|\bto\s+)"

@@ -298,7 +298,7 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         return_outputs: bool,
         with_words: torch.Tensor | float,
     ) -> Any:
-        """Return the weighted sum of losses, and keep each of them for the log; `with_words` is a share of the rows."""
+        """Return the weighted sum of losses, and keep each for the log; `with_words` is a share of rows."""
         args = self.args
         loss = cast(torch.Tensor, sum(weight * value for weight, value in parts.values()))
         for name, (_, value) in parts.items():

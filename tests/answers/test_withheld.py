@@ -162,7 +162,8 @@ def test_what_only_looks_so_is_stated(kind, output, answer):
 
 
 @pytest.mark.parametrize(
-    "unit", ["I don't think ", "that is wrong. ", "but it should be 6 ", "if the answer is ", "5. No, it is ", "might "]
+    "unit",
+    ["I don't think ", "that is wrong. ", "but it should be 6 ", "if the answer is ", "5. No, it is ", "might "],
 )
 def test_long_outputs_take_linear_time(unit):
     output = unit * (20_000 // len(unit))

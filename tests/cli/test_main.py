@@ -171,7 +171,9 @@ def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
 @pytest.mark.parametrize("flag", ["max_train_samples", "max_eval_samples"])
 def test_numbers_of_rows_are_positive(flag, tmp_path, capsys):
     for value in ("0", "-3"):
-        assert main(["distill", "--dataset", "facts", f"--{flag}", value, "--output_dir", str(tmp_path / "model")]) == 1
+        assert (
+            main(["distill", "--dataset", "facts", f"--{flag}", value, "--output_dir", str(tmp_path / "model")]) == 1
+        )
         assert f"{flag}={value} must lie in [1, inf)" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 

@@ -272,7 +272,9 @@ def test_rows_without_words_do_not_lower_the_words_loss(tiny_folder, sums, tmp_p
     trainer = words_trainer(tiny_folder, tmp_path, sums, per_device_eval_batch_size=1)
     found, wanted = (trainer.evaluate(rows) for rows in (fewer, with_words))
     assert len(fewer) == 24 and len(with_words) == 3
-    assert found["eval_words_loss"] == pytest.approx(wanted["eval_words_loss"], rel=1e-4) and found["eval_words_loss"] > 1
+    assert (
+        found["eval_words_loss"] == pytest.approx(wanted["eval_words_loss"], rel=1e-4) and found["eval_words_loss"] > 1
+    )
 
 
 def test_bad_input(tiny_folder, sums, tmp_path):
