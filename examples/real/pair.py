@@ -32,11 +32,7 @@ def rows_of(paths: list[str]) -> list[dict]:
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Write train.jsonl and test.jsonl, once.
-
-    Raises:
-        ValueError: for a folder of other models, flags or rows.
-    """
+    """Write train.jsonl and test.jsonl, once; raise ValueError for a folder of other models, flags or rows."""
     test = rows_of([arguments.test])
     asked = {normalise_question(row["query"]) for row in test}
     train = [row for row in rows_of(arguments.train) if normalise_question(row["query"]) not in asked]
