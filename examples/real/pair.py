@@ -39,9 +39,10 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Path:
     settings = {name: getattr(arguments, name) for name in DETERMINING}
     settings["rows"] = text_digest([json.dumps(rows) for rows in (train, test)])
     kept, data = folder / "settings.json", folder / "data"
-    if kept.is_file():
+    if kept.is_file() or (folder / "model").is_dir():
         remedy = "Choose another folder, or delete this one."
-        check_same_run(json.loads(kept.read_text()), settings, place=f"--output {folder}", remedy=remedy)
+        found = json.loads(kept.read_text()) if kept.is_file() else {}
+        check_same_run(found, settings, place=f"--output {folder}", remedy=remedy)
     else:
         data.mkdir(parents=True, exist_ok=True)
         write_json_lines(data / "train.jsonl", train[: arguments.max_train_rows])

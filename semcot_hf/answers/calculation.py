@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from .number_grammar import normal_form
+
 # Longer texts are not parsed.
 _LONGEST = 200
 _OTHER = re.compile(r"[^\d.+*/()%\s-]")
@@ -18,6 +20,8 @@ _OPERATIONS: dict[type[ast.operator], tuple[str, Callable[[Fraction, Fraction], 
 # Python's grammar has no percentages: they are parsed as names.
 _PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)%")
 _NAME = re.compile(r"p(\d*(?:_\d+)?)")
+# How Python writes very small and very large decimals.
+_EXPONENT = re.compile(r"\d[\d.]*e[-+]\d+")
 PERCENT = Fraction(1, 100)
 
 
@@ -69,12 +73,13 @@ def sign_of(node: ast.BinOp) -> str:
 
 
 def text_of(node: ast.expr) -> str:
-    """Return a parsed calculation as text without spaces.
+    """Return a parsed calculation as text without spaces and exponents.
 
-    >>> text_of(parse_calculation("(8 - 3) * 2.5%"))
-    '(8-3)*2.5%'
+    >>> text_of(parse_calculation("(8 - 3) * 2.5%")), text_of(parse_calculation("0.00001 * 5"))
+    ('(8-3)*2.5%', '0.00001*5')
     """
-    return _NAME.sub(lambda match: match[1].replace("_", ".") + "%", ast.unparse(node)).replace(" ", "")
+    text = _EXPONENT.sub(lambda match: normal_form(Fraction(match[0])), ast.unparse(node))
+    return _NAME.sub(lambda match: match[1].replace("_", ".") + "%", text).replace(" ", "")
 
 
 def _operation(node: ast.BinOp) -> tuple[str, Callable[[Fraction, Fraction], Fraction]]:

@@ -13,7 +13,8 @@ _GOVERNOR = re.compile(
     rf"|{_SUBJECT}\s+never\s+(?:thought|believed|said|claimed|meant)"
     r"|i\s+(?:(?:\w+ly|very\s+much)\s+)?(?:doubt|deny|disagree)"
     rf"|(?:nobody|no\s+one)\s+(?:would\s+)?{_THINK}s?"
-    rf"|{_SUBJECT}\s+(?:might|may|could)\s+(?:\w+\s+)?{_THINK}"
+    rf"|{_SUBJECT}\s+(?:might\s+(?:\w+\s+)?say|(?:might|may|could)\s+(?:\w+\s+)?"
+    r"(?:think|believe|guess|suppose|assume|expect))"
     rf"|(?:{_OTHERS})\s+(?:(?:might|may|would|will)\s+)?{_THINK}"
     r"|(?:it|that)(?:['\u2019]s|\s+(?:is|was|seems))\s+(?:(?:\w+ly|very|quite|just)\s+)?"
     r"(?:unlikely|doubtful|improbable|questionable|false|untrue|not\s+(?:\w+ly\s+)?(?:true|the\s+case|likely))"
@@ -26,15 +27,16 @@ _GOVERNOR = re.compile(
 _VALUE = r"(?:-?[$]?\d[\d.,]*|\(?(?-i:[A-J])\)?|[\"']?(?:yes|no)[\"']?)"
 _THE_ANSWER = r"(?:the|my|your|our|this|that|its)\s+(?:\w+\s+){0,2}(?:answer|choice|option)"
 _ANSWER_IS = rf"{_THE_ANSWER}\s+(?:is|was|were)\b(?!\s+(?:right|correct)\b)"
-_VALUE_IS = rf"{_VALUE}\s+(?:is|was|were)\s+(?:(?:the|my|your|our)\b|right\b|correct\b|true\b)"
+_VALUE_IS = rf"{_VALUE}\s+(?:is|was|were)\s+(?:{_THE_ANSWER}|right|correct|true)\b"
 _CONDITION = re.compile(
-    r"(?:\b(?:if|unless|whether|supposing|assuming|provided)\s+|(?:\A\W*|\blet(?:['\u2019]s|\s+us|\s+me)\s+|\bto\s+)"
-    rf"(?:suppose|assume|imagine|pretend|say)\s+)(?:that\s+)?(?:{_ANSWER_IS}|{_VALUE_IS})",
+    r"(?:\b(?:if|unless|whether|supposing|assuming|provided|to\s+(?:suppose|assume|imagine|pretend))\s+"
+    r"|(?:\A\W*|\blet(?:['\u2019]s|\s+us|\s+me)\s+)(?:suppose|assume|imagine|pretend|say)\s+)"
+    rf"(?:that\s+)?(?:{_ANSWER_IS}|{_VALUE_IS})",
     re.I,
 )
 # Where a clause that is not stated ends within its sentence.
 _GOES_ON = re.compile(
-    r"[.;]\s|,?\s+(?:but|rather|instead|so|therefore|thus|hence)\b"
+    r"[.;:]\s|\s[\u2013\u2014-]\s|,?\s+(?:but|rather|instead|so|therefore|thus|hence)\b"
     r"|,\s*(?:it|this|that|the|there|she|he|they|we|you|i|yes|no)\b",
     re.I,
 )
@@ -72,6 +74,7 @@ _END = re.compile(r"[.!?](?=\s)|\n")
 # The full stop of a label at the beginning of a line ("A. bank") ends no sentence.
 _END_OF_CLAIM = re.compile(r"(?<!\n[A-Ja-j])[.!?](?=\s)|\n")
 _TOKEN = re.compile(r"\d[\d.,]*\d|\d|\b(?-i:[A-J])\b(?!\s+[a-z]+\s+(?:is|are)\b)|\byes\b|\bno\b", re.I)
+_CLAUSE = re.compile(r"\b(?:is|are|was|were|has|have|had|would)\b", re.I)
 _MARK = re.compile(r"\banswer\b|####|\\f?boxed", re.I)
 # How many characters before a clause tell what it is about.
 _NEAR, _FAR = 60, 1000
@@ -158,6 +161,8 @@ def _is_about_answer(text: str) -> bool:
         return False
     if not earlier or _MARK.search(last):
         return True
+    if not _TOKEN.search(last) and _CLAUSE.search(last):
+        return False
     claims = [piece for piece in earlier if _MARK.search(piece)] or [p for p in earlier[:1] if len(p.split()) <= 2]
     named, about = set(_TOKEN.findall(" ".join(claims))), set(_TOKEN.findall(last))
     return not claims or not about or bool(named & about)

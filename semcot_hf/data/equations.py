@@ -99,7 +99,9 @@ def open_equations_of(equations: Sequence[str]) -> str:
     steps: list[str] = []
     for equation in equations:
         left, _, result = equation.partition("=")
-        last, _ = _last_operation(parse_calculation(left), steps)
+        # Percentages of percentages have a result that can be read in two ways.
+        several = left.count("%") > 1 or "%" in left and "%" in result
+        last = left if several else _last_operation(parse_calculation(left), steps)[0]
         steps.append(f"{last}={result}")
     if not steps:
         return ""
@@ -112,10 +114,9 @@ def open_equations_of(equations: Sequence[str]) -> str:
 
 def _last_operation(node: ast.expr, steps: list[str]) -> tuple[str, Fraction]:
     """Return what is left to calculate of a parsed calculation, and its value; append the equations before it."""
-    value = value_of(node)
     if not isinstance(node, ast.BinOp):
-        return text_of(node), value
-    sides = []
+        return text_of(node), value_of(node)
+    sides, value = [], value_of(node)
     for side in (node.left, node.right):
         text, result = _last_operation(side, steps)
         if isinstance(side, ast.BinOp):

@@ -249,7 +249,7 @@ class Answerer:
         if implicit_embeddings_for is not None and self.method not in IMPLICIT_METHODS:
             raise ValueError(f"implicit embeddings need method='semcot', got method={self.method!r}.")
         lengths, done = [len(prompts[index]) for index in indices], 0
-        rooms = [self._context.longest_answer(length) for length in lengths]
+        rooms = [self._context.room_for_answer(length) for length in lengths]
         for index, length, room in zip(indices, lengths, rooms, strict=True):
             if room < 1:
                 raise ValueError(f"question {index}: {self.context_problem(length)}.")
@@ -325,7 +325,7 @@ class Answerer:
     def _answer(self, prompts: Prompts, implicit: dict[str, Any], seed: int | None) -> list[Answer]:
         """Answer the prompts of one batch, which leave the same room for new tokens."""
         config, stop = self._config, self.stop
-        room = self._context.longest_answer(len(prompts[0]))
+        room = self._context.room_for_answer(len(prompts[0]))
         if room < self.limit:
             config = copy.deepcopy(config)
             config.max_new_tokens = room
@@ -353,14 +353,15 @@ class Answerer:
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         # Stop texts of the checkpoint may be special tokens.
         own_stops = stop_texts(writer.generation_config)
-        stops = [end for end in own_stops if tokenizer.convert_tokens_to_ids(end) not in ends]
+        words = tokenizer.get_vocab() if own_stops else {}
+        stops = [end for end in own_stops if words.get(end) not in ends]
         wholes = tokenizer.batch_decode(new) if stops else texts
         for prompt, tokens, text, whole, own, thought in zip(prompts, new, texts, wholes, told, thoughts, strict=True):
             stopped = stop is not None and stop in text or any(end in whole for end in stops)
             if self.rule is not None:
                 # What pads the shorter rows may be an end-of-sequence token.
                 reasoning = self.rule.max_reasoning_tokens if own["route"] == "explicit" else None
-                tokens = tokens[: self._context.longest_answer(len(prompt), reasoning)]
+                tokens = tokens[: self._context.room_for_answer(len(prompt), reasoning)]
             used = used_tokens(tokens, ends, pad, stopped)
             finished = stopped or tokens[used - 1] in ends
             text = text.partition(stop)[0] if stop else text

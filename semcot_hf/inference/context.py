@@ -53,7 +53,7 @@ class Context:
             )
         return None
 
-    def longest_answer(self, length: int, reasoning: int | None = None) -> int:
+    def room_for_answer(self, length: int, reasoning: int | None = None) -> int:
         """Return the most new tokens of the answer to a prompt of `length` tokens: the limit, or what the host holds.
 
         Args:

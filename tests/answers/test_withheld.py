@@ -87,6 +87,14 @@ GOLD = {"numeric": "5", "choice": "B", "yes_no": "yes", "sequence": "lion"}
 
 STATED = {
     "numeric": [
+        ("It is safe to say that the answer is 5.", "5"),
+        ("I am happy to say that the answer is 12.", "12"),
+        ("Thus we may conclude that the answer is 18.", "18"),
+        ("We could say the answer is 5.", "5"),
+        ("If 20 is the total and 8 are red, the answer is 12.", "12"),
+        ("If 20 is the total, then the answer is 12.", "12"),
+        ("If 5 is the number of bags, the total is 5 * 3 = 15.", "15"),
+        ("It's unlikely that she sells more: the answer is 5.", "5"),
         ("I think the answer is 5.", "5"),
         ("I do think the answer is 5.", "5"),
         ("I suppose the answer is 5.", "5"),
@@ -124,6 +132,8 @@ STATED = {
         ("Let's check if the answer is right: 3 + 2 = 5.", "5"),
     ],
     "choice": [
+        ("If A is the cause, then the answer is B.", "B"),
+        ("The answer is B. A bank is too far, and that is wrong.", "B"),
         ("I think the answer is B.", "B"),
         ("I don't think the answer is A. The answer is B.", "B"),
         ("I don't think people would go to a bank, so B.", "B"),
