@@ -353,8 +353,8 @@ class Answerer:
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         # Stop texts of the checkpoint may be special tokens.
         own_stops = stop_texts(writer.generation_config)
-        words = tokenizer.get_vocab() if own_stops else {}
-        stops = [end for end in own_stops if words.get(end) not in ends]
+        vocabulary = tokenizer.get_vocab() if own_stops else {}
+        stops = [end for end in own_stops if vocabulary.get(end) not in ends]
         wholes = tokenizer.batch_decode(new) if stops else texts
         for prompt, tokens, text, whole, own, thought in zip(prompts, new, texts, wholes, told, thoughts, strict=True):
             stopped = stop is not None and stop in text or any(end in whole for end in stops)
