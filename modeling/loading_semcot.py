@@ -162,10 +162,10 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
         model.generation_config = host.generation_config
         embeddings = in_memory(backbone.get_input_embeddings())
         if thought_token_id is not None and not config.starts_with_thought_token:
-            raise ValueError(
-                f"thought_token_id={thought_token_id} has no use: with starts_with_thought_token=False, as in the "
-                "recipes 'words' and 'prompted', the generator reads no <thought>. Leave it out."
+            unused = (
+                "with starts_with_thought_token=False, as in the recipes 'words' and 'prompted', no <thought> is read"
             )
+            raise ValueError(f"thought_token_id={thought_token_id} has no use: {unused}. Leave it out.")
         if thought_token_id is None:
             model.thought_embedding.data = embeddings.detach().float().mean(dim=0).to(embeddings)
         elif 0 <= thought_token_id < embeddings.shape[0]:

@@ -10,6 +10,8 @@ from .number_grammar import normal_form
 
 # Longer texts are not parsed.
 _LONGEST = 200
+# Signs as they are printed.
+SIGNS = str.maketrans("\u00d7\u00b7\u00f7\u2212\u2013", "**/--")
 _OTHER = re.compile(r"[^\d.+*/()%\s-]")
 _OPERATIONS: dict[type[ast.operator], tuple[str, Callable[[Fraction, Fraction], Fraction]]] = {
     ast.Add: ("+", operator.add),

@@ -3,11 +3,10 @@
 import ast
 from fractions import Fraction
 
-from .calculation import parse_calculation, text_of, value_of
+from .calculation import SIGNS, parse_calculation, text_of, value_of
 from .latex import with_signs
 from .statements import normalise_sequence, sequence_stated
 
-_SIGNS = str.maketrans("×·÷−–", "**/--")
 # Whole numbers only.
 _OTHERS = frozenset(".%")
 
@@ -49,4 +48,4 @@ def _parsed(text: str) -> ast.expr:
     """Return the syntax tree of a calculation with whole numbers; ValueError for another text."""
     if not _OTHERS.isdisjoint(text):
         raise ValueError(f"{text!r} has numbers that are not whole.")
-    return parse_calculation(text.translate(_SIGNS))
+    return parse_calculation(text.translate(SIGNS))

@@ -9,13 +9,11 @@ from .latex import is_formula, plain
 from .number_grammar import BEGINS, CURRENCY, DECIMAL, NUMBER, normal_form, value_of
 from .prose import GIVEN, conclusion, weights
 from .statements import Sentence, own_part, union, value_stated
-from .terms import is_bound_or_operand, with_equations, with_multiples
+from .terms import FILLER, is_bound_or_operand, with_equations, with_multiples
 from .units import are_one_quantity
 
 # What may precede a number that opens a statement.
-_FILLER = re.compile(
-    r"(?:[^\w\\]|about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a\s+total\s+of)*", re.I
-)
+_FILLER = re.compile(FILLER, re.I)
 _HEDGE = re.compile(r"\b(?:or|nor|i\s+mean|maybe|perhaps|possibly|alternatively|otherwise|either|versus|vs)\b", re.I)
 _OPENS_HEDGED = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.I)
 # Between two numbers: signs alone, a word that joins, or one noun ("5 eggs 6 ducks").

@@ -5,6 +5,8 @@ from fractions import Fraction
 
 from .number_grammar import BEGINS, CURRENCY, DECIMAL, normal_form
 
+# What may stand before a number that is the whole text.
+FILLER = r"(?:[^\w\\]|about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a\s+total\s+of)*"
 _RESULTS = re.compile(
     r"(?<=[\w)%*])\s+(?:is|are|was|were|makes?|gives?)\s+(?:(?:about|approximately|exactly|just|only)\s+)?"
     rf"(?=(?:\*\*|__)?-?{BEGINS})",
@@ -32,7 +34,7 @@ _SIZES = {"dozen": 12, "hundred": 100}
 _COMPARED = re.compile(r"[\w)}\]]\s*(?:(?<!-)(?<!=)[<>]|[\u2264\u2265])\s*\Z")
 _TAG = re.compile(r"</?\w[^<>]*>\s*\Z")
 # "At least 7" alone is no number, but "so he needs at least 7 bags" states the minimum that a question asks for.
-_OPENS = r"\A(?:[^\w\\]|about|approximately|around|roughly|exactly|only|just|simply|therefore|thus|a\s+total\s+of)*\b"
+_OPENS = rf"\A{FILLER}\b"
 _BOUND_BEFORE = re.compile(
     r"(?:\b(?:more|less|fewer|greater|higher|lower|larger|smaller)\s+than(?:\s+or\s+equal\s+to)?"
     rf"|{_OPENS}(?:at\s+(?:least|most)|up\s+to|over|under|above|below|beyond|exceeding))\s+\Z",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..answers.calculation import PERCENT, parse_calculation, sign_of, text_of, value_of
+from ..answers.calculation import PERCENT, SIGNS, parse_calculation, sign_of, text_of, value_of
 from ..answers.latex import plain
 from ..answers.number_grammar import CURRENCY, DECIMAL, normal_form
 
@@ -19,7 +19,6 @@ _CALCULATION = rf"(?<![\d.,])((?:-\s*)?{_OPERAND}(?:(?:[-+*/\u00d7\u00f7]|\bx\b)
 _EQUATION = re.compile(rf"{_CALCULATION}=\s*{CURRENCY}?\s*(-?{_NUMBER})")
 _EXPRESSION = re.compile(_CALCULATION)
 _RESULT = re.compile(r"(-?(?:\d+(?:\.(\d+))?|\.(\d+)))(%?)")
-_SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/"})
 # Decimals of a result that is worth writing.
 _MOST_DECIMALS = 4
 
@@ -166,8 +165,8 @@ def _values(text: str) -> set[Fraction]:
 
 def _bare_side(text: str) -> str:
     """Return a calculation without spaces, units, currencies, a plus before it, and needless or single brackets."""
-    text = re.sub(r"(?<=[A-Za-z])-|-(?=[A-Za-z])", "", text)
-    text = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", text).translate(_SIGNS))
+    text = re.sub(r"-(?=[A-Za-z])", "", text)
+    text = re.sub(r"[^\d.+*/()%-]", "", re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "*", text).translate(SIGNS))
     while text.count("(") != text.count(")"):
         bracket = "(" if text.count("(") > text.count(")") else ")"
         place = text.find(bracket) if bracket == "(" else text.rfind(bracket)
