@@ -5,6 +5,7 @@
 trains one run as `train` does; torchrun starts several of it.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -122,6 +123,8 @@ def loss_and_gradients(model, inputs, **options):
 
 
 def main():
+    # A process that waits for another in vain tells where, before the test gives it up.
+    faulthandler.dump_traceback_later(240, exit=True)
     torch.set_num_threads(1)
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     trainer = train(folder, **options)

@@ -27,7 +27,9 @@ OPTIONS = {"max_steps": 8, "save_steps": 2, "save_strategy": "steps", "per_devic
 
 
 def start(folder, options, *launcher):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(options["output_dir"]) + "-cache"}
+    # Processes of one run find each other without the machine's name or network.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["HF_DATASETS_CACHE"] = str(options["output_dir"]) + "-cache"
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(options)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
 
@@ -162,7 +164,7 @@ def two_processes(tiny_folder, tmp_path):
 
     def run(**options):
         output = tmp_path / "two"
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", "2")
         done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "unused" not in done.stderr
