@@ -128,7 +128,7 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
         rows = (EXAMPLES / "data" / "arithmetic" / f"{ours}.jsonl").read_text().splitlines()
         (data / "svamp" / f"{papers}.json").write_text(f"[{','.join(rows)}]")
     training = "--words_max_steps 2 --use_cpu --report_to none --num_implicit_tokens 100"
-    evaluation = "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 0"
+    evaluation = "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 2 --latency_batch_sizes 1 2"
     flags = [
         "--models",
         models,
@@ -152,8 +152,17 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     assert "### svamp, h, g, words" in done.stdout and "| host, explicit CoT | " in done.stdout
     assert "(prompt tuning) | " in done.stdout
     kept = output / "results" / "svamp--h--g--words.jsonl.gz"
+    header = next(line for line in done.stdout.splitlines() if line.startswith("| row |"))
+    assert header.endswith(
+        "| seconds a question | of explicit CoT's time | in batches of 2 | in batches of 2, of explicit CoT's |"
+    )
     with gzip.open(kept, "rt") as file:
-        rows = [json.loads(line) for line in file]
+        written = [json.loads(line) for line in file]
+    rows = [row for row in written if "index" in row]
+    times = {(row["method"], row["batch_size"]) for row in written if "median" in row}
+    assert {("no_cot", 1), ("semcot", 1), ("semcot", 2), ("generator", 2)} <= times and len(rows) + len(times) == len(
+        written
+    )
     assert {row["method"] for row in rows} >= {"semcot", "semcot_hard", "generator", "other_question"}
     assert all(isinstance(row["correct"], bool) and "question" not in row for row in rows)
     assert not {"query", "answer", "output"} & {name for row in rows for name in row}
@@ -162,7 +171,7 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True)
     assert weights.stat().st_mtime_ns == saved
     with gzip.open(kept, "rt") as file:
-        assert [json.loads(line) for line in file] == rows
+        assert [json.loads(line) for line in file] == written
     other = [*command[:2], *flags, *words[:-1], training.replace("max_steps 2", "max_steps 3")]
     done = subprocess.run(other, cwd=EXAMPLES.parent, capture_output=True, text=True)
     assert done.returncode == 1 and "svamp--h--g--words holds another run (distill_flags: " in done.stderr

@@ -4,7 +4,8 @@
 
 One section for each file <set>--<host>--<generator>--<variant>.jsonl.gz. Verdicts of the host alone on the same
 questions (`cot`, `condensed`) stand in <set>--<host>.jsonl.gz and are shown in each section of that host and set.
-p-values are McNemar's, exact, over the questions that both rows answered.
+p-values are McNemar's, exact, over the questions that both rows answered. Seconds are medians; those of another
+machine are not compared with explicit CoT's. Columns in which no row of a section has anything are left out.
 """
 
 import gzip
@@ -37,19 +38,36 @@ TITLES = {
     "mean": "SemCoT with the mean of all thoughts",
     "noise": "SemCoT with noise of the thoughts' scale",
 }
-HEAD = """| row | right | accuracy, 95 % interval | p against the generator alone | p against no CoT | new tokens | \
-implicit tokens |
-|---|---|---|---|---|---|---|"""
+# The columns of every table.
+_ALWAYS = (
+    "row", "right", "accuracy, 95 % interval", "p against the generator alone", "p against no CoT", "new tokens",
+    "implicit tokens",
+)  # fmt: skip
+# Seconds a question: methods by batch size, each with its median and its machine.
+Times = dict[int, dict[str, tuple[float, str]]]
 
 
 def read(path: Path) -> dict[str, dict[int, dict]]:
     """Return verdicts by method and number of the question."""
     rows: dict[str, dict[int, dict]] = {}
-    with gzip.open(path, "rt") as file:
-        for line in file:
-            row = json.loads(line)
+    for row in _lines(path):
+        if "index" in row:
             rows.setdefault(row["method"], {})[row["index"]] = row
     return rows
+
+
+def read_times(path: Path) -> Times:
+    """Return the times that were measured."""
+    times: Times = {}
+    for row in _lines(path):
+        if "batch_size" in row:
+            times.setdefault(row["batch_size"], {})[row["method"]] = (row["median"], row["machine"])
+    return times
+
+
+def _lines(path: Path) -> list[dict]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
 
 
 def compare(rows: dict[int, dict], others: dict[int, dict] | None) -> str:
@@ -67,19 +85,42 @@ def mean(rows: dict[int, dict], name: str) -> str:
     return f"{sum(values) / len(values):.1f}" if values and any(values) else ""
 
 
-def table(verdicts: dict[str, dict[int, dict]]) -> str:
+def not_ended(rows: dict[int, dict]) -> str:
+    """Return how many thoughts were cut off at the limit, where there are any."""
+    return str(sum(row.get("thought_ended") is False for row in rows.values()) or "")
+
+
+def share(times: dict[str, tuple[float, str]], method: str) -> str:
+    """Return the part of explicit CoT's time that a method takes on the same machine."""
+    explicit, own = times.get("cot"), times.get(method)
+    if method == "cot" or explicit is None or own is None or explicit[1] != own[1]:
+        return ""
+    return f"{own[0] / explicit[0]:.2f}"
+
+
+def table(verdicts: dict[str, dict[int, dict]], times: Times) -> str:
     """Return the Markdown table of one file."""
-    lines = [HEAD]
-    for method in [name for name in TITLES if name in verdicts]:
-        rows = verdicts[method]
-        right = sum(row["correct"] for row in rows.values())
-        low, high = accuracy_interval(right, len(rows))
-        lines.append(
-            f"| {TITLES[method]} | {right} of {len(rows)} | {right / len(rows):.1%} [{low:.1%}, {high:.1%}] | "
-            f"{compare(rows, verdicts.get('generator'))} | {compare(rows, verdicts.get('no_cot'))} | "
-            f"{mean(rows, 'new_tokens')} | {mean(rows, 'implicit_tokens')} |"
-        )
-    return "\n".join(lines)
+    rows = [_row(method, verdicts, times) for method in TITLES if method in verdicts]
+    always = len(_ALWAYS)
+    columns = [name for number, name in enumerate(rows[0]) if number < always or any(row[name] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
+
+
+def _row(method: str, verdicts: dict[str, dict[int, dict]], times: Times) -> dict[str, str]:
+    rows = verdicts[method]
+    right = sum(row["correct"] for row in rows.values())
+    low, high = accuracy_interval(right, len(rows))
+    accuracy = f"{right / len(rows):.1%} [{low:.1%}, {high:.1%}]"
+    generator, at_once = (compare(rows, verdicts.get(other)) for other in ("generator", "no_cot"))
+    tokens = [mean(rows, name) for name in ("new_tokens", "implicit_tokens")]
+    values = [TITLES[method], f"{right} of {len(rows)}", accuracy, generator, at_once, *tokens]
+    row = dict(zip(_ALWAYS, values, strict=True)) | {"thoughts not ended": not_ended(rows)}
+    for size, measured in sorted(times.items()):
+        name = "seconds a question" if size == 1 else f"in batches of {size}"
+        row[name] = f"{measured[method][0]:.1f}" if method in measured else ""
+        row["of explicit CoT's time" if size == 1 else f"in batches of {size}, of explicit CoT's"] = share(measured, method)
+    return row
 
 
 def main(paths: list[str]) -> None:
@@ -87,8 +128,13 @@ def main(paths: list[str]) -> None:
         parts = path.name.removesuffix(".jsonl.gz").split("--")
         if len(parts) > 2:
             host = path.with_name("--".join(parts[:2]) + ".jsonl.gz")
-            verdicts = {**(read(host) if host.is_file() else {}), **read(path)}
-            print(f"### {', '.join(parts)}\n\n{table(verdicts)}\n")
+            found = [file for file in (host, path) if file.is_file()]
+            verdicts = {method: rows for file in found for method, rows in read(file).items()}
+            times: Times = {}
+            for file in found:
+                for size, measured in read_times(file).items():
+                    times.setdefault(size, {}).update(measured)
+            print(f"### {', '.join(parts)}\n\n{table(verdicts, times)}\n")
 
 
 if __name__ == "__main__":

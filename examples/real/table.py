@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--prompt_tuning_flags", default="", help="Further flags of the host's prompt tuning.")
     parser.add_argument(
         "--evaluate_flags",
-        default="--batch_size 32 --latency_samples 5",
+        default="--batch_size 32 --latency_samples 16 --latency_batch_sizes 1 16",
         help="Flags of semcot evaluate, in one text; by default few times are measured, since chains take minutes.",
     )
     arguments = parser.parse_args()

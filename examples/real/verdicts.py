@@ -1,7 +1,7 @@
 """What is kept of every answer, from which tables can be made again.
 
 The row's number, the method, the extracted answer, its verdict, the words of the thought, and the time. The questions
-themselves are not in it.
+themselves are not in it. Further lines have a method's median time a question at a batch size, where it was measured.
 """
 
 import gzip
@@ -18,7 +18,9 @@ KEPT = (
 
 
 def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
-    """Write what is kept of every answer in a folder of `semcot evaluate`, and in files of `others` by method."""
+    """Write what is kept of a folder of `semcot evaluate`: every answer, also of files of `others` by method; times."""
+    summary = json.loads((report / "report.json").read_text())
+    machine = "{cpu}, {threads} threads, {device}".format(**summary["environment"])
     files = {path.stem.removeprefix("predictions-"): path for path in sorted(report.glob("predictions-*.jsonl"))}
     with gzip.open(path, "wt") as file:
         for method, predictions in {**files, **(others or {})}.items():
@@ -27,3 +29,7 @@ def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None =
                 if row.get("signals"):
                     kept["signals"] = {name: round(value, 6) for name, value in row["signals"].items()}
                 file.write(json.dumps({"method": method, **kept, "seconds": round(row["seconds"], 3)}) + "\n")
+        for method, sizes in (summary["latency"] or {"methods": {}})["methods"].items():
+            for row in sizes:
+                kept = {"batch_size": row["batch_size"], "median": round(row["median"], 3), "batches": row["n"]}
+                file.write(json.dumps({"method": method, **kept, "machine": machine}) + "\n")

@@ -1,5 +1,6 @@
 """`evaluate`: accuracy, latency and controls of a model on a dataset, with every answer stored; resumable."""
 
+import json
 import random
 import shlex
 import sys
@@ -68,7 +69,8 @@ def evaluate(
 
     Answers are generated greedily and judged by `check_answer`. In `output_dir` each method stores its answers batch
     by batch (`predictions-<method>.jsonl`). Called again there after a kill, `evaluate` continues, and its report is
-    the same except for the times. The report (`report.json`, `report.md`, plots) is written at the end.
+    the same except for the times. Times that a report there has of the same methods and questions on the same machine
+    and versions are not measured again. The report (`report.json`, `report.md`, plots) is written at the end.
 
     Args:
         model: the model, put into evaluation mode.
@@ -198,7 +200,7 @@ def evaluate(
                 job.answerer.keeps_thoughts = False
             if sampled:
                 answerers = {job.name: job.answerer for job in jobs if job.name in methods}
-                latency = _latency(answerers, sampled, config.latency_batch_sizes, advance)
+                latency = _latency(answerers, sampled, config.latency_batch_sizes, advance, folder)
 
     made = {name: run.in_order() for name, run in runs.items()}
     own = getattr(model.config, "escalation", None)
@@ -314,12 +316,23 @@ def _record(index: int, query: str, gold: str, answer: Answer, answer_type: str)
 
 
 def _latency(
-    answerers: Mapping[str, Answerer], queries: Sequence[str], batch_sizes: Sequence[int], advance: Update
+    answerers: Mapping[str, Answerer],
+    queries: Sequence[str],
+    batch_sizes: Sequence[int],
+    advance: Update,
+    folder: Path | None,
 ) -> dict[str, Any]:
     def call(answerer: Answerer, batch: list[str]) -> None:
         answerer.answers(batch, batch_size=len(batch))
 
     device = next(iter(answerers.values())).device
+    kept = None if folder is None else _reported_latency(folder / "report.json", environment(device))
+    sizes = [min(size, len(queries)) for size in batch_sizes]
+    if kept is not None and kept["samples"] == len(queries) and set(kept["methods"]) == set(answerers):
+        if all([row["batch_size"] for row in rows] == sizes for rows in kept["methods"].values()):
+            for method in answerers:
+                advance(_work(method, len(queries)) * len(sizes), f"latency of {method}")
+            return kept
     measured = measure_latency(
         {method: partial(call, answerer) for method, answerer in answerers.items()},
         queries,
@@ -329,3 +342,12 @@ def _latency(
     )
     memory = None if device.type == "cuda" else process_peak_memory()
     return {"samples": len(queries), "process_peak_memory_bytes": memory, "methods": measured}
+
+
+def _reported_latency(path: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the times of a whole report that was written in the environment `here`, if there is one."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return report.get("latency") if report.get("environment") == here else None

@@ -202,6 +202,34 @@ def test_finished_run_generates_nothing_again(finished, model, tokenizer, datase
     assert again["rows"][0]["seconds_per_query"] is None
 
 
+def test_times_are_measured_again_only_under_other_conditions(
+    finished, model, tokenizer, dataset, tmp_path, monkeypatch
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    report = finished[1]
+    (folder / "report.json").write_text(json.dumps(report))
+
+    def fail(**kwargs):
+        raise AssertionError("generate was called")
+
+    options = dict(OPTIONS, output_dir=folder, token_counts=[1, 4], model_name="m")
+    monkeypatch.setattr(model, "generate", fail)
+    again = evaluate(model, tokenizer, dataset, latency_samples=3, **options)
+    assert again["latency"] == report["latency"] and again["rows"] == report["rows"]
+    for conditions in (dict(latency_samples=2), dict(latency_samples=3, latency_batch_sizes=[1, 2])):
+        with pytest.raises(AssertionError, match="generate was called"):
+            evaluate(model, tokenizer, dataset, **conditions, **options)
+    written = json.loads((folder / "report.json").read_text())
+    written["environment"]["cpu"] = "another one"
+    (folder / "report.json").write_text(json.dumps(written))
+    with pytest.raises(AssertionError, match="generate was called"):
+        evaluate(model, tokenizer, dataset, latency_samples=3, **options)
+    (folder / "report.json").write_text('{"latency": ')
+    with pytest.raises(AssertionError, match="generate was called"):
+        evaluate(model, tokenizer, dataset, latency_samples=3, **options)
+
+
 def test_another_run_is_refused_in_the_same_folder(model, tokenizer, dataset, tmp_path):
     few = dataset.select(range(4))
     options = dict(OPTIONS, methods=["no_cot"], controls=False, latency_samples=0, output_dir=tmp_path)
