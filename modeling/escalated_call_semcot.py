@@ -15,7 +15,7 @@ from .answer_recorder_semcot import AnswerRecorder, HeldStreamer, used_ids
 from .escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
 from .generation_semcot import SemCoTGenerationMixin, holds_tokens
 from .offloading_semcot import execution_device
-from .question_cache_semcot import can_share, cut_cache, with_given_cache
+from .question_cache_semcot import can_share, cut_cache, hidden_settings
 from .splicing_semcot import Slots, check_layout, context_of, positions_from_mask, prompt_layout
 from .thoughts_semcot import Thoughts, single_words, word_entropy
 
@@ -252,7 +252,7 @@ class EscalatedCall:
             options.pop("cache_implementation", None)
             if config is not None:
                 config.cache_implementation = None
-        with nullcontext() if cache is None else with_given_cache(self.model):
+        with nullcontext() if cache is None else hidden_settings(self.model, "cache_implementation"):
             made = SemCoTGenerationMixin.generate(
                 self.model,
                 prompts.ids,

@@ -91,11 +91,17 @@ def can_share(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def with_given_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the kind of cache in the model's generation config, beside which `generate` takes no `past_key_values`."""
+def hidden_settings(model: PreTrainedModel, *names: str) -> Iterator[None]:
+    """Hide settings of the model's generation config, which `generate` would add to a call's.
+
+    Args:
+        model: the model.
+        names: of the settings; beside `cache_implementation`, `generate` takes no `past_key_values`.
+    """
     own = model.generation_config
     model.generation_config = copy.deepcopy(own)
-    model.generation_config.cache_implementation = None
+    for name in names:
+        setattr(model.generation_config, name, None)
     try:
         yield
     finally:

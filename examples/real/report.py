@@ -1,16 +1,19 @@
 """The table of verdicts of pairs of pretrained models, as Markdown.
 
     python examples/real/report.py examples/real/results/*.jsonl.gz
+    python examples/real/report.py --overview examples/real/results/*.jsonl.gz
 
 One section for each file <set>--<host>--<generator>--<variant>.jsonl.gz. Verdicts of the host alone on the same
 questions (`cot`, `condensed`) stand in <set>--<host>.jsonl.gz and are shown in each section of that host and set.
 p-values are McNemar's, exact, over the questions that both rows answered. Seconds are medians; those of another
-machine are not compared with explicit CoT's. Columns in which no row of a section has anything are left out.
+machine are not compared with explicit CoT's. Columns in which no row of a section has anything are left out. With
+--overview, one table with a row for each file.
 """
 
 import gzip
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from semcot_hf.evaluation.statistics import accuracy_interval, mcnemar
@@ -43,6 +46,16 @@ _ALWAYS = (
     "row", "right", "accuracy, 95 % interval", "p against the generator alone", "p against no CoT", "new tokens",
     "implicit tokens",
 )  # fmt: skip
+# Those of the overview.
+_OVERVIEW = {
+    "no_cot": "no CoT",
+    "cot": "explicit CoT",
+    "condensed": "condensed CoT",
+    "semcot": "**SemCoT**",
+    "generator": "**generator alone**",
+    "words": "words as text",
+    "other_question": "another question's thought",
+}
 # Seconds a question: methods by batch size, each with its median and its machine.
 Times = dict[int, dict[str, tuple[float, str]]]
 
@@ -103,8 +116,11 @@ def table(verdicts: dict[str, dict[int, dict]], times: Times) -> str:
     rows = [_row(method, verdicts, times) for method in TITLES if method in verdicts]
     always = len(_ALWAYS)
     columns = [name for number, name in enumerate(rows[0]) if number < always or any(row[name] for row in rows)]
-    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
+    return _markdown([columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)])
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines)
 
 
 def _row(method: str, verdicts: dict[str, dict[int, dict]], times: Times) -> dict[str, str]:
@@ -123,18 +139,44 @@ def _row(method: str, verdicts: dict[str, dict[int, dict]], times: Times) -> dic
     return row
 
 
-def main(paths: list[str]) -> None:
-    for path in map(Path, paths):
+def overview(sections: list[tuple[list[str], dict[str, dict[int, dict]], Times]]) -> str:
+    """Return one table with a row for each pair: accuracies, and the number of questions where it is another one."""
+    columns = ["set", "host", "generator", "variant", *_OVERVIEW.values(), "p against the generator alone"]
+    lines = [columns, ["---"] * len(columns)]
+    for parts, verdicts, times in sections:
+        own = len(verdicts["semcot"]) if "semcot" in verdicts else 0
+        cells = []
+        for method in _OVERVIEW:
+            right = [row["correct"] for row in verdicts.get(method, {}).values()]
+            count = "" if len(right) == own else f" of {len(right)}"
+            cells.append(f"{sum(right) / len(right):.1%}{count}" if right else "")
+        if own:
+            lines.append([*parts, *cells, compare(verdicts["semcot"], verdicts.get("generator"))])
+    return _markdown(lines)
+
+
+def read_sections(paths: list[Path]) -> Iterator[tuple[list[str], dict[str, dict[int, dict]], Times]]:
+    """Yield set, host, generator and variant of each file of a pair, with its verdicts and times and its host's."""
+    for path in paths:
         parts = path.name.removesuffix(".jsonl.gz").split("--")
-        if len(parts) > 2:
-            host = path.with_name("--".join(parts[:2]) + ".jsonl.gz")
-            found = [file for file in (host, path) if file.is_file()]
-            verdicts = {method: rows for file in found for method, rows in read(file).items()}
-            times: Times = {}
-            for file in found:
-                for size, measured in read_times(file).items():
-                    times.setdefault(size, {}).update(measured)
-            print(f"### {', '.join(parts)}\n\n{table(verdicts, times)}\n")
+        if len(parts) < 3:
+            continue
+        host = path.with_name("--".join(parts[:2]) + ".jsonl.gz")
+        found = [file for file in (host, path) if file.is_file()]
+        times: Times = {}
+        for file in found:
+            for size, measured in read_times(file).items():
+                times.setdefault(size, {}).update(measured)
+        yield parts, {method: rows for file in found for method, rows in read(file).items()}, times
+
+
+def main(paths: list[str]) -> None:
+    sections = list(read_sections([Path(path) for path in paths if path != "--overview"]))
+    if "--overview" in paths:
+        print(overview(sections))
+        return
+    for parts, verdicts, times in sections:
+        print(f"### {', '.join(parts)}\n\n{table(verdicts, times)}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def expression_stated(output: str) -> str | None:
     (None, None)
     """
     stated = normalise_sequence(with_signs(sequence_stated(output) or "").partition("=")[0])
-    return None if value_and_numbers(stated) is None else text_of(_parsed(stated))
+    found = _calculation(stated)
+    return None if found is None else text_of(found[0])
 
 
 def value_and_numbers(text: str) -> tuple[Fraction, list[int]] | None:
@@ -33,19 +34,20 @@ def value_and_numbers(text: str) -> tuple[Fraction, list[int]] | None:
     >>> value_and_numbers("5 / 0") is None
     True
     """
+    found = _calculation(text)
+    if found is None:
+        return None
+    tree, value = found
+    return value, sorted(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))  # type: ignore[misc]  # whole numbers
+
+
+def _calculation(text: str) -> tuple[ast.expr, Fraction] | None:
+    """Return the syntax tree and the value of a calculation with whole numbers and no signs; None for another text."""
+    if not _OTHERS.isdisjoint(text):
+        return None
     try:
-        tree = _parsed(text)
+        tree = parse_calculation(text.translate(SIGNS))
         value = value_of(tree)
     except (ValueError, ArithmeticError):
         return None
-    nodes = list(ast.walk(tree))
-    if any(isinstance(node, ast.UnaryOp) for node in nodes):
-        return None
-    return value, sorted(node.value for node in nodes if isinstance(node, ast.Constant))  # type: ignore[misc]  # whole numbers
-
-
-def _parsed(text: str) -> ast.expr:
-    """Return the syntax tree of a calculation with whole numbers; ValueError for another text."""
-    if not _OTHERS.isdisjoint(text):
-        raise ValueError(f"{text!r} has numbers that are not whole.")
-    return parse_calculation(text.translate(SIGNS))
+    return None if any(isinstance(node, ast.UnaryOp) for node in ast.walk(tree)) else (tree, value)

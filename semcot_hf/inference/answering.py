@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.offloading_semcot import execution_device
-from ..modeling.question_cache_semcot import with_given_cache
+from ..modeling.question_cache_semcot import hidden_settings
 from ..modeling.thoughts_semcot import Thoughts, single_words
 from .batches import batch_within, plan_batches
 from .context import Context
@@ -388,7 +388,7 @@ class Answerer:
             return answers_by_rule(self.model, self.rule, limit, {**batch, **implicit})
         with (
             single_words(self.model) if hard else nullcontext(),
-            nullcontext() if self.prefix is None else with_given_cache(self.model),
+            nullcontext() if self.prefix is None else hidden_settings(self.model, "cache_implementation"),
         ):
             if limit and reports_thoughts(self.model) and "implicit_embeddings" not in implicit:
                 del implicit["num_implicit_tokens"]

@@ -1,12 +1,13 @@
 """Decoding: generation settings, the tokens and time of an answer, and errors of too little memory."""
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling.question_cache_semcot import hidden_settings
 
 SAMPLING_SETTINGS = (
     "do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
@@ -69,19 +70,6 @@ def greedy_defaults(model: PreTrainedModel, *further: str) -> Iterator[None]:
     """
     with hidden_settings(model, *SAMPLING_SETTINGS, *further):
         yield
-
-
-@contextmanager
-def hidden_settings(model: PreTrainedModel, *names: str) -> Iterator[None]:
-    """Hide settings of the model's generation config, which `generate` would add to a call's."""
-    own = model.generation_config
-    model.generation_config = copy.deepcopy(own)
-    for name in names:
-        setattr(model.generation_config, name, None)
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrain
 from transformers.cache_utils import StaticCache
 
 from ..modeling.offloading_semcot import in_memory
-from ..modeling.question_cache_semcot import with_given_cache
+from ..modeling.question_cache_semcot import hidden_settings
 from ..modeling.thoughts_semcot import Thoughts
 from .decoding import NO_PENALTIES, greedy_defaults
 from .prompting import encode_prompt, pad_left
@@ -181,7 +181,7 @@ def write_answers(
 
 def _generated(lm: PreTrainedModel, config: GenerationConfig, options: dict[str, Any]) -> Any:
     """Return the output of `generate`."""
-    with nullcontext() if options.get("past_key_values") is None else with_given_cache(lm):
+    with nullcontext() if options.get("past_key_values") is None else hidden_settings(lm, "cache_implementation"):
         return cast(Callable[..., Any], lm.generate)(generation_config=config, **options)
 
 

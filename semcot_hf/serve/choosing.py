@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..inference.decoding import SAMPLING_SETTINGS, decoding_config, hidden_settings
+from ..inference.decoding import SAMPLING_SETTINGS, decoding_config
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
+from ..modeling.question_cache_semcot import hidden_settings
 from .jobs import RequestError, Sampling
 
 # Below it sampling is greedy decoding, as in vLLM: logits divided by it are no numbers in float32.
