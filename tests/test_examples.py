@@ -355,7 +355,8 @@ def test_training_speed_of_the_words_phase(tmp_path, monkeypatch):
 def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
     folder = EXAMPLES / "real"
-    text, files = "\n".join(path.read_text() for path in folder.glob("*.md")), sorted(folder.glob("results/*.jsonl.gz"))
+    files = sorted(folder.glob("results/*.jsonl.gz"))
+    text = "\n".join(path.read_text() for path in folder.glob("*.md"))
     main = load("real/report.py").main
     for flags, page in (([], text), (["--overview"], (folder / "README.md").read_text())):
         main([*flags, *map(str, files)])

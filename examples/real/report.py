@@ -58,6 +58,8 @@ _OVERVIEW = {
 }
 # Seconds a question: methods by batch size, each with its median and its machine.
 Times = dict[int, dict[str, tuple[float, str]]]
+# Set, host, generator and variant; verdicts by method and question; times.
+Section = tuple[list[str], dict[str, dict[int, dict]], Times]
 
 
 def read(path: Path) -> dict[str, dict[int, dict]]:
@@ -135,15 +137,17 @@ def _row(method: str, verdicts: dict[str, dict[int, dict]], times: Times) -> dic
     for size, measured in sorted(times.items()):
         name = "seconds a question" if size == 1 else f"in batches of {size}"
         row[name] = f"{measured[method][0]:.1f}" if method in measured else ""
-        row["of explicit CoT's time" if size == 1 else f"in batches of {size}, of explicit CoT's"] = share(measured, method)
+        row["of explicit CoT's time" if size == 1 else f"in batches of {size}, of explicit CoT's"] = share(
+            measured, method
+        )
     return row
 
 
-def overview(sections: list[tuple[list[str], dict[str, dict[int, dict]], Times]]) -> str:
+def overview(sections: list[Section]) -> str:
     """Return one table with a row for each pair: accuracies, and the number of questions where it is another one."""
     columns = ["set", "host", "generator", "variant", *_OVERVIEW.values(), "p against the generator alone"]
     lines = [columns, ["---"] * len(columns)]
-    for parts, verdicts, times in sections:
+    for parts, verdicts, _ in sections:
         own = len(verdicts["semcot"]) if "semcot" in verdicts else 0
         cells = []
         for method in _OVERVIEW:
@@ -155,7 +159,7 @@ def overview(sections: list[tuple[list[str], dict[str, dict[int, dict]], Times]]
     return _markdown(lines)
 
 
-def read_sections(paths: list[Path]) -> Iterator[tuple[list[str], dict[str, dict[int, dict]], Times]]:
+def read_sections(paths: list[Path]) -> Iterator[Section]:
     """Yield set, host, generator and variant of each file of a pair, with its verdicts and times and its host's."""
     for path in paths:
         parts = path.name.removesuffix(".jsonl.gz").split("--")

@@ -18,7 +18,7 @@ KEPT = (
 
 
 def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
-    """Write what is kept of a folder of `semcot evaluate`: every answer, also of files of `others` by method; times."""
+    """Write what is kept of a folder of `semcot evaluate`: answers, also of files of `others` by method, and times."""
     summary = json.loads((report / "report.json").read_text())
     machine = "{cpu}, {threads} threads, {device}".format(**summary["environment"])
     files = {path.stem.removeprefix("predictions-"): path for path in sorted(report.glob("predictions-*.jsonl"))}

@@ -164,8 +164,8 @@ def two_processes(tiny_folder, tmp_path):
 
     def run(**options):
         output = tmp_path / "two"
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", "2")
-        done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher)
+        launcher = "-m torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2"
+        done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher.split())
         assert done.returncode == 0, done.stderr[-3000:]
         assert "unused" not in done.stderr
         return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
