@@ -2,7 +2,7 @@
 
     python tests/distillation_models.py FOLDER '{"max_steps": 4}'
 
-trains one run as `train` does; torchrun starts several of it.
+trains one run as `train` does, also as one of several processes.
 """
 
 import faulthandler

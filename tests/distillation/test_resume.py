@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +27,9 @@ SCRIPT = Path(__file__).parents[1] / "distillation_models.py"
 OPTIONS = {"max_steps": 8, "save_steps": 2, "save_strategy": "steps", "per_device_train_batch_size": 8}
 
 
-def start(folder, options, *launcher):
-    # Processes of one run find each other without the machine's name or network.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["HF_DATASETS_CACHE"] = str(options["output_dir"]) + "-cache"
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(options)]
+def start(folder, options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(options["output_dir"]) + "-cache"}
+    command = [sys.executable, str(SCRIPT), str(folder), json.dumps(options)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
 
 
@@ -163,11 +162,26 @@ def two_processes(tiny_folder, tmp_path):
     """Function (**options) -> what `train` leaves on each of two processes."""
 
     def run(**options):
-        output = tmp_path / "two"
-        launcher = "-m torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2"
-        done = start(tiny_folder, {**options, "output_dir": str(output)}, *launcher.split())
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "unused" not in done.stderr
+        output, processes = tmp_path / "two", []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # As torchrun sets them; the processes meet on the loopback, without the machine's name.
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": f"{output}-cache"}
+        command = [sys.executable, str(SCRIPT), str(tiny_folder), json.dumps({**options, "output_dir": str(output)})]
+        for rank in ("0", "1"):
+            environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+            with (tmp_path / f"stderr{rank}").open("w") as stderr:
+                processes.append(subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr))
+        try:
+            codes = [process.wait(timeout=280) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        told = [(tmp_path / f"stderr{rank}").read_text() for rank in range(2)]
+        assert codes == [0, 0], "\n".join(text[-3000:] for text in told)
+        assert not any("unused" in text for text in told)
         return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
     return run
