@@ -18,7 +18,10 @@ TRAIN = {
 GENERATED = {"elements": {"train": 720, "test": 200}}
 SETS = (*TRAIN, *GENERATED)
 # A set's words and answer prompt, where they are not what the recipe chooses by itself.
-WORDS = {"elements": "--words_column reasoning --num_implicit_tokens 64 --answer_prompt 'The atomic number is'"}
+WORDS = {
+    "elements": "--words_column reasoning --num_implicit_tokens 64 --answer_prompt 'The atomic number is'",
+    "coin_flip": "--answer_prompt 'The answer (yes or no) is:'",
+}
 # The worked examples of the host's condensed CoT are equations.
 ARITHMETIC = ("multiarith", "gsm8k", "svamp")
 PAIRS = (
