@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 
 import report
+from verdicts import read, read_times
 
 
 def summary(state: dict, output: Path) -> str:
@@ -16,7 +17,7 @@ def summary(state: dict, output: Path) -> str:
     lines += [f"- {step}: {seconds} s" for step, seconds in state["seconds"].items()]
     for step in ("words", "paper"):
         if (path := output / step / "verdicts.jsonl.gz").is_file():
-            lines += ["", f"## {step}", "", report.table(report.read(path))]
+            lines += ["", f"## {step}", "", report.table(read(path), read_times(path))]
     if (path := output / "latency.json").is_file():
         lines += ["", "## Seconds a question", "", "| model | method | batch | median |", "|---|---|---|---|"]
         cells = ("model", "method", "batch_size")

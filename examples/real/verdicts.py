@@ -6,7 +6,7 @@ themselves are not in it. Further lines have a method's median time a question a
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from semcot_hf.storage import read_json_lines
@@ -15,6 +15,12 @@ KEPT = (
     "index", "extracted", "correct", "thought", "thought_right", "thought_ended", "implicit_tokens", "new_tokens",
     "route", "confidence",
 )  # fmt: skip
+
+
+# Seconds a question: methods by batch size, each with its median and its machine.
+Times = dict[int, dict[str, tuple[float, str]]]
+# Set, host, generator and variant; verdicts by method and question; times.
+Section = tuple[list[str], dict[str, dict[int, dict]], Times]
 
 
 def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
@@ -33,3 +39,41 @@ def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None =
             for row in sizes:
                 kept = {"batch_size": row["batch_size"], "median": round(row["median"], 3), "batches": row["n"]}
                 file.write(json.dumps({"method": method, **kept, "machine": machine}) + "\n")
+
+
+def read(path: Path) -> dict[str, dict[int, dict]]:
+    """Return verdicts by method and number of the question."""
+    rows: dict[str, dict[int, dict]] = {}
+    for row in _lines(path):
+        if "index" in row:
+            rows.setdefault(row["method"], {})[row["index"]] = row
+    return rows
+
+
+def read_times(path: Path) -> Times:
+    """Return the times that were measured."""
+    times: Times = {}
+    for row in _lines(path):
+        if "batch_size" in row:
+            times.setdefault(row["batch_size"], {})[row["method"]] = (row["median"], row["machine"])
+    return times
+
+
+def _lines(path: Path) -> list[dict]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def read_sections(paths: Iterable[str]) -> Iterator[Section]:
+    """Yield set, host, generator and variant of each file of a pair, with its verdicts and times and its host's."""
+    for path in map(Path, paths):
+        parts = path.name.removesuffix(".jsonl.gz").split("--")
+        if len(parts) < 3:
+            continue
+        host = path.with_name("--".join(parts[:2]) + ".jsonl.gz")
+        found = [file for file in (host, path) if file.is_file()]
+        times: Times = {}
+        for file in found:
+            for size, measured in read_times(file).items():
+                times.setdefault(size, {}).update(measured)
+        yield parts, {method: rows for file in found for method, rows in read(file).items()}, times
