@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -163,9 +162,8 @@ def two_processes(tiny_folder, tmp_path):
 
     def run(**options):
         output, processes = tmp_path / "two", []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        # Below the ports that the system hands out meanwhile, and another for each worker of the tests.
+        port = 20_000 + os.getpid() % 10_000
         # As torchrun sets them; the processes meet on the loopback, without the machine's name.
         shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": f"{output}-cache"}
@@ -179,6 +177,7 @@ def two_processes(tiny_folder, tmp_path):
         finally:
             for process in processes:
                 process.kill()
+                process.wait()
         told = [(tmp_path / f"stderr{rank}").read_text() for rank in range(2)]
         assert codes == [0, 0], "\n".join(text[-3000:] for text in told)
         assert not any("unused" in text for text in told)

@@ -217,9 +217,10 @@ def test_times_are_measured_again_only_under_other_conditions(
     monkeypatch.setattr(model, "generate", fail)
     again = evaluate(model, tokenizer, dataset, latency_samples=3, **options)
     assert again["latency"] == report["latency"] and again["rows"] == report["rows"]
-    for conditions in (dict(latency_samples=2), dict(latency_samples=3, latency_batch_sizes=[1, 2])):
+    changes = ({"latency_samples": 2}, {"latency_batch_sizes": [1, 2]}, {"methods": ["no_cot", "semcot"]})
+    for change in changes:
         with pytest.raises(AssertionError, match="generate was called"):
-            evaluate(model, tokenizer, dataset, **conditions, **options)
+            evaluate(model, tokenizer, dataset, **{**options, "latency_samples": 3, **change})
     written = json.loads((folder / "report.json").read_text())
     written["environment"]["cpu"] = "another one"
     (folder / "report.json").write_text(json.dumps(written))
