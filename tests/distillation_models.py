@@ -6,6 +6,7 @@ trains one run as `train` does, also as one of several processes.
 """
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM
 from semcot_hf.data.tasks import coin_flip
+from semcot_hf.training.processes import end_training
 
 ANSWER_PROMPT = [7, 8]
 
@@ -132,7 +135,9 @@ def main():
     rank = trainer.args.process_index
     result = {"weights": trainer.model.state_dict(), "log": trainer.state.log_history, "evaluated": evaluated}
     torch.save(result, Path(options["output_dir"]) / f"rank{rank}.pt")
-    trainer.accelerator.end_training()
+    end_training(trainer)
+    # Torch can hang where one is left to the interpreter's end.
+    assert not [value for value in gc.get_objects() if isinstance(value, DistributedDataParallel)]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ..alignment.config import SemCoTAlignmentConfig
 from ..alignment.trainer import SemCoTAlignmentTrainer
+from ..training.processes import end_training
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
@@ -23,8 +24,7 @@ def run(argv: Sequence[str]) -> None:
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
-    # Threads of a process group that is left to the interpreter's end can abort the process.
-    trainer.accelerator.end_training()
+    end_training(trainer)
     host, folder, model = map(shlex.quote, (models.host, args.output_dir, f"{args.output_dir}-model"))
     print(
         f"The alignment encoder is in {args.output_dir}. Next: semcot distill --host {host} "

@@ -11,6 +11,7 @@ from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
 from ..modeling import SemCoTForCausalLM
 from ..options import option
+from ..training.processes import end_training
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 # Defaults of the recipes, where they differ from those of the flags.
@@ -130,8 +131,7 @@ def run(argv: Sequence[str]) -> None:
     )
     trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
-    # Threads of a process group that is left to the interpreter's end can abort the process.
-    trainer.accelerator.end_training()
+    end_training(trainer)
     folder, report = map(shlex.quote, (args.output_dir, f"{args.output_dir}-evaluation"))
     print(
         f"The SemCoT checkpoint is in {args.output_dir}. "
