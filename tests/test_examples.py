@@ -195,6 +195,30 @@ def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
     assert files_of("elements", data, output) == ([train], test)
 
 
+def test_the_words_of_a_set_get_its_own_answer_prompt(tmp_path, monkeypatch):
+    """CoinFlip's answers are no numbers, and a walk that ends at an element is no answer yet."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    commands = []
+
+    class Stop(Exception):
+        pass
+
+    def run(command, **options):
+        commands.append(command)
+        raise Stop
+
+    monkeypatch.setattr(subprocess, "run", run)
+    prompts = {"coin_flip": "The answer (yes or no) is:", "elements": "The atomic number is", "svamp": None}
+    for name, prompt in prompts.items():
+        flags = ["--models", "m", "--data", str(tmp_path), "--output", str(tmp_path / name), "--sets", name]
+        monkeypatch.setattr(sys, "argv", ["table.py", *flags, "--pairs", "h+g", "--variants", "words"])
+        with pytest.raises(Stop):
+            load("real/table.py").main()
+        command = commands.pop()
+        given = shlex.split(command[command.index("--distill_flags") + 1])
+        assert (given[given.index("--answer_prompt") + 1] if "--answer_prompt" in given else None) == prompt
+
+
 def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch, capsys):
     def rows(first, last, operations=1):
         calculation = " + ".join(["1"] * (operations + 1))
