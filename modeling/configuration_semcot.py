@@ -47,6 +47,12 @@ class SemCoTConfig(PreTrainedConfig):
         mixture_temperature: temperature of the next-token distribution that weighs a mixture.
         word_feedback: whether the generator reads its most probable word after each step, as in ordinary decoding,
             instead of the mixture; the host reads mixtures either way.
+        num_candidates: thoughts that a sequential generator with projection="vocabulary" makes for each question: the
+            most probable words, and others by arithmetic sampling (arXiv 2210.15458). The host reads the one whose
+            score is the highest. Where gradients are enabled, one thought is made.
+        candidate_temperature: of the distributions that the other candidates are drawn from.
+        candidate_host_weight: a candidate's score is its log-probability by the generator plus this times the one by
+            the host, which also reads the answer prompt behind it; 0 leaves the choice to the generator.
         max_lost_probability: with mixtures and a generator of another tokenizer, the largest share of one token's
             mixture that may be on words that the host lacks. A thought with a token above it is handed over as text:
             its most probable words are re-tokenized for the host. 1 always gives mixtures; `None` is
@@ -99,6 +105,9 @@ class SemCoTConfig(PreTrainedConfig):
     mixture_top_k: int | None = None
     mixture_temperature: float = 1.0
     word_feedback: bool = False
+    num_candidates: int = 1
+    candidate_temperature: float = 1.0
+    candidate_host_weight: float = 0.25
     max_lost_probability: float | None = None
     starts_with_thought_token: bool = True
     thought_prompt_ids: list[list[int]] | None = None
@@ -220,6 +229,7 @@ class SemCoTConfig(PreTrainedConfig):
         if self.projection not in PROJECTIONS:
             raise ValueError(f"projection={self.projection!r}: must be one of {PROJECTIONS}.")
         self._check_thoughts()
+        self.check_candidates()
         if self.projection == "identity" and self.host_config is not None and self.generator_config is not None:
             host_size, generator_size = (
                 text_config(config).hidden_size for config in (self.host_config, self.generator_config)
@@ -271,6 +281,22 @@ class SemCoTConfig(PreTrainedConfig):
             if pair is not None and len(pair) != 2:
                 kind = "strings" if name == "question_spaces" else "lists of token ids"
                 raise ValueError(f"{name} has {len(pair)} parts: must be two {kind}.")
+
+    def check_candidates(self) -> None:
+        """Raise ValueError for settings of candidates out of range, or without thoughts in words."""
+        number = self.num_candidates
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"num_candidates={number!r}: must be an integer of 1 or more.")
+        if number > 1 and (self.generator_mode, self.projection) != ("sequential", "vocabulary"):
+            raise ValueError(
+                f"num_candidates={number} with generator_mode={self.generator_mode!r} and "
+                f"projection={self.projection!r}: only thoughts in words can be drawn: set "
+                "generator_mode='sequential' and projection='vocabulary', or num_candidates=1."
+            )
+        if not self.candidate_temperature > 0:
+            raise ValueError(f"candidate_temperature={self.candidate_temperature}: must be above 0.")
+        if not self.candidate_host_weight >= 0:
+            raise ValueError(f"candidate_host_weight={self.candidate_host_weight}: must be 0 or more.")
 
     @property
     def thought_ends(self) -> list[int]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from .candidates_semcot import candidates
 from .escalated_call_semcot import EscalatedCall
 from .escalation_semcot import Escalation
 from .generation_semcot import SemCoTGenerationMixin
@@ -29,6 +30,7 @@ class SemCoTEscalationMixin(SemCoTGenerationMixin):
         *,
         escalation: bool | float | Escalation | Mapping[str, Any] | None = None,
         escalation_signals: Mapping[str, Tensor | SignalFunction] | None = None,
+        num_candidates: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate answers with k implicit tokens in the host's input and, where these are not sure, by reasoning.
@@ -44,6 +46,8 @@ class SemCoTEscalationMixin(SemCoTGenerationMixin):
                 none; an `Escalation` or its dictionary is a rule of its own. `None` escalates nothing.
             escalation_signals: signals by name that the model does not compute itself, such as "similarity", or in
                 place of its own: a tensor (batch,), or a function of (input ids, attention mask, `Thoughts`).
+            num_candidates: thoughts made for each question, of which the host reads one; `config.num_candidates` if
+                `None`.
             kwargs: all other arguments of `SemCoTGenerationMixin.generate` and of transformers. With `escalation`,
                 prompts must end on the answer prompt, `past_key_values` is a cache of their first columns, which is
                 left as it is, and there is one sequence for each prompt, without beams or assistants. A `streamer`
@@ -58,6 +62,10 @@ class SemCoTEscalationMixin(SemCoTGenerationMixin):
                 calibration, a signal that the model does not have, a host that cannot reason in words because the
                 prompt does not end on an answer prompt, or an option that does not work with escalation.
         """
+        if num_candidates is not None:
+            with candidates(self, num_candidates):
+                known = {"escalation": escalation, "escalation_signals": escalation_signals, **kwargs}
+                return self.generate(inputs, generation_config, logits_processor, stopping_criteria, **known)
         hooks: dict[str, Any] = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         if escalation is not None:
             rule = Escalation.of(escalation, self.config.escalation)

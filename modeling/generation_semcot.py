@@ -14,7 +14,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcess
 from transformers.utils import logging
 
 from .answer_recorder_semcot import recorder_first
-from .implicit_tokens_semcot import SemCoTTokensMixin
+from .candidates_semcot import SemCoTCandidatesMixin
 from .splicing_semcot import (
     Slots,
     asked_tokens,
@@ -39,7 +39,7 @@ logger = logging.get_logger(__name__)
 OWN_ARGUMENTS = ("implicit_embeddings", "implicit_columns", "implicit_unused", "implicit_start")
 
 
-class SemCoTGenerationMixin(GenerationMixin, SemCoTTokensMixin):
+class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
     """`generate` with implicit tokens; everything else is transformers' GenerationMixin."""
 
     @property

@@ -128,10 +128,13 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         thoughts = self._make_thoughts(ids, mask, count)
         return thoughts.embeddings, thoughts.mask
 
-    def _make_thoughts(self, ids: Tensor, mask: Tensor | None, count: int, read: bool = False) -> Thoughts:
+    def _make_thoughts(
+        self, ids: Tensor, mask: Tensor | None, count: int, read: bool = False, sampler: Any = None
+    ) -> Thoughts:
         """Compute implicit tokens of queries (batch, length) padded on the left, or with `mask=None` not padded.
 
-        With `read`, words, their shares and the entropy are part of it.
+        With `read`, words, their shares and the entropy are part of it. With a `CandidateSampler` there are as many
+        rows for each query, one after another.
         """
         check_adapters(self, self.host, self.generator)
         if count == 0:
@@ -146,8 +149,8 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 f"A query of {ids.shape[1]} tokens{further} and {count} implicit tokens are more than the generator's "
                 f"context of {context}: shorten the query."
             )
-        if self._compiled_tokens is None or torch.is_grad_enabled():
-            made: Any = _tokens(self, ids, mask, count, read)
+        if self._compiled_tokens is None or torch.is_grad_enabled() or sampler is not None:
+            made: Any = _tokens(self, ids, mask, count, read, sampler)
         else:
             # Slices of wider prompts have strides that would need a graph of their own.
             inputs = (x if x is None else x.clone(memory_format=torch.contiguous_format) for x in (ids, mask))
@@ -218,13 +221,15 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         mask: Tensor | None,
         count: int,
         cache: Cache | None = None,
-        read: Callable[[Tensor], None] | None = None,
+        read: Callable[[Tensor], Tensor] | None = None,
+        copies: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
         """Return `generator_states`, and with thought_length="adaptive" the mask (batch, k) of what precedes an end.
 
         With a thought prompt and without a cache, `ids` are questions around which the prompt is put. `read` is called
         with the next-token logits (batch, 1, vocabulary) of each step of a generator that continues in words, so that
-        the LM head, a large part of a small generator, runs once for each.
+        the LM head, a large part of a small generator, runs once for each; what it returns takes their place. A
+        generator that continues in words makes `copies` rows of each query, which it reads once.
         """
         if self.config.thought_prompt_ids is not None and cache is None:
             ids, mask, cache = self._prompted(ids, mask)
@@ -232,7 +237,8 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         thought = in_memory(self, "thought_embedding").to(query)
         mask = None if mask is None else extended_mask(mask, count)
         if self.config.generator_mode == "sequential":
-            return self._sequential_states(query, thought.expand(query.shape[0], 1, -1), mask, count, cache, read)
+            thoughts = thought.expand(query.shape[0], 1, -1)
+            return self._sequential_states(query, thoughts, mask, count, cache, read, copies)
         embeds = torch.cat([query, thought.expand(query.shape[0], count, -1)], dim=1)
         options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         if mask is not None:
@@ -249,7 +255,8 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         mask: Tensor | None,
         count: int,
         cache: Cache | None,
-        read_logits: Callable[[Tensor], None] | None,
+        read_logits: Callable[[Tensor], Tensor] | None,
+        copies: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
         if self.generator._is_stateful and torch.is_grad_enabled():
             raise ValueError(
@@ -257,6 +264,10 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
                 "whose layers overwrite their state at each step: choose generator_mode='parallel', or another "
                 "generator."
             )
+        if copies > 1 and self.generator._is_stateful:
+            # The state of recurrent layers cannot be repeated.
+            query, thought = (part.repeat_interleave(copies, dim=0) for part in (query, thought))
+            mask, copies = None if mask is None else mask.repeat_interleave(copies, dim=0), 1
         if mask is None:
             positions = torch.arange(query.shape[1] + count, device=query.device)[None]
         else:
@@ -297,11 +308,16 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
             )
             if inputs:
                 continue
+            if copies > 1 and not states:
+                state = state.repeat_interleave(copies, dim=0)
+                if mask is not None:
+                    mask, positions = (part.repeat_interleave(copies, dim=0) for part in (mask, positions))
+                cache.batch_repeat_interleave(copies)
             states.append(state)
             if adaptive or (in_words and read_logits is not None):
                 logits = self.word_logits(state)
             if read_logits is not None and logits is not None:
-                read_logits(logits)
+                logits = read_logits(logits)
             if adaptive:
                 goes_on = ~self.ends_thought(logits)
                 used.append(goes_on & used[-1] if used else goes_on)
@@ -354,7 +370,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
 
 
 def _tokens(
-    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int, read: bool = False
+    model: SemCoTTokensMixin, ids: Tensor, mask: Tensor | None, count: int, read: bool = False, sampler: Any = None
 ) -> tuple[Tensor | None, ...]:
     """Return tokens and mask, the `_lost_share` of a generator of another tokenizer, the most probable words with
     their shares, and the entropy of the words; `None` for what there is not or, but for the first three, was not to
@@ -364,7 +380,8 @@ def _tokens(
     readings: tuple[list[Tensor], ...] = ([], [], [], [])
     dtype, host_ids = model.get_input_embeddings().weight.dtype, model.host_word_ids
 
-    def note(logits: Tensor) -> None:
+    def note(logits: Tensor) -> Tensor:
+        own, logits = logits, logits if sampler is None else sampler(logits)
         tokens.append(model._host_mixture(logits).to(dtype))
         lost, words, shares, entropies = readings
         with torch.no_grad():
@@ -375,9 +392,11 @@ def _tokens(
                 words.append(word)
                 shares.append(share)
             if read:
-                entropies.append(word_entropy(logits))
+                entropies.append(word_entropy(own))
+        return logits
 
-    states, used = model._states(ids, mask, count, read=note)
+    copies = 1 if sampler is None else sampler.number
+    states, used = model._states(ids, mask, count, read=note, copies=copies)
     if not tokens and model.config.projection == "vocabulary":
         note(model.word_logits(states))
     made = torch.cat(tokens, dim=1) if tokens else model.tokens_of(states)

@@ -36,6 +36,8 @@ class Thoughts(NamedTuple):
         entropy: FloatTensor (batch, steps), that of the generator's next-word distributions in nats; `None` likewise.
         as_text: BoolTensor (batch,), whether the thought was handed over as text; `None` likewise, and for thoughts of
             fixed length.
+        candidate: LongTensor (batch,), the place of this thought among its question's candidates, 0 for the most
+            probable words; `None` with one candidate.
     """
 
     embeddings: Tensor
@@ -47,6 +49,7 @@ class Thoughts(NamedTuple):
     shares: Tensor | None = None
     entropy: Tensor | None = None
     as_text: Tensor | None = None
+    candidate: Tensor | None = None
 
     def mean_entropy(self) -> Tensor | None:
         """Return the mean of each thought's `entropy` (batch,) in nats, 0 for one without words; `None` likewise."""

@@ -22,6 +22,24 @@ HOSTS = {
     "olmo": {},
     "olmo2": {},
 }
+# Families with recurrent layers, whose state no cache of a prefix shares.
+LINEAR_ATTENTION = {f"linear_{part}_head_dim": 8 for part in ("key", "value")}
+STATEFUL = {
+    "qwen3_5_text": {
+        "num_hidden_layers": 4,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        **LINEAR_ATTENTION,
+    },
+    "jamba": {
+        "num_hidden_layers": 4,
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 8,
+    },
+}
 GENERATORS = ("llama", "qwen3", "mistral", "gemma3_text", "gpt2", "gpt_neox", "phi", "olmo")
 
 

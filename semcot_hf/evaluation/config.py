@@ -23,6 +23,9 @@ class EvaluationConfig:
         True, "Also run a SemCoT model with no implicit tokens, another question's, their mean, and noise."
     )
     token_counts: list[int] = option([], "Further numbers of implicit tokens to run SemCoT with.")
+    num_candidates: int | None = option(
+        None, "Thoughts made for each question, of which one is read; by default the checkpoint's own number."
+    )
     escalate: str | None = option(
         None,
         "Answer by explicit reasoning where the confidence in the implicit answer is below this threshold; without a "
@@ -62,7 +65,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
-        check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
+        check_range(self, "[1, inf)", "max_reasoning_tokens", "num_candidates", optional=True)
         check_range(self, "[0, inf)", "latency_samples")
         if self.latency_samples and (not self.latency_batch_sizes or min(self.latency_batch_sizes) < 1):
             raise ValueError(f"latency_batch_sizes={self.latency_batch_sizes}: give sizes of 1 or more.")

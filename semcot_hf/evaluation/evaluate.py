@@ -107,6 +107,7 @@ def evaluate(
         chat=config.chat,
         thought_prompt=None if config.thought_prompt is None else read_thought_prompt(config.thought_prompt),
         escalation=escalation_argument(config.escalate),
+        num_candidates=config.num_candidates,
     )
     if not rows:
         raise ValueError("dataset is empty: evaluate needs at least one question.")
@@ -161,6 +162,8 @@ def evaluate(
         }
         if config.max_reasoning_tokens is not None:
             fingerprint["max_reasoning_tokens"] = config.max_reasoning_tokens
+        if config.num_candidates is not None:
+            fingerprint["num_candidates"] = config.num_candidates
         if config.signals:
             fingerprint["signals"] = [*config.signals, config.alignment_encoder]
         rules = [job.answerer.rule for job in jobs if job.name == "escalated"]

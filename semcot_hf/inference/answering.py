@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.candidates_semcot import candidates
 from ..modeling.offloading_semcot import execution_device
 from ..modeling.question_cache_semcot import hidden_settings
 from ..modeling.thoughts_semcot import Thoughts, single_words
@@ -30,6 +31,7 @@ from .settings import (
     IMPLICIT_METHODS,
     TEXT_METHODS,
     THOUGHT_LIMIT,
+    THOUGHT_METHODS,
     AnswerSettings,
     answer_prompt_of,
     check_method,
@@ -334,8 +336,10 @@ class Answerer:
         options = {"tokenizer": tokenizer}
         writer = self.model if self._by_words is None else self._by_words.lm
         greedy = not self.settings.temperature
+        number = self.settings.num_candidates
         start = synchronized_time(self.device)
         with (
+            nullcontext() if number is None or self.method not in THOUGHT_METHODS else candidates(self.model, number),
             greedy_defaults(writer) if greedy else nullcontext(),
             nullcontext() if greedy or seed is None else seeded(seed, self.device),
         ):

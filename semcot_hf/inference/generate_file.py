@@ -34,6 +34,9 @@ class GenerateConfig:
     num_implicit_tokens: int | None = option(
         None, "Implicit tokens of semcot; by default the checkpoint's own number."
     )
+    num_candidates: int | None = option(
+        None, "Thoughts made for each question, of which one is read; by default the checkpoint's own number."
+    )
     max_new_tokens: int = option(256, "Most tokens of one answer.")
     max_reasoning_tokens: int | None = option(
         None,
@@ -61,7 +64,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens", "tokens_per_batch")
-        check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
+        check_range(self, "[1, inf)", "max_reasoning_tokens", "num_candidates", optional=True)
         escalation_argument(self.escalate)
         if self.escalate is not None and self.method not in (None, "escalated"):
             raise ValueError(f"escalate={self.escalate!r} belongs to method='escalated', got method={self.method!r}.")
@@ -178,6 +181,7 @@ def generate_file(
         method=config.method if config.escalate is None else "escalated",
         escalation=escalation_argument(config.escalate),
         num_implicit_tokens=config.num_implicit_tokens,
+        num_candidates=config.num_candidates,
         max_new_tokens=config.max_new_tokens,
         max_reasoning_tokens=config.max_reasoning_tokens,
         chat=config.chat,
@@ -197,6 +201,7 @@ def generate_file(
         "num_implicit_tokens": answerer.num_implicit_tokens,
         "max_new_tokens": answerer.limit,
         "shared_prefix": config.shared_prefix,
+        **({} if config.num_candidates is None else {"num_candidates": config.num_candidates}),
         **({} if answerer.rule is None else {"escalation": answerer.rule.to_dict()}),
     }
     with closing(WorkFile(questions.output, fingerprint, overwrite=config.overwrite)) as work:

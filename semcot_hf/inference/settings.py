@@ -22,6 +22,8 @@ _HOST_METHODS = ("no_cot", "cot", "condensed")
 # Those of a model whose generator thinks in words.
 WORD_METHODS = ("semcot_hard", "words", "generator", "generator_no_cot")
 IMPLICIT_METHODS = ("semcot", "semcot_hard")
+# Those with thoughts of the generator.
+THOUGHT_METHODS = (*IMPLICIT_METHODS, "escalated", "words", "generator")
 # Those of `WordMethod`.
 TEXT_METHODS = ("condensed", "words", "generator", "generator_no_cot")
 # Least limit of the host's own thoughts: that of the recipe "prompted".
@@ -92,7 +94,8 @@ def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     Traceback (most recent call last):
     ...
     TypeError: unknown options max_token: AnswerSettings has method, num_implicit_tokens, max_new_tokens, \
-max_reasoning_tokens, answer_prompt, few_shot, chat, stop, temperature, thought_prompt, escalation, signals.
+max_reasoning_tokens, answer_prompt, few_shot, chat, stop, temperature, thought_prompt, escalation, signals, \
+num_candidates.
     """
     known = [field.name for field in fields(config) if field.init]  # type: ignore[arg-type]  # any dataclass
     unknown = [name for name in overrides if name not in known]
@@ -130,6 +133,9 @@ class AnswerSettings:
             own, or else `DEFAULT_THOUGHT_PROMPT`, whose thoughts are equations.
         escalation: of "escalated", as `generate` takes it; `None` means the checkpoint's own rule.
         signals: names of `Escalation`'s signals that answers of "semcot" carry.
+        num_candidates: thoughts that a generator makes for each question. Of the methods with implicit tokens and of
+            "words" the host reads one of them, as `SemCoTConfig` says; "generator" goes on with the one that it finds
+            most probable itself. `None` means the model's own number.
     """
 
     method: str | None = None
@@ -144,10 +150,12 @@ class AnswerSettings:
     thought_prompt: Sequence[Mapping[str, str]] | None = None
     escalation: bool | float | Mapping[str, Any] | Escalation | None = None
     signals: Sequence[str] = ()
+    num_candidates: int | None = None
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens")
         check_range(self, "[1, inf)", "max_reasoning_tokens", optional=True)
+        check_range(self, "[1, inf)", "num_candidates", optional=True)
         check_range(self, "[0, inf)", "temperature")
         if self.thought_prompt is not None:
             check_thought_prompt(self.thought_prompt, "thought_prompt")

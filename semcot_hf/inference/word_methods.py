@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.candidates_semcot import candidates
 from ..modeling.offloading_semcot import execution_device
 from ..modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT, line_ends
 from ..modeling.vocabularies_semcot import retokenize
@@ -136,6 +137,8 @@ class WordMethod:
         """
         device = execution_device(self.model.get_input_embeddings())
         ids, mask = (part.to(device) for part in pad_left(prompts, self._pad()))
+        if self.method == "generator" and getattr(self.model.config, "num_candidates", 1) > 1:
+            return self._go_on(ids, mask, options)
         if self.method == "generator":
             return self._think_aloud(read_question(self.model, ids, mask), options)
         if self.method == "condensed":
@@ -149,6 +152,20 @@ class WordMethod:
         pad = cast(int, self.config.pad_token_id)
         thoughts, reading = write_thoughts(self.lm, reading, limit=self.limit, ends=self.ends, pad=pad)
         tails = [answer_after(self.tokenizer, t.end, self.ends, self.answer_prompt) for t in thoughts]
+        return write_answers(self.lm, reading, tails, self.config, **options), [self._written(t) for t in thoughts]
+
+    def _go_on(
+        self, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+    ) -> tuple[list[list[int]], list[Any]]:
+        """Have the generator alone answer after that of its candidates which it finds most probable itself."""
+        with candidates(self.model, host_weight=0.0), torch.no_grad():
+            made = self.model.implicit_thoughts(ids, mask, self.limit)
+        ended = [True] * len(ids) if made.ended is None else made.ended.tolist()
+        said = [[word for word in row if word >= 0] for row in made.words.tolist()]
+        first = next(iter(self.ends), None)
+        thoughts = [Thought(words, first if end else None) for words, end in zip(said, ended, strict=True)]
+        tails = [t.words + answer_after(self.tokenizer, t.end, self.ends, self.answer_prompt) for t in thoughts]
+        reading = read_question(self.model, ids, mask)
         return write_answers(self.lm, reading, tails, self.config, **options), [self._written(t) for t in thoughts]
 
     def _written(self, thought: Thought) -> WrittenThought:

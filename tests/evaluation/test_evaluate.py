@@ -237,6 +237,8 @@ def test_another_run_is_refused_in_the_same_folder(model, tokenizer, dataset, tm
     evaluate(model, tokenizer, few, **options)
     with pytest.raises(ValueError, match=r"another run \(max_new_tokens: 6 there, 7 now\).*overwrite=True"):
         evaluate(model, tokenizer, few, **{**options, "max_new_tokens": 7})
+    with pytest.raises(ValueError, match=r"another run \(num_candidates: None there, 2 now\)"):
+        evaluate(model, tokenizer, few, **options, num_candidates=2)
     weight = model.host.lm_head.weight
     kept = weight.detach().clone()
     try:

@@ -220,6 +220,8 @@ def test_other_settings_are_refused_and_overwrite_discards_them(model, tokenizer
     assert not (tmp_path / "answers.jsonl").exists() and (tmp_path / "answers.jsonl.partial").exists()
     with pytest.raises(ValueError, match=r"another run \(max_new_tokens: 6 there, 7 now\).* pass --overwrite"):
         run(model, tokenizer, max_new_tokens=7)
+    with pytest.raises(ValueError, match=r"another run \(num_candidates: None there, 2 now\)"):
+        run(model, tokenizer, num_candidates=2)
     with pytest.raises(ValueError, match="input: .*prompts: "):
         run(model, tokenizer, QUERIES[:-1])
     monkeypatch.setattr(model, "generate", generate)

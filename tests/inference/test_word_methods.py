@@ -9,6 +9,7 @@ from semcot_hf.inference.answering import Answerer, answer_questions
 from semcot_hf.inference.prompting import answer_prompt_ids, encode_prompts
 from semcot_hf.inference.settings import AnswerSettings, methods_of
 from semcot_hf.inference.thoughts import answer_after, generator_lm
+from semcot_hf.modeling.candidates_semcot import candidates
 from semcot_hf.modeling.thought_prompt_semcot import DEFAULT_THOUGHT_PROMPT, line_ends
 
 QUERIES = [
@@ -125,11 +126,10 @@ def answer_by_hand(model, tokenizer, embeds):
     return answer
 
 
-def check_generator(model, tokenizer, expected, host_tokenizer=None):
+def check_generator(model, tokenizer, expected, host_tokenizer=None, **options):
+    options |= {"method": "generator", "max_new_tokens": NEW}
     for size in (1, 5):
-        answers = answer_questions(
-            model, host_tokenizer or tokenizer, QUERIES, method="generator", batch_size=size, max_new_tokens=NEW
-        )
+        answers = answer_questions(model, host_tokenizer or tokenizer, QUERIES, batch_size=size, **options)
         for answer, (words, end, new) in zip(answers, expected, strict=True):
             assert answer.output == tokenizer.decode(new, skip_special_tokens=True)
             assert answer.thought == tokenizer.decode(words, skip_special_tokens=True)
@@ -162,6 +162,47 @@ def test_the_generator_alone_at_once(model, tiny_tokenizer):
             tiny_tokenizer.decode(new, skip_special_tokens=True) for new in expected
         ]
         assert {(answer.thought, answer.thought_ended) for answer in answers} == {(None, True)}
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_the_generator_alone_goes_on_with_its_most_probable_candidate(make, tiny_tokenizer, start):
+    """By its own score, whatever the host says of it."""
+    model = make(starts_with_thought_token=start, candidate_host_weight=4.0, candidate_temperature=2.0)
+    expected, table = [], model.generator.get_input_embeddings()
+    for question in questions_of(tiny_tokenizer):
+        with candidates(model, 6, 0.0), torch.no_grad():
+            made = model.implicit_thoughts(torch.tensor([question]))
+        words = [word for word in made.words[0].tolist() if word >= 0]
+        end = model.config.end_of_thought_token_ids[0] if made.ended[0] else None
+        tail = answer_after(tiny_tokenizer, end, model.config.thought_ends, "\nAnswer:")
+        embeds = table(torch.tensor([question]))
+        if start:
+            embeds = torch.cat([embeds, model.thought_embedding.expand(1, 1, -1).to(embeds)], dim=1)
+        embeds = torch.cat([embeds, table(torch.tensor([[*words, *tail]]))], dim=1)
+        expected.append((words, end, answer_by_hand(model, tiny_tokenizer, embeds)))
+    alone = [generator_by_hand(model, tiny_tokenizer, question) for question in questions_of(tiny_tokenizer)]
+    assert [words for words, _, _ in expected] != [words for words, _, _ in alone]
+    check_generator(model, tiny_tokenizer, expected, num_candidates=6)
+    check_generator(model, tiny_tokenizer, alone)
+
+
+def test_settings_choose_the_number_of_candidates(make, tiny_tokenizer):
+    """For all methods with thoughts; the model's own number is as it was."""
+    model = make(candidate_host_weight=4.0, candidate_temperature=2.0)
+    options = {"method": "semcot", "max_new_tokens": NEW}
+    one, six = (answer_questions(model, tiny_tokenizer, QUERIES, **options, num_candidates=n) for n in (1, 6))
+    said = answer_questions(model, tiny_tokenizer, QUERIES, method="words", max_new_tokens=NEW, num_candidates=6)
+    model.config.num_candidates = 6
+    own = answer_questions(model, tiny_tokenizer, QUERIES, **options)
+    outputs = [[answer.output for answer in answers] for answers in (one, six, own)]
+    assert outputs[0] != outputs[1] == outputs[2]
+    with candidates(model, 1):
+        assert [a.output for a in answer_questions(model, tiny_tokenizer, QUERIES, **options)] == outputs[0]
+    words = [model.implicit_words(torch.tensor([prompt]))[0][0].tolist() for prompt in prompts_of(tiny_tokenizer)]
+    texts = [[word for word in row if word >= 0] for row in words]
+    assert [answer.thought for answer in said] == tiny_tokenizer.batch_decode(texts, skip_special_tokens=True)
+    with pytest.raises(ValueError, match="num_candidates=0 must lie in"):
+        AnswerSettings(num_candidates=0)
 
 
 @pytest.mark.parametrize("start", [True, False])

@@ -163,6 +163,8 @@ def test_thoughts_of_different_lengths(words, prompts, monkeypatch):
     plain = words.generate(**inputs, max_new_tokens=NEW)
     kept = words.generate(**inputs, max_new_tokens=NEW, escalation=0.0)
     assert torch.equal(plain, kept)
+    drawn = words.generate(**inputs, max_new_tokens=NEW, num_candidates=4)
+    assert torch.equal(words.generate(**inputs, max_new_tokens=NEW, num_candidates=4, escalation=0.0), drawn)
     # One row alone has the signals that it has in the batch.
     for row, prompt in enumerate(prompts):
         alone = words.generate(torch.tensor([prompt]), escalation=rule, **options)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from slow_path import ANSWER, example_prompts
+from slow_path import ANSWER, STATEFUL, example_prompts
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -13,23 +13,6 @@ from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 IDS = torch.arange(10, 18)[None]
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
-LINEAR_ATTENTION = {f"linear_{part}_head_dim": 8 for part in ("key", "value")}
-STATEFUL = {
-    "qwen3_5_text": {
-        "num_hidden_layers": 4,
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        **LINEAR_ATTENTION,
-    },
-    "jamba": {
-        "num_hidden_layers": 4,
-        "attn_layer_offset": 1,
-        "attn_layer_period": 2,
-        "num_experts": 2,
-        "num_experts_per_tok": 1,
-        "mamba_d_state": 8,
-    },
-}
 
 
 def with_adapter(model):

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.modeling.candidates_semcot import CandidateSampler
+from semcot_hf.modeling.implicit_tokens_semcot import SemCoTTokensMixin
 from semcot_hf.modeling.thought_prompt_semcot import line_ends
 from semcot_hf.modeling.vocabularies_semcot import continued_ids, first_ids, shared_words, token_bytes
 
@@ -369,3 +371,34 @@ def test_what_does_not_work(make, tiny_tokenizer):
         make(generator_tokenizer=PreTrainedTokenizerFast(tokenizer_object=other, unk_token="[unk]"))
     with pytest.raises(ValueError, match="tokenizer is that of both models"):
         make(tokenizer=tiny_tokenizer)
+
+
+@torch.no_grad()
+def test_the_host_scores_candidates_by_their_text(make, prompts):
+    """In its own tokens, also of words that it lacks; the chosen one is handed over as any thought is."""
+    number = 8
+    fields = {"num_candidates": number, "candidate_host_weight": 3.0, "candidate_temperature": 3.0}
+    model = make(max_lost_probability=0.5, **fields).eval()
+    host, own = model.host_tokenizer, model.generator_tokenizer
+    lost = 0
+    for prompt in prompts:
+        before = prompt[: -len(ANSWER)]
+        sampler = CandidateSampler(number, model.config.candidate_temperature)
+        made = SemCoTTokensMixin._make_thoughts(model, torch.tensor([before]), None, LIMIT, True, sampler)
+        said = [row[:count] for row, count in zip(made.words.tolist(), made.steps.tolist(), strict=True)]
+        scores = sampler.log_probabilities(made.steps).tolist()
+        for place, words in enumerate(said):
+            text = host(own.decode(words, skip_special_tokens=True), add_special_tokens=False)["input_ids"]
+            logits = model.host(torch.tensor([[*before, *text, *ANSWER]])).logits[0].float().log_softmax(dim=-1)
+            behind = [*text, *ANSWER]
+            read = sum(float(logits[len(before) + step - 1, token]) for step, token in enumerate(behind))
+            scores[place] += 3.0 * read
+        best = max(range(number), key=lambda place: (round(scores[place], 4), -place))
+        chosen = model.implicit_thoughts(torch.tensor([prompt]))
+        assert chosen.candidate.tolist() == [best]
+        assert [word for word in chosen.words[0].tolist() if word >= 0] == said[best]
+        assert chosen.embeddings.isfinite().all() and torch.equal(chosen.as_text, made.as_text[best : best + 1])
+        width = int(made.mask[best].sum())
+        assert torch.equal(chosen.embeddings[0], made.embeddings[best, :width])
+        lost += int(made.as_text.sum())
+    assert lost
