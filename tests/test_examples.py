@@ -265,6 +265,53 @@ def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch, capsys):
         assert problem in capsys.readouterr().err
 
 
+def test_candidates_and_the_rules_that_choose_among_them(tmp_path, monkeypatch, capsys):
+    """The documented command on an untrained pair, cut off after its first batch; rules by hand."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    example = load("real/candidates.py")
+    model, data, output = (tmp_path / name for name in ("model", "test.jsonl", "candidates.jsonl.gz"))
+    rows = (EXAMPLES / "data" / "arithmetic" / "test.jsonl").read_text().splitlines()[:4]
+    data.write_text("\n".join(rows))
+    paths = (str(HOST_PATH), str(GENERATOR_PATH))
+    pair = SemCoTForCausalLM.from_host_generator_pretrained(*paths, recipe="words", num_implicit_tokens=5)
+    pair.save_pretrained(model)
+    AutoTokenizer.from_pretrained(HOST_PATH).save_pretrained(model)
+    command = documented(example.__doc__, "python examples/real/candidates.py")
+    command += ["--model", str(model), "--data", str(data), "--output", str(output), "--batch_size", "3"]
+    monkeypatch.setattr(sys, "argv", ["candidates.py", *command])
+    example.main()
+    printed = capsys.readouterr().out
+    with gzip.open(output, "rt") as file:
+        lines = file.readlines()
+    made = [json.loads(line) for line in lines]
+    assert [row["index"] for row in made] == [0, 1, 2, 3] and all(len(row["candidates"]) == 8 for row in made)
+    with gzip.open(output, "wt") as file:
+        file.writelines(lines[:3])
+    example.main()
+    again = capsys.readouterr().out
+    assert again.startswith("4 of 4") and again.splitlines()[1:] == printed.splitlines()[2:]
+    with gzip.open(output, "rt") as file:
+        assert file.readlines() == lines
+
+    def one(own, host, result, right):
+        return {"generator": own, "host": host, "result": result, "right": right}
+
+    judged = [one(-1.0, -9.0, "2", False), one(-2.0, -4.0, "3", True), one(-3.0, -1.0, "4", False)]
+    judged.append(one(-4.0, -9.0, "3", True))
+    counts = example.rules([{"candidates": judged}])
+    assert counts == {
+        "most probable words": 0,
+        "most frequent result": 1,
+        "the generator's probability": 0,
+        "both, the host's with weight 0.1": 0,
+        "both, the host's with weight 0.25": 1,
+        "both, the host's with weight 0.5": 0,
+        "both, the host's with weight 1": 0,
+        "both, the host's with weight 2": 0,
+        "any": 1,
+    }
+
+
 def test_training_words_through_the_host(tmp_path, capsys):
     """The documented command on an untrained pair, whose host reads each two words as their mean."""
     joint = load("real/joint.py")

@@ -15,7 +15,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import torch
 from pair import rows_of
 from transformers import AutoTokenizer
 
@@ -89,5 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()
