@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache
-from .splicing_semcot import check_first_ids, check_shapes, positions_from_mask
+from .splicing_semcot import check_first_ids, check_shapes, positions_from_mask, splice
 from .thoughts_semcot import Thoughts
 from .vocabularies_semcot import continued_ids
 
@@ -121,7 +121,7 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         Returns:
             `Thoughts` of `config.num_candidates` rows for each prompt, one after another, the most probable words
             first; their log-probabilities by the generator (rows,), the end of the thought included; and those by the
-            host (rows,), the answer prompt included.
+            host (rows,), as `thought_log_probabilities` gives them.
 
         Raises:
             ValueError: as `implicit_thoughts` does; for a model whose thoughts are no words.
@@ -170,7 +170,10 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
 
     @torch.no_grad()
     def thought_log_probabilities(self, ids: Tensor, mask: Tensor | None, words: list[list[int]]) -> Tensor:
-        """Return the host's log-probability of thoughts in words and of the answer prompt behind them.
+        """Return the host's log-probability of thoughts in words and of what ends them.
+
+        The host reads them after the question in `config.candidate_prompt`, or where this is `None` after the prompts
+        as they are, with the answer prompt behind.
 
         Args:
             ids: (questions, length), prompts without the answer prompt, padded on the left.
@@ -182,21 +185,25 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         """
         host: Any = self.host
         device = execution_device(self.get_input_embeddings())
-        ids = ids.to(device)
-        mask = torch.ones_like(ids) if mask is None else mask.to(device)
-        number, ends = len(words) // len(ids), self.config.answer_prompt_ids or []
+        ids, mask = ids.to(device), None if mask is None else mask.to(device)
+        ends, cache, known = self.config.answer_prompt_ids or [], None, 0
+        shares = can_share(host)
+        if self.config.candidate_prompt is not None:
+            ends = self.config.candidate_prompt["end"]
+            ids, mask, cache = self._after_examples(ids, mask, self.config.candidate_prompt, shares)
+            known = 0 if cache is None else int(cache.get_seq_length())
+        mask = torch.ones_like(ids) if mask is None else mask
+        number = len(words) // len(ids)
         # Thoughts of one question that are alike are read once.
         keys = [(row // number, tuple(thought)) for row, thought in enumerate(words)]
         unique = list(dict.fromkeys(keys))
-        read = ids.shape[1] - 1 if can_share(host) else 0
-        cache = None
-        if read > 0:
-            cache = DynamicCache(config=host.config.get_text_config())
-            positions = positions_from_mask(mask[:, :read])
+        read = ids.shape[1] - 1 if shares else 0
+        if read > known:
+            cache = DynamicCache(config=host.config.get_text_config()) if cache is None else cache
             host(
-                input_ids=ids[:, :read],
+                input_ids=ids[:, known:read],
                 attention_mask=mask[:, :read],
-                position_ids=positions,
+                position_ids=positions_from_mask(mask[:, :read])[:, known:],
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -224,6 +231,30 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
             logs = (chosen - torch.stack([row.float().logsumexp(dim=-1) for row in logits])) * real
             found |= dict(zip(part, logs.sum(dim=1), strict=True))
         return torch.stack([found[key] for key in keys])
+
+    def _after_examples(
+        self, ids: Tensor, mask: Tensor | None, prompt: dict[str, list[int]], shares: bool
+    ) -> tuple[Tensor, Tensor | None, Cache | None]:
+        """Return the questions of prompts after worked examples: ids, mask, and a cache of the examples.
+
+        Args:
+            ids, mask: as in `thought_log_probabilities`.
+            prompt: `config.candidate_prompt`.
+            shares: whether the examples may stand in a cache, before the padding.
+        """
+        ids, mask = self._questions(ids, mask, [prompt["opening"], prompt["closing"]])
+        before, after = (ids.new_tensor(prompt[name]).expand(len(ids), -1) for name in ("before", "after"))
+        ids = torch.cat([ids, after], dim=1)
+        mask = None if mask is None else torch.cat([mask, torch.ones_like(after)], dim=1)
+        if shares and before.shape[1]:
+            cache = self._cache_of_prompt("host", before[:1])
+            cache.batch_repeat_interleave(len(ids))
+            real = torch.ones_like(ids) if mask is None else mask
+            return torch.cat([before, ids], dim=1), torch.cat([torch.ones_like(before), real], dim=1), cache
+        if mask is None:
+            return torch.cat([before, ids], dim=1), None, None
+        columns = mask.argmax(dim=1)
+        return splice(ids, before, columns), splice(mask, torch.ones_like(before), columns), None
 
 
 def _steps(thoughts: Thoughts) -> Tensor:

@@ -15,6 +15,8 @@ GENERATOR_MODES = ("parallel", "sequential")
 PROJECTIONS = ("linear", "identity", "vocabulary")
 THOUGHT_LENGTHS = ("fixed", "adaptive")
 MAX_LOST_PROBABILITY = 0.25
+# The parts of a prompt in which a host scores candidates.
+CANDIDATE_PROMPT = {"before", "after", "end", "opening", "closing"}
 
 
 class SemCoTConfig(PreTrainedConfig):
@@ -52,7 +54,11 @@ class SemCoTConfig(PreTrainedConfig):
             score is the highest. Where gradients are enabled, one thought is made.
         candidate_temperature: of the distributions that the other candidates are drawn from.
         candidate_host_weight: a candidate's score is its log-probability by the generator plus this times the one by
-            the host, which also reads the answer prompt behind it; 0 leaves the choice to the generator.
+            the host, what stands behind it included; 0 leaves the choice to the generator.
+        candidate_prompt: token ids of the prompt in which the host scores candidates, as `candidate_prompt_fields`
+            makes them of worked examples: those "before" and "after" each question and the "end" behind a thought, and
+            those "opening" and "closing" a question in the host's prompts. `None` has the host score a candidate where
+            it stands in the prompt, with the answer prompt behind it.
         max_lost_probability: with mixtures and a generator of another tokenizer, the largest share of one token's
             mixture that may be on words that the host lacks. A thought with a token above it is handed over as text:
             its most probable words are re-tokenized for the host. 1 always gives mixtures; `None` is
@@ -107,7 +113,8 @@ class SemCoTConfig(PreTrainedConfig):
     word_feedback: bool = False
     num_candidates: int = 1
     candidate_temperature: float = 1.0
-    candidate_host_weight: float = 0.25
+    candidate_host_weight: float = 0.5
+    candidate_prompt: dict[str, list[int]] | None = None
     max_lost_probability: float | None = None
     starts_with_thought_token: bool = True
     thought_prompt_ids: list[list[int]] | None = None
@@ -292,6 +299,11 @@ class SemCoTConfig(PreTrainedConfig):
                 f"num_candidates={number} with generator_mode={self.generator_mode!r} and "
                 f"projection={self.projection!r}: only thoughts in words can be drawn: set "
                 "generator_mode='sequential' and projection='vocabulary', or num_candidates=1."
+            )
+        if self.candidate_prompt is not None and {*self.candidate_prompt} != CANDIDATE_PROMPT:
+            raise ValueError(
+                f"candidate_prompt has the keys {sorted(self.candidate_prompt)}: must have "
+                f"{', '.join(sorted(CANDIDATE_PROMPT))}, each a list of token ids."
             )
         if not self.candidate_temperature > 0:
             raise ValueError(f"candidate_temperature={self.candidate_temperature}: must be above 0.")

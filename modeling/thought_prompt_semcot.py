@@ -127,6 +127,22 @@ def thought_prompt_fields(
     }
 
 
+def candidate_prompt_fields(
+    tokenizer: PreTrainedTokenizerBase, thought_prompt: Sequence[Mapping[str, str]] = DEFAULT_THOUGHT_PROMPT
+) -> dict[str, list[int]]:
+    """Return `candidate_prompt` of `SemCoTConfig`: worked examples, after which a host scores thoughts like theirs.
+
+    Args:
+        tokenizer: the host's.
+        thought_prompt: chat messages: a system message, if any, and examples.
+    """
+    fields = thought_prompt_fields(thought_prompt, tokenizer, tokenizer, separate=False)
+    before, after = fields["thought_prompt_ids"]
+    opening, closing = fields["question_marker_ids"]
+    ends = {"end": line_ends(tokenizer)[:1]}
+    return {"before": before, "after": after, "opening": opening, "closing": closing, **ends}
+
+
 def _few_shot(messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
     """Return what stands before and after a question in a prompt for models without chat template.
 

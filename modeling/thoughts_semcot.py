@@ -127,11 +127,12 @@ def single_words(model: PreTrainedModel) -> Iterator[None]:
 class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
     """The methods of `SemCoTForCausalLM` for mixtures of words and for thought prompts."""
 
-    # (state of the generator's weights, its keys and values of what a thought prompt says before each question).
-    _thought_prompt_cache: tuple[Any, Cache] | None = None
+    # By part, "generator" or "host": (state of its weights, its keys and values of what a prompt of worked examples
+    # says before each question).
+    _prompt_caches: dict[str, tuple[Any, Cache]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_thought_prompt_cache": None}
+        return {**super().__getstate__(), "_prompt_caches": None}
 
     def feedback(self, states: Tensor) -> Tensor:
         """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
@@ -268,9 +269,15 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         ends = torch.tensor(self.config.thought_ends, device=logits.device)
         return torch.isin(logits.argmax(dim=-1), ends)
 
-    def _questions(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the questions in the host's prompts (batch, length), padded on the left."""
-        opening, closing = self.config.question_marker_ids or ([], [])
+    def _questions(
+        self, ids: Tensor, mask: Tensor | None, markers: list[list[int]] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the questions in the host's prompts (batch, length), padded on the left.
+
+        Args:
+            markers: the ids that open and close a question; `config.question_marker_ids` if `None`.
+        """
+        opening, closing = markers or self.config.question_marker_ids or ([], [])
         if not opening and not closing:
             return ids, mask
         rows = []
@@ -307,7 +314,7 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         start = ids.new_tensor(before).expand(len(ids), -1)
         computing = torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful
         if use_cache and not computing:
-            cache = self._cache_of_thought_prompt(start[:1])
+            cache = self._cache_of_prompt("generator", start[:1])
             if mask is None or not any(cache.is_sliding):
                 cache.batch_repeat_interleave(len(ids))
                 real = torch.ones_like(ids) if mask is None else mask
@@ -318,12 +325,18 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         return splice(ids, start, columns), splice(mask, torch.ones_like(start), columns), None
 
     @torch.no_grad()
-    def _cache_of_thought_prompt(self, ids: Tensor) -> Cache:
-        """Return a copy of the generator's keys and values of `ids` (1, length), computed again for new weights."""
-        modules: Any = self.generator.modules()
+    def _cache_of_prompt(self, part: str, ids: Tensor) -> Cache:
+        """Return a copy of a part's keys and values of `ids` (1, length), computed again for new weights.
+
+        Args:
+            part: "generator", or "host", whose backbone reads them.
+            ids: token ids of this part.
+        """
+        backbone: Any = self.generator if part == "generator" else self.host.get_decoder()
+        modules: Any = backbone.modules()
         state = (
             ids.tolist(),
-            [(parameter.data_ptr(), parameter._version) for parameter in self.generator.parameters()],
+            [(parameter.data_ptr(), parameter._version) for parameter in backbone.parameters()],
             # peft's layers can be switched off, or to other adapters, with the same weights.
             [
                 (module._disable_adapters, str(module._active_adapter))
@@ -331,9 +344,11 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
                 if hasattr(module, "_disable_adapters")
             ],
         )
-        if self._thought_prompt_cache is None or self._thought_prompt_cache[0] != state:
-            cache = DynamicCache(config=self.generator.config)
-            embeds = self.generator.get_input_embeddings()(ids)
-            self.generator(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-            self._thought_prompt_cache = (state, cache)
-        return copy.deepcopy(self._thought_prompt_cache[1])
+        caches = self._prompt_caches = self._prompt_caches or {}
+        if part not in caches or caches[part][0] != state:
+            cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
+            # Ids, since some families scale what they look up.
+            given = {"input_ids": ids} if part == "host" else {"inputs_embeds": backbone.get_input_embeddings()(ids)}
+            backbone(**given, past_key_values=cache, use_cache=True)
+            caches[part] = (state, cache)
+        return copy.deepcopy(caches[part][1])

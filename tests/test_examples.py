@@ -25,6 +25,7 @@ from semcot_hf.bench.tasks.pretraining import fresh_model, train_tokenizer
 from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import elements, facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
+from semcot_hf.evaluation import answer_questions
 from semcot_hf.evaluation.statistics import accuracy_interval
 
 pytest_plugins = ["distillation_fixtures"]
@@ -285,6 +286,13 @@ def test_candidates_and_the_rules_that_choose_among_them(tmp_path, monkeypatch, 
         lines = file.readlines()
     made = [json.loads(line) for line in lines]
     assert [row["index"] for row in made] == [0, 1, 2, 3] and all(len(row["candidates"]) == 8 for row in made)
+    # What the host says is what `generate` returns.
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for number, name in ((1, "first"), (8, "chosen")):
+        queries = [json.loads(row)["query"] for row in rows]
+        options = {"method": "semcot", "max_new_tokens": 24, "num_candidates": number}
+        answers = answer_questions(pair, tokenizer, queries, **options)
+        assert [answer.output for answer in answers] == [row[name]["output"] for row in made]
     with gzip.open(output, "wt") as file:
         file.writelines(lines[:3])
     example.main()
@@ -298,7 +306,7 @@ def test_candidates_and_the_rules_that_choose_among_them(tmp_path, monkeypatch, 
 
     judged = [one(-1.0, -9.0, "2", False), one(-2.0, -4.0, "3", True), one(-3.0, -1.0, "4", False)]
     judged.append(one(-4.0, -9.0, "3", True))
-    counts = example.rules([{"candidates": judged}])
+    counts = example.rules([{"candidates": judged, "first": {"right": False}, "chosen": {"right": True}}])
     assert counts == {
         "most probable words": 0,
         "most frequent result": 1,
@@ -309,6 +317,8 @@ def test_candidates_and_the_rules_that_choose_among_them(tmp_path, monkeypatch, 
         "both, the host's with weight 1": 0,
         "both, the host's with weight 2": 0,
         "any": 1,
+        "the host's answer, first": 0,
+        "the host's answer, chosen": 1,
     }
 
 

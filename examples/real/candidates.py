@@ -4,9 +4,10 @@
         --output runs/real/candidates.jsonl.gz --num_candidates 8
 
 For each question the most probable words and others that are drawn, with their log-probabilities by the generator and
-by the host (`SemCoTConfig`). A candidate is right if its words lead to the answer, so that no answers are generated:
-the table is for words that end in the answer. "most frequent result" is self-consistency of the generator alone.
-Goes on where it was cut off, after whole batches.
+by the host (`SemCoTConfig`). A candidate is right if its words state the answer, so the table is for words that end in
+it. "most frequent result" is self-consistency of the generator alone. The host's own answers, after the most probable
+words ("first") and after the candidate that `--host_weight` chooses ("chosen"), are kept and counted, too. Goes on
+where it was cut off, after whole batches.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import torch
 from pair import rows_of
 from transformers import AutoTokenizer
 
@@ -25,10 +27,11 @@ from semcot_hf.inference.prompting import pad_left
 from semcot_hf.inference.settings import AnswerSettings
 
 WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+ANSWERED = ("first", "chosen")
 
 
 def chosen(row: dict, weight: float) -> dict:
-    """Return the candidate with the highest score, of several alike the first."""
+    """Return the candidate with the highest score."""
     return max(row["candidates"], key=lambda one: one["generator"] + weight * one["host"])
 
 
@@ -40,13 +43,14 @@ def most_frequent(row: dict) -> dict:
 
 def rules(rows: list[dict]) -> dict[str, int]:
     """Return the number of right thoughts by the name of the rule that chooses them."""
-    found = {"most probable words": [row["candidates"][0] for row in rows]}
-    found["most frequent result"] = list(map(most_frequent, rows))
+    firsts = [row["candidates"][0] for row in rows]
+    found = {"most probable words": firsts, "most frequent result": list(map(most_frequent, rows))}
     for weight in WEIGHTS:
         name = "the generator's probability" if weight == 0 else f"both, the host's with weight {weight:g}"
         found[name] = [chosen(row, weight) for row in rows]
     counts = {name: sum(one["right"] for one in row) for name, row in found.items()}
-    return {**counts, "any": sum(any(one["right"] for one in row["candidates"]) for row in rows)}
+    counts["any"] = sum(any(one["right"] for one in row["candidates"]) for row in rows)
+    return counts | {f"the host's answer, {name}": sum(row[name]["right"] for row in rows) for name in ANSWERED}
 
 
 def main() -> None:
@@ -55,33 +59,38 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="File of questions.")
     parser.add_argument("--output", required=True, help="File of the candidates.")
     parser.add_argument("--num_candidates", type=int, default=8, help="Candidates of each question.")
-    parser.add_argument("--temperature", type=float, default=1.0, help="Of the distributions drawn from.")
+    parser.add_argument("--host_weight", type=float, default=0.5, help="Of the choice after which the host answers.")
     parser.add_argument("--batch_size", type=int, default=8, help="Questions at once.")
     arguments = parser.parse_args()
     model = SemCoTForCausalLM.from_pretrained(arguments.model, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model.config.num_candidates, model.config.candidate_temperature = arguments.num_candidates, arguments.temperature
-    rows, output, found = rows_of([arguments.data]), Path(arguments.output), []
-    prompts = list(Answerer(model, tokenizer, AnswerSettings()).prompts([row["query"] for row in rows]))
-    if output.is_file():
-        with gzip.open(output, "rt") as file:
+    rows, path, found = rows_of([arguments.data]), Path(arguments.output), []
+    model.config.num_candidates = number = arguments.num_candidates
+    answerer = Answerer(model, tokenizer, AnswerSettings(method="semcot", max_new_tokens=24))
+    prompts = list(answerer.prompts([row["query"] for row in rows]))
+    if path.is_file():
+        with gzip.open(path, "rt") as file:
             found = [json.loads(line) for line in file]
     while len(found) < len(rows):
         part = range(len(found), min(len(found) + arguments.batch_size, len(rows)))
-        batch = pad_left([prompts[index] for index in part], 0)
-        thoughts, generator, host = model.candidate_thoughts(*batch)
+        thoughts, generator, host = model.candidate_thoughts(*pad_left([prompts[index] for index in part], 0))
         texts = tokenizer.batch_decode([[word for word in said if word >= 0] for said in thoughts.words.tolist()])
         made = []
-        for text, own, read in zip(texts, generator.tolist(), host.tolist(), strict=True):
-            result = extract_answer(text, "numeric")
-            made.append({"thought": text, "generator": round(own, 3), "host": round(read, 3), "result": result})
-        number = arguments.num_candidates
-        for place, index in enumerate(part):
-            own = made[place * number : (place + 1) * number]
-            judged = [{**one, "right": check_answer(one["thought"], rows[index]["answer"], "numeric")} for one in own]
-            found.append({"index": index, "candidates": judged})
-        with gzip.open(output, "at") as file:
-            file.writelines(json.dumps(row) + "\n" for row in found[part.start :])
+        for place, (text, own, read) in enumerate(zip(texts, generator.tolist(), host.tolist(), strict=True)):
+            right = check_answer(text, rows[part[place // number]]["answer"], "numeric")
+            judged = {"result": extract_answer(text, "numeric"), "right": right}
+            made.append({"thought": text, "generator": round(own, 3), "host": round(read, 3), **judged})
+        new = [{"index": i, "candidates": made[p * number : (p + 1) * number]} for p, i in enumerate(part)]
+        best = [row["candidates"].index(chosen(row, arguments.host_weight)) for row in new]
+        for name, taken in zip(ANSWERED, ([0] * len(new), best), strict=True):
+            kept = torch.tensor(taken) + torch.arange(len(new)) * number
+            tokens = (thoughts.embeddings[kept], thoughts.mask[kept])
+            answers = next(answerer.parts(prompts, part, implicit_embeddings_for=lambda _, tokens=tokens: tokens))[1]
+            for row, output in zip(new, (answer.output for answer in answers), strict=True):
+                row[name] = {"output": output, "right": check_answer(output, rows[row["index"]]["answer"], "numeric")}
+        found += new
+        with gzip.open(path, "at") as file:
+            file.writelines(json.dumps(row) + "\n" for row in new)
         print(f"{len(found)} of {len(rows)}", flush=True)
     for name, count in rules(found).items():
         print(f"| {name} | {count} of {len(found)} |")

@@ -8,6 +8,7 @@ from slow_path import ANSWER, HOSTS, NEW, STATEFUL, example_prompts, new_ids, pa
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
 from semcot_hf.modeling.candidates_semcot import CandidateSampler
+from semcot_hf.modeling.thought_prompt_semcot import candidate_prompt_fields
 
 COUNT, NUMBER, TEMPERATURE = 5, 6, 1.5
 FIELDS = dict(
@@ -139,6 +140,45 @@ def test_hosts_score_as_in_one_pass(tiny_lm, tiny_semcot, prompts, family):
         assert float(found[row]) == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "gpt2", "jamba"])
+def test_hosts_score_after_worked_examples(tiny_lm, tiny_semcot, tiny_tokenizer, prompts, family):
+    """In a prompt of their own, into which the questions are put, with and without a cache of the examples."""
+    host = tiny_lm(family, **{**HOSTS, **STATEFUL}[family])
+    examples = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "1+1=2"}]
+    made = candidate_prompt_fields(tiny_tokenizer, examples)
+    opening, closing = tiny_tokenizer("<user>")["input_ids"], tiny_tokenizer("\n")["input_ids"]
+    made |= {"opening": opening, "closing": closing}
+    model = tiny_semcot(host=host, end_of_thought_token_ids=ENDS, candidate_prompt=made, **FIELDS).eval()
+    questions = [[11, 12], [13, 14, 15, 16, 17], [18], [19, 20, 21]]
+    whole = [[7, *opening, *question, *closing, 9] for question in questions]
+    words = [[5, 6, 7], [9], [], [5, 6, 7], [11, 12], [30, 31, 32, 33], [8], [8, 8]]
+    batch = padded(whole)
+    for _ in range(2):
+        found = model.thought_log_probabilities(batch["input_ids"], batch["attention_mask"], words)
+    for row, thought in enumerate(words):
+        read = [*made["before"], *questions[row // 2], *made["after"]]
+        behind = [*thought, *made["end"]]
+        with torch.no_grad():
+            logits = host(torch.tensor([[*read, *behind]])).logits[0].float().log_softmax(dim=-1)
+        expected = sum(float(logits[len(read) + step - 1, token]) for step, token in enumerate(behind))
+        assert float(found[row]) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+        alone = model.thought_log_probabilities(torch.tensor([whole[row // 2]]), None, [thought])
+        assert float(alone) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_new_weights_of_the_host_read_the_examples_anew(tiny_semcot, tiny_tokenizer, prompts):
+    made = candidate_prompt_fields(tiny_tokenizer)
+    model = tiny_semcot(end_of_thought_token_ids=ENDS, candidate_prompt=made, **FIELDS).eval()
+    ids = torch.tensor([prompts[1]])
+    before = model.thought_log_probabilities(ids, None, [[5]])
+    with torch.no_grad():
+        for weight in model.host.parameters():
+            weight.mul_(1.1)
+    after = model.thought_log_probabilities(ids, None, [[5]])
+    model._prompt_caches = None
+    assert after != before and torch.equal(model.thought_log_probabilities(ids, None, [[5]]), after)
+
+
 def test_all_candidates_of_a_batch(model, prompts):
     thoughts, own, host = model.candidate_thoughts(**padded(prompts))
     rows = [candidate_by_hand(model, prompt, place) for prompt in prompts for place in range(NUMBER)]
@@ -217,6 +257,10 @@ def test_a_saved_model_keeps_its_candidates(model, prompts, tmp_path):
             r"num_candidates=2 with .*: only thoughts in words",
         ),
         ({"candidate_temperature": 0.0}, r"candidate_temperature=0.0: must be above 0"),
+        (
+            {"candidate_prompt": {"before": [1]}},
+            r"candidate_prompt has the keys \['before'\]: must have after, before",
+        ),
         ({"candidate_host_weight": -1.0}, r"candidate_host_weight=-1.0: must be 0 or more"),
     ],
 )

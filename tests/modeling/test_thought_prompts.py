@@ -83,7 +83,7 @@ def test_the_generator_reads_its_own_template(make, tiny_tokenizer, family, fiel
 
     with torch.no_grad():
         check()
-        assert model._thought_prompt_cache is not None
+        assert model._prompt_caches["generator"] is not None
         check()
     check()
     model.compile_generator(backend="eager")
