@@ -186,24 +186,24 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         host: Any = self.host
         device = execution_device(self.get_input_embeddings())
         ids, mask = ids.to(device), None if mask is None else mask.to(device)
-        ends, cache, known = self.config.answer_prompt_ids or [], None, 0
+        ends, cache, stored = self.config.answer_prompt_ids or [], None, 0
         shares = can_share(host)
         if self.config.candidate_prompt is not None:
             ends = self.config.candidate_prompt["end"]
             ids, mask, cache = self._after_examples(ids, mask, self.config.candidate_prompt, shares)
-            known = 0 if cache is None else int(cache.get_seq_length())
+            stored = 0 if cache is None else int(cache.get_seq_length())
         mask = torch.ones_like(ids) if mask is None else mask
         number = len(words) // len(ids)
         # Thoughts of one question that are alike are read once.
         keys = [(row // number, tuple(thought)) for row, thought in enumerate(words)]
         unique = list(dict.fromkeys(keys))
         read = ids.shape[1] - 1 if shares else 0
-        if read > known:
+        if read > stored:
             cache = DynamicCache(config=host.config.get_text_config()) if cache is None else cache
             host(
-                input_ids=ids[:, known:read],
+                input_ids=ids[:, stored:read],
                 attention_mask=mask[:, :read],
-                position_ids=positions_from_mask(mask[:, :read])[:, known:],
+                position_ids=positions_from_mask(mask[:, :read])[:, stored:],
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,

@@ -85,6 +85,7 @@ def recipe_fields(
             "pass host_tokenizer= and generator_tokenizer=, so that questions are re-tokenized for the generator."
         )
     fields |= thought_prompt_fields(thought_prompt, host_tokenizer, generator_tokenizer, separate)
+    fields["candidate_prompt"] = candidate_prompt_fields(host_tokenizer, thought_prompt)
     if given.get("generator_mode", fields.get("generator_mode")) == "sequential":
         fields["starts_with_thought_token"] = False
     if given.get("thought_length", fields.get("thought_length")) == "adaptive":
@@ -128,17 +129,23 @@ def thought_prompt_fields(
 
 
 def candidate_prompt_fields(
-    tokenizer: PreTrainedTokenizerBase, thought_prompt: Sequence[Mapping[str, str]] = DEFAULT_THOUGHT_PROMPT
+    tokenizer: PreTrainedTokenizerBase,
+    thought_prompt: Sequence[Mapping[str, str]] = DEFAULT_THOUGHT_PROMPT,
+    answer_prompt_ids: Sequence[int] = (),
 ) -> dict[str, list[int]]:
     """Return `candidate_prompt` of `SemCoTConfig`: worked examples, after which a host scores thoughts like theirs.
 
     Args:
         tokenizer: the host's.
         thought_prompt: chat messages: a system message, if any, and examples.
+        answer_prompt_ids: those of the answer prompt, which is left out where the chat template writes it.
     """
     fields = thought_prompt_fields(thought_prompt, tokenizer, tokenizer, separate=False)
     before, after = fields["thought_prompt_ids"]
     opening, closing = fields["question_marker_ids"]
+    size = len(answer_prompt_ids)
+    if size and after[-size:] == list(answer_prompt_ids):
+        after = after[:-size]
     ends = {"end": line_ends(tokenizer)[:1]}
     return {"before": before, "after": after, "opening": opening, "closing": closing, **ends}
 

@@ -23,6 +23,7 @@ from ..inference.settings import AnswerSettings
 from ..modeling import SemCoTForCausalLM
 from ..modeling.folders_semcot import check_run_folder
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
+from ..modeling.thought_prompt_semcot import candidate_prompt_fields
 from ..training.adapters import HALF
 from ..training.dataset_checks import column_names
 from .batches import Batch, DistillationCollator, completion_width, curriculum_stage, with_words
@@ -38,7 +39,7 @@ from .phases import PhaseEnd, prepare_words_phase, scheduler_of_phases, with_wor
 from .question_cache import QuestionCache, question_ids
 from .saving import DistillationSaving
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .words import choose_column, word_settings
+from .words import choose_column, word_settings, worked_examples
 
 logger = logging.get_logger(__name__)
 
@@ -119,6 +120,11 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
                 logger.info(f"words_column=None: the words are taken from {column!r}.")
             prompt = prompt_text(processing_class, "1 + 1")
             thoughts = word_settings(model, str(column), args, processing_class, prompt)
+            known = ((example, schema_row(example, "train_dataset")) for example in train_dataset or ())
+            examples = worked_examples(known, thoughts)
+            if examples and model.config.candidate_prompt is None:
+                ends = model.config.answer_prompt_ids or []
+                model.config.candidate_prompt = candidate_prompt_fields(processing_class, examples, ends)
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None

@@ -14,6 +14,7 @@ from ..answers.numeric import read_number
 from ..data.equations import equations_of, expression_of, open_equations_of, plan_of
 from ..data.rationale import rationale_agrees
 from ..modeling.modeling_semcot import SemCoTForCausalLM
+from ..modeling.vocabularies_semcot import continued_ids
 from .config import SemCoTDistillationConfig
 
 logger = logging.get_logger(__name__)
@@ -114,6 +115,27 @@ def word_settings(
         starts_line=question[-1:].isspace() or config.thought_prompt_ids is not None,
         answer_prompt=answer_prompt,
     )
+
+
+def worked_examples(
+    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], settings: WordSettings, count: int = 4
+) -> list[dict[str, str]]:
+    """Return the chat messages of the first rows whose words fit: questions and words.
+
+    Args:
+        rows: pairs of a row of a dataset and the same in the dataset schema; of a stream the first ones are read.
+        settings: of the words.
+        count: number of rows, or fewer where there are no more among the first thousand.
+    """
+    messages: list[dict[str, str]] = []
+    for example, row in islice(rows, 1000):
+        text = words_of(example, row, settings.column)
+        if text and len(continued_ids(settings.tokenizer, text)) <= settings.limit:
+            messages.append({"role": "user", "content": str(row["query"])})
+            messages.append({"role": "assistant", "content": text})
+        if len(messages) == 2 * count:
+            break
+    return messages
 
 
 def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) -> str:

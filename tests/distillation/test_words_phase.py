@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
 from semcot_hf.inference.answering import Answer
+from semcot_hf.inference.prompting import prompt_text
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -239,6 +240,37 @@ def test_a_stream_of_rows(tiny_folder, sums, tmp_path):
     trainer = words_trainer(tiny_folder, tmp_path, sums.to_iterable_dataset(), words_column=None, max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_first_rows_become_the_examples_for_candidates(tiny_folder, sums, tmp_path, tiny_tokenizer, stream):
+    """The host scores candidates after them: without the answer prompt, and without rows whose words do not fit."""
+    rows = sums.map(
+        lambda row, index: {"condensed_reasoning": "9" * 40 if index == 1 else row["condensed_reasoning"]},
+        with_indices=True,
+    )
+    trainer = words_trainer(tiny_folder, tmp_path, rows.to_iterable_dataset() if stream else rows, max_steps=2)
+    made = trainer.model.config.candidate_prompt
+    before = tiny_tokenizer.decode(made["before"])
+    shown = [rows[index] for index in (0, 2, 3, 4)]
+    places = [before.index(row[name]) for row in shown for name in ("query", "condensed_reasoning")]
+    assert places == sorted(places) and rows[1]["query"] not in before and rows[5]["query"] not in before
+    ends = trainer.model.config.answer_prompt_ids
+    assert ends and made["after"][-len(ends) :] != ends and made["end"] == [tiny_tokenizer("\n")["input_ids"][0]]
+    trainer.train()
+    trainer.save_model(str(tmp_path))
+    model = SemCoTForCausalLM.from_pretrained(tmp_path)
+    prompt = prompt_text(trainer.processing_class, "2 and 2?")
+    ids = torch.tensor([tiny_tokenizer(prompt)["input_ids"]])
+    assert model.generate(ids, max_new_tokens=2, num_candidates=3).shape == (1, ids.shape[1] + 2)
+    # The host reads the examples, the question and a candidate.
+    read = [*made["before"], *tiny_tokenizer("2 and 2?")["input_ids"], *made["after"], 5, 6, *made["end"]]
+    logits = model.host(torch.tensor([read])).logits[0].log_softmax(dim=-1)
+    expected = sum(float(logits[place - 1, read[place]]) for place in range(len(read) - 3, len(read)))
+    found = model.thought_log_probabilities(ids[:, : -len(ends)], None, [[5, 6]])
+    assert float(found) == pytest.approx(expected, abs=1e-3)
+    other = words_trainer(tiny_folder, tmp_path / "own", rows, fields={"candidate_prompt": made}, words_max_steps=1)
+    assert other.model.config.candidate_prompt == made
 
 
 def test_an_equation_before_an_answer_that_is_no_number(tiny_folder, sums, tmp_path):
