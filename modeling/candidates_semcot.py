@@ -219,7 +219,11 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
             given = torch.cat([ids[rows, read:], padded], dim=1)
             whole = torch.cat([mask[rows], real.to(mask)], dim=1)
             columns = torch.arange(read, device=device).expand(len(part), -1)
-            known = {"past_key_values": cut_cache(cache, rows, columns, host), "use_cache": True} if cache else {}
+            known = (
+                {"past_key_values": cut_cache(cache, rows, columns, host), "use_cache": True}
+                if cache is not None
+                else {}
+            )
             logits = host(
                 input_ids=given,
                 attention_mask=whole,
