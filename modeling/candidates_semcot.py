@@ -59,6 +59,9 @@ class CandidateSampler:
     def __call__(self, logits: Tensor) -> Tensor:
         """Return next-token logits (rows, 1, words) in which each drawn word has all of the probability."""
         last = logits[:, -1, : self.words].float()
+        if last.device.type == "mps":
+            # It has no float64.
+            last = last.cpu()
         codes = self._codes
         if codes is None:
             places = torch.arange(self.number, device=last.device, dtype=torch.float64)
@@ -71,7 +74,8 @@ class CandidateSampler:
         first = torch.arange(len(last), device=last.device) % self.number == 0
         words = torch.where(first[:, None], last.argmax(dim=-1, keepdim=True), words)
         self._logs.append(last.log_softmax(dim=-1).gather(1, words))
-        drawn = logits.scatter(-1, words[..., None].to(logits.device), logits.amax(dim=-1, keepdim=True) + 1e4)
+        first, words = first.to(logits.device), words.to(logits.device)
+        drawn = logits.scatter(-1, words[..., None], logits.amax(dim=-1, keepdim=True) + 1e4)
         return torch.where(first[:, None, None], logits, drawn)
 
     def log_probabilities(self, steps: Tensor) -> Tensor:
@@ -79,7 +83,7 @@ class CandidateSampler:
 
         It is that of the generator, at a temperature of 1.
         """
-        logs = torch.cat(self._logs, dim=1)
+        logs = torch.cat(self._logs, dim=1).to(steps.device)
         return logs.masked_fill(torch.arange(logs.shape[1], device=logs.device) > steps[:, None], 0).sum(dim=1)
 
 

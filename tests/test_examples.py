@@ -443,6 +443,27 @@ def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsy
         assert len(printed) > 25 and not [line for line in printed if line not in page]
 
 
+def test_the_rules_of_candidates_are_those_of_their_verdicts(monkeypatch):
+    """Their table, and the verdicts of the rows that are made of them."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    example, read = load("real/candidates.py"), load("real/verdicts.py").read
+    folder = EXAMPLES / "real" / "results"
+    page = (EXAMPLES / "real" / "candidates.md").read_text()
+    for path in sorted((folder / "candidates").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt") as file:
+            rows = [json.loads(line) for line in file]
+        counts = example.rules(rows)
+        answered = {f"the host's answer, {name}" for name in example.ANSWERED}
+        assert all(f"| {name} | {counts[name]} of {len(rows)} |" in page for name in counts.keys() - answered)
+        name = path.name.removesuffix(".jsonl.gz")
+        kept = read(next(folder.glob(f"{name}_candidates--*.jsonl.gz")))
+        rules = {"generator_words": "most probable words", "generator_vote": "most frequent result"}
+        rules |= {"generator_own": "the generator's probability", "semcot": "the host's answer, chosen"}
+        rules |= {"semcot_single": "the host's answer, first"}
+        for method, rule in rules.items():
+            assert sum(row["correct"] for row in kept[method].values()) == counts[rule]
+
+
 def test_the_sweep_of_stage_1_is_that_of_its_ranks():
     page = (EXAMPLES / "real" / "stage1.md").read_text()
     runs = [json.loads(line) for line in (EXAMPLES / "real" / "results" / "stage1.jsonl").read_text().splitlines()]

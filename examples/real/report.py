@@ -10,33 +10,11 @@ machine are not compared with explicit CoT's. Columns in which no row of a secti
 
 import sys
 
+from titles import TITLES
 from verdicts import Times, read_sections
 
 from semcot_hf.evaluation.statistics import accuracy_interval, mcnemar
 
-TITLES = {
-    "no_cot": "host, no CoT",
-    "cot": "host, explicit CoT",
-    "condensed": "host, its own condensed CoT (prompted)",
-    "prompt_tuning": "host with five learned tokens, the same for every question (prompt tuning)",
-    "semcot": "**SemCoT**",
-    "no_cot_prompted": 'host, no CoT, after the answer prompt " = ?\\nAnswer:"',
-    "semcot_prompted": '**SemCoT**, after the answer prompt " = ?\\nAnswer:"',
-    "escalated": "SemCoT, escalated by its calibrated rule",
-    "joint_answer": "SemCoT after 24 steps through the host, by the answer's loss",
-    "joint_kl": "SemCoT after 24 steps through the host, by the answer's loss and the KL",
-    "joint_aligned": "SemCoT after 24 steps through the host, by the answer's loss and the alignment",
-    "merged": "SemCoT, two words a token, without further steps",
-    "joint_merged": "SemCoT, two words a token, after 24 steps through the host, by the answer's loss",
-    "semcot_hard": "SemCoT, the most probable words as tokens",
-    "words": "host that reads the same words as text",
-    "generator": "**the generator alone**, in words",
-    "generator_no_cot": "the generator alone, at once",
-    "none": "SemCoT without its tokens",
-    "other_question": "SemCoT with another question's thought",
-    "mean": "SemCoT with the mean of all thoughts",
-    "noise": "SemCoT with noise of the thoughts' scale",
-}
 # Columns that a table always has: those up to the tokens.
 _ALWAYS = 7
 
