@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache
-from .splicing_semcot import check_first_ids, check_shapes, positions_from_mask, splice
+from .splicing_semcot import check_first_ids, check_shapes, positions_from_mask
 from .thoughts_semcot import Thoughts
 from .vocabularies_semcot import continued_ids
 
@@ -190,12 +190,16 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         host: Any = self.host
         device = execution_device(self.get_input_embeddings())
         ids, mask = ids.to(device), None if mask is None else mask.to(device)
-        ends, cache, stored = self.config.answer_prompt_ids or [], None, 0
-        shares = can_share(host)
-        if self.config.candidate_prompt is not None:
-            ends = self.config.candidate_prompt["end"]
-            ids, mask, cache = self._after_examples(ids, mask, self.config.candidate_prompt, shares)
-            stored = 0 if cache is None else int(cache.get_seq_length())
+        ends, shares, stored = self.config.answer_prompt_ids or [], can_share(host), 0
+        cache: Cache | None = None
+        prompt = self.config.candidate_prompt
+        if prompt is not None:
+            ends, around = prompt["end"], (prompt["before"], prompt["after"])
+            ids, mask = self._questions(ids, mask, [prompt["opening"], prompt["closing"]])
+            ids, mask, cache = self._put_around("host", around, ids, mask, shares)
+            if cache is not None:
+                stored = len(prompt["before"])
+                ids = torch.cat([ids.new_tensor(prompt["before"]).expand(len(ids), -1), ids], dim=1)
         mask = torch.ones_like(ids) if mask is None else mask
         number = len(words) // len(ids)
         # Thoughts of one question that are alike are read once.
@@ -239,30 +243,6 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
             logs = (chosen - torch.stack([row.float().logsumexp(dim=-1) for row in logits])) * real
             found |= dict(zip(part, logs.sum(dim=1), strict=True))
         return torch.stack([found[key] for key in keys])
-
-    def _after_examples(
-        self, ids: Tensor, mask: Tensor | None, prompt: dict[str, list[int]], shares: bool
-    ) -> tuple[Tensor, Tensor | None, Cache | None]:
-        """Return the questions of prompts after worked examples: ids, mask, and a cache of the examples.
-
-        Args:
-            ids, mask: as in `thought_log_probabilities`.
-            prompt: `config.candidate_prompt`.
-            shares: whether the examples may stand in a cache, before the padding.
-        """
-        ids, mask = self._questions(ids, mask, [prompt["opening"], prompt["closing"]])
-        before, after = (ids.new_tensor(prompt[name]).expand(len(ids), -1) for name in ("before", "after"))
-        ids = torch.cat([ids, after], dim=1)
-        mask = None if mask is None else torch.cat([mask, torch.ones_like(after)], dim=1)
-        if shares and before.shape[1]:
-            cache = self._cache_of_prompt("host", before[:1])
-            cache.batch_repeat_interleave(len(ids))
-            real = torch.ones_like(ids) if mask is None else mask
-            return torch.cat([before, ids], dim=1), torch.cat([torch.ones_like(before), real], dim=1), cache
-        if mask is None:
-            return torch.cat([before, ids], dim=1), None, None
-        columns = mask.argmax(dim=1)
-        return splice(ids, before, columns), splice(mask, torch.ones_like(before), columns), None
 
 
 def _steps(thoughts: Thoughts) -> Tensor:

@@ -306,15 +306,29 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
             is being compiled or has sliding windows that padding would narrow.
         """
         before, after = self.config.thought_prompt_ids or ([], [])
+        computing = torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful
+        return self._put_around("generator", (before, after), ids, mask, use_cache and not computing)
+
+    def _put_around(
+        self, part: str, around: tuple[list[int], list[int]], ids: Tensor, mask: Tensor | None, use_cache: bool
+    ) -> tuple[Tensor, Tensor | None, Cache | None]:
+        """Put ids before and after questions, padded on the left; return as `_prompted` does.
+
+        Args:
+            part: "generator" or "host", in whose ids all are.
+            around: the ids before and after.
+            ids, mask: (batch, length).
+            use_cache: whether what stands before may come from a cache, unless padding behind it narrows windows.
+        """
+        before, after = around
         behind = ids.new_tensor(after).expand(len(ids), -1)
         ids = torch.cat([ids, behind], dim=1)
         mask = None if mask is None else torch.cat([mask, torch.ones_like(behind)], dim=1)
         if not before:
             return ids, mask, None
         start = ids.new_tensor(before).expand(len(ids), -1)
-        computing = torch.is_grad_enabled() or torch.compiler.is_compiling() or self.generator._is_stateful
-        if use_cache and not computing:
-            cache = self._cache_of_prompt("generator", start[:1])
+        if use_cache:
+            cache = self._cache_of_prompt(part, start[:1])
             if mask is None or not any(cache.is_sliding):
                 cache.batch_repeat_interleave(len(ids))
                 real = torch.ones_like(ids) if mask is None else mask
