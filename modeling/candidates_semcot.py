@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache
-from .splicing_semcot import check_first_ids, check_shapes, positions_from_mask
+from .splicing_semcot import check_first_ids, check_shapes, context_of, positions_from_mask
 from .thoughts_semcot import Thoughts
 from .vocabularies_semcot import continued_ids
 
@@ -67,6 +67,8 @@ class CandidateSampler:
             places = torch.arange(self.number, device=last.device, dtype=torch.float64)
             codes = ((places - 0.5) / max(1, self.number - 1)).repeat(len(last) // self.number)
         bounds = (last / self.temperature).softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+        # Rounded, the sum may be less than a code.
+        bounds = bounds / bounds[:, -1:]
         words = torch.searchsorted(bounds, codes.clamp(min=0)[:, None], right=True).clamp(max=last.shape[-1] - 1)
         ends, starts = bounds.gather(1, words), bounds.gather(1, (words - 1).clamp(min=0))
         starts = torch.where(words > 0, starts, torch.zeros_like(starts))
@@ -186,6 +188,9 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
 
         Returns:
             FloatTensor (thoughts,), sums over their tokens.
+
+        Raises:
+            ValueError: for worked examples that leave the question and its thoughts no room in the host's context.
         """
         host: Any = self.host
         device = execution_device(self.get_input_embeddings())
@@ -205,6 +210,14 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         # Thoughts of one question that are alike are read once.
         keys = [(row // number, tuple(thought)) for row, thought in enumerate(words)]
         unique = list(dict.fromkeys(keys))
+        context, longest = context_of(host.config.get_text_config()), max(len(thought) for _, thought in unique)
+        length = int(mask.sum(dim=1).max()) + longest + len(ends)
+        if prompt is not None and context is not None and length > context:
+            raise ValueError(
+                f"config.candidate_prompt ({len(prompt['before'])} tokens before a question), question and thought "
+                f"are {length} tokens, more than the host's context of {context}: make it of shorter examples, or set "
+                "config.candidate_prompt=None."
+            )
         read = ids.shape[1] - 1 if shares else 0
         if read > stored:
             cache = DynamicCache(config=host.config.get_text_config()) if cache is None else cache

@@ -101,6 +101,16 @@ def test_arithmetic_sampling_spreads_candidates_over_the_distribution():
     assert logs[0, 0] == pytest.approx(2 * math.log(0.5)) and logs[0, 1] == pytest.approx(math.log(0.5))
 
 
+def test_no_word_without_probability_is_drawn():
+    """Also where the sum of a large vocabulary's probabilities is rounded to less than a code."""
+    logits = torch.full((2, 1, 60_000), -torch.inf)
+    for seed in range(40):
+        logits[:, :, :50_000] = torch.randn(50_000, generator=torch.Generator().manual_seed(seed))
+        sampler = CandidateSampler(2, 1.0)
+        sampler._codes = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+        assert int(sampler(logits)[1, 0].argmax()) < 50_000 and sampler._codes.isfinite().all()
+
+
 @pytest.mark.parametrize("host_weight", [0.0, 0.25, 4.0])
 @pytest.mark.parametrize("fields", [{}, {"word_feedback": True, "starts_with_thought_token": False}])
 def test_the_most_probable_candidate_is_chosen(tiny_semcot, prompts, host_weight, fields):
@@ -166,8 +176,19 @@ def test_hosts_score_after_worked_examples(tiny_lm, tiny_semcot, tiny_tokenizer,
         assert float(alone) == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
+def test_examples_beyond_the_host_s_context_are_refused(tiny_lm, tiny_semcot, tiny_tokenizer, prompts):
+    examples = [{"role": "user", "content": "1?" * 60}, {"role": "assistant", "content": "1"}]
+    made = candidate_prompt_fields(tiny_tokenizer, examples)
+    host = tiny_lm(max_position_embeddings=len(made["before"]) + 12)
+    model = tiny_semcot(host=host, end_of_thought_token_ids=ENDS, candidate_prompt=made, **FIELDS).eval()
+    with pytest.raises(ValueError, match=r"candidate_prompt .* more than the host's context .*candidate_prompt=None"):
+        model.thought_log_probabilities(torch.tensor([prompts[1]]), None, [[5] * 12])
+    assert model.thought_log_probabilities(torch.tensor([prompts[0][:2]]), None, [[5]]).isfinite().all()
+
+
 def test_new_weights_of_the_host_read_the_examples_anew(tiny_semcot, tiny_tokenizer, prompts):
-    made = candidate_prompt_fields(tiny_tokenizer)
+    examples = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "1+1=2"}]
+    made = candidate_prompt_fields(tiny_tokenizer, examples)
     model = tiny_semcot(end_of_thought_token_ids=ENDS, candidate_prompt=made, **FIELDS).eval()
     ids = torch.tensor([prompts[1]])
     before = model.thought_log_probabilities(ids, None, [[5]])
