@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
+from .few_shot_semcot import few_shot_prefix
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache
@@ -178,8 +179,8 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
     def thought_log_probabilities(self, ids: Tensor, mask: Tensor | None, words: list[list[int]]) -> Tensor:
         """Return the host's log-probability of thoughts in words and of what ends them.
 
-        The host reads them after the question in `config.candidate_prompt`, or where this is `None` after the prompts
-        as they are, with the answer prompt behind.
+        The host reads them after the question in `config.candidate_prompt`, or where this is `None` or prompts have
+        worked examples (`config.few_shot_ids`) after the prompts as they are, with the answer prompt behind.
 
         Args:
             ids: (questions, length), prompts without the answer prompt, padded on the left.
@@ -195,16 +196,20 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         host: Any = self.host
         device = execution_device(self.get_input_embeddings())
         ids, mask = ids.to(device), None if mask is None else mask.to(device)
-        ends, shares, stored = self.config.answer_prompt_ids or [], can_share(host), 0
-        cache: Cache | None = None
-        prompt = self.config.candidate_prompt
-        if prompt is not None:
+        ends, shares = self.config.answer_prompt_ids or [], can_share(host)
+        prompt = None if self.config.few_shot_ids else self.config.candidate_prompt
+        if prompt is None:
+            around: tuple[list[int], list[int]] = (few_shot_prefix(ids, mask, self.config.few_shot_ids), [])
+            size = len(around[0])
+            # Padded on the left, so that a row's padding stands before what is left of it.
+            ids, mask = ids[:, size:], None if mask is None else mask[:, : mask.shape[1] - size]
+        else:
             ends, around = prompt["end"], (prompt["before"], prompt["after"])
             ids, mask = self._questions(ids, mask, [prompt["opening"], prompt["closing"]])
-            ids, mask, cache = self._put_around("host", around, ids, mask, shares)
-            if cache is not None:
-                stored = len(prompt["before"])
-                ids = torch.cat([ids.new_tensor(prompt["before"]).expand(len(ids), -1), ids], dim=1)
+        ids, mask, cache = self._put_around("host", around, ids, mask, shares)
+        stored = 0 if cache is None else len(around[0])
+        if cache is not None:
+            ids = torch.cat([ids.new_tensor(around[0]).expand(len(ids), -1), ids], dim=1)
         mask = torch.ones_like(ids) if mask is None else mask
         number = len(words) // len(ids)
         # Thoughts of one question that are alike are read once.

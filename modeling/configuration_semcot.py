@@ -57,8 +57,8 @@ class SemCoTConfig(PreTrainedConfig):
             the host, what stands behind it included; 0 leaves the choice to the generator.
         candidate_prompt: token ids of the prompt in which the host scores candidates, as `candidate_prompt_fields`
             makes them of worked examples: those "before" and "after" each question and the "end" behind a thought, and
-            those "opening" and "closing" a question in the host's prompts. `None` has the host score a candidate where
-            it stands in the prompt, with the answer prompt behind it.
+            those "opening" and "closing" a question in the host's prompts. With `None`, or with `few_shot_ids`, it
+            scores a candidate where this stands in the prompt, with the answer prompt behind it.
         max_lost_probability: with mixtures and a generator of another tokenizer, the largest share of one token's
             mixture that may be on words that the host lacks. A thought with a token above it is handed over as text:
             its most probable words are re-tokenized for the host. 1 always gives mixtures; `None` is
@@ -75,6 +75,9 @@ class SemCoTConfig(PreTrainedConfig):
             each question in the generator's text, with which its tokenizer may join the question's words.
         answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".
             The tokens are inserted before them, or at the end of a prompt that does not end with them.
+        few_shot_ids: the host's token ids of worked examples (few-shot) that the checkpoint's chat template puts
+            before a question. The host reads them before implicit tokens; the generator does not, nor does the host
+            where escalation has it answer without them.
         escalation: when the host reasons in words after an implicit answer: the dictionary of an `Escalation`, which
             `semcot calibrate` writes and `generate(escalation=True)` reads; `None` without a calibration.
         separate_generator_tokenizer: whether the generator has its own tokenizer; the checkpoint then has both.
@@ -121,6 +124,7 @@ class SemCoTConfig(PreTrainedConfig):
     question_marker_ids: list[list[int]] | None = None
     question_spaces: list[str] | None = None
     answer_prompt_ids: list[int] | None = None
+    few_shot_ids: list[int] | None = None
     escalation: dict[str, Any] | None = None
     separate_generator_tokenizer: bool = False
     includes_host: bool = False
@@ -143,6 +147,7 @@ class SemCoTConfig(PreTrainedConfig):
             if isinstance(value, dict):
                 setattr(self, name, _config_from_dict(name, value))
         self.answer_prompt_ids = list(self.answer_prompt_ids or [])
+        self.few_shot_ids = list(self.few_shot_ids or []) or None
         if self.escalation is not None:
             given: Any = self.escalation
             self.escalation = (given if isinstance(given, Escalation) else Escalation.from_dict(given)).to_dict()

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput, logging
 
 from .answer_recorder_semcot import AnswerRecorder, HeldStreamer, used_ids
 from .escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
+from .few_shot_semcot import without_few_shot
 from .generation_semcot import SemCoTGenerationMixin, holds_tokens
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache, hidden_settings
@@ -49,6 +50,15 @@ class _Prompts(NamedTuple):
     mask: Tensor
     column: int
     cache: Cache | None = None
+
+
+def _without_examples(prompts: _Prompts, few_shot_ids: list[int] | None) -> _Prompts:
+    """Return prompts without the worked examples, which show thoughts, for answers without implicit tokens."""
+    ids, mask = without_few_shot(prompts.ids, prompts.mask, few_shot_ids)
+    if ids is prompts.ids:
+        return prompts
+    mask = torch.ones_like(ids) if mask is None else mask
+    return _Prompts(ids, mask, prompts.column - prompts.ids.shape[1] + ids.shape[1])
 
 
 class EscalatedCall:
@@ -105,6 +115,8 @@ class EscalatedCall:
         self.shares = can_share(model.host) and self._setting("use_cache") is not False
         self.shares &= self._setting("cache_implementation") in (None, "dynamic")
         self.prompts = _Prompts(ids, mask, layout.columns, self._given_cache(ids, layout.columns))
+        # For answers without implicit tokens.
+        self.plain = _without_examples(self.prompts, model.config.few_shot_ids)
         self.all_rows = torch.arange(len(ids), device=ids.device)
         self._check_signals()
         self.signals: dict[str, Tensor] = {}
@@ -145,7 +157,7 @@ class EscalatedCall:
         rows = chosen.nonzero()[:, 0]
         if len(rows):
             self.confidence[rows] = sure[rows].to(self.confidence)
-            self._finish(rows, rule.router["sends"], self.prompts)
+            self._finish(rows, rule.router["sends"], self.plain)
         return (~chosen).nonzero()[:, 0]
 
     def _answer_implicitly(self, rows: Tensor) -> None:
@@ -176,8 +188,12 @@ class EscalatedCall:
             self.new[row] = ids
         unsure = (sure < self.rule.threshold).nonzero()[:, 0].to(rows.device)
         if len(unsure):
-            question = prompts._replace(cache=self._question_cache(made, prompts, unsure))
-            self._finish(rows[unsure], "explicit", self._part(question, unsure, cached=True), whole=False)
+            if self.plain.ids is self.prompts.ids:
+                question = prompts._replace(cache=self._question_cache(made, prompts, unsure))
+                question = self._part(question, unsure, cached=True)
+            else:
+                question = self._part(self.plain, rows[unsure])
+            self._finish(rows[unsure], "explicit", question, whole=False)
         elif self.streamer is not None:
             streamed = HeldStreamer(self.streamer, self.prompts.ids)
             for token in self.new[0]:
@@ -314,7 +330,7 @@ class EscalatedCall:
 
     def _read_questions(self) -> None:
         """Find the signals of the questions, and keep the host's keys and values of the prompts."""
-        ids, mask, column, cache = self.prompts
+        ids, mask, column, cache = self.plain
         host: Any = self.model.host
         read = 0 if cache is None else int(cache.get_seq_length())
         known = {} if not self.shares else {"use_cache": True, "past_key_values": cache}
@@ -333,7 +349,9 @@ class EscalatedCall:
         if known and out.past_key_values is not None and column > 1:
             # The implicit tokens go between its columns and the answer prompt.
             columns = torch.arange(column, device=ids.device).expand(len(ids), -1)
-            self.prompts = self.prompts._replace(cache=cut_cache(out.past_key_values, self.all_rows, columns, host))
+            plain = self.plain._replace(cache=cut_cache(out.past_key_values, self.all_rows, columns, host))
+            self.prompts = plain if self.plain.ids is self.prompts.ids else self.prompts
+            self.plain = plain
 
     def _given_cache(self, ids: Tensor, column: int) -> Cache | None:
         """Return a copy of the caller's cache of the prompts' first columns, where there is one that can be copied."""

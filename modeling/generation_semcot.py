@@ -15,6 +15,9 @@ from transformers.utils import logging
 
 from .answer_recorder_semcot import recorder_first
 from .candidates_semcot import SemCoTCandidatesMixin
+from .few_shot_semcot import few_shot_prefix
+from .offloading_semcot import execution_device
+from .question_cache_semcot import can_share, cut_cache
 from .splicing_semcot import (
     Slots,
     asked_tokens,
@@ -35,6 +38,19 @@ from .text_view_semcot import TextCandidates, TextProcessors, text_criteria
 
 logger = logging.get_logger(__name__)
 
+# Settings by which a prompt is read whole, or its columns are returned, and their usual values.
+_WHOLE = {
+    "use_cache": True,
+    "cache_implementation": None,
+    "prefill_chunk_size": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "assistant_model": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
 # What `generate` hands to the loops beside the host's own arguments.
 OWN_ARGUMENTS = ("implicit_embeddings", "implicit_columns", "implicit_unused", "implicit_start")
 
@@ -112,6 +128,9 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
         else:
             _check_prefix(cache, columns)
+            if cache is None and not (layout.gaps or layout.behind):
+                cache = self._few_shot_cache(input_ids, mask, generation_config, kwargs)
+                kwargs |= {} if cache is None else {"past_key_values": cache}
             if not layout.found:
                 logger.warning_once(
                     "Some prompts do not end on the answer prompt this model was trained with "
@@ -135,6 +154,28 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             tokens |= {"implicit_unused": slots.unused, "implicit_start": slots.start}
         options = {**kwargs, **hooks, **tokens, "attention_mask": mask}
         return self._transformers.generate(input_ids, generation_config, **options)
+
+    def _few_shot_cache(
+        self, ids: Tensor, mask: Tensor, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> Cache | None:
+        """Return the host's keys and values of the first columns of prompts, those of the worked examples in all rows.
+
+        They are computed once. `None` where prompts have none, or are to be read whole.
+        """
+        if not self.config.few_shot_ids or not can_share(self.host):
+            return None
+        known = [kwargs, *(getattr(config, "__dict__", {}) for config in (generation_config, self.generation_config))]
+        for name, usual in _WHOLE.items():
+            if next((given[name] for given in known if given.get(name) is not None), usual) != usual:
+                return None
+        prefix = few_shot_prefix(ids, mask, self.config.few_shot_ids)
+        if not prefix:
+            return None
+        device = execution_device(self.get_input_embeddings())
+        cache = self._cache_of_prompt("host", torch.tensor([prefix], device=device))
+        # A row's first columns are its padding and the prefix without its end, which the row's own pass reads again.
+        places = torch.arange(len(prefix), device=ids.device) - (mask == 0).sum(dim=1)[:, None]
+        return cut_cache(cache, torch.zeros(len(ids), dtype=torch.long), places.clamp(min=0), self.host)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Start transformers' continuous batching, which works only for models without implicit tokens."""

@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache
 from transformers.utils import logging
 
 from .configuration_semcot import text_config
+from .few_shot_semcot import without_few_shot
 from .offloading_semcot import in_memory
 from .parts_semcot import first_position
 from .splicing_semcot import (
@@ -175,6 +176,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
     def _generator_inputs(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return queries and their mask in the generator's token ids, checked and on its device."""
         device, host_words = self.projection_device(), self.get_input_embeddings().weight
+        ids, mask = without_few_shot(ids, mask, self.config.few_shot_ids)
         if self.config.thought_prompt_ids is not None:
             ids, mask = self._questions(ids, mask)
         if self.config.separate_generator_tokenizer:

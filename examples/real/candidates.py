@@ -3,11 +3,10 @@
     python examples/real/candidates.py --model runs/real/pair/model --data runs/real/pair/data/test.jsonl \
         --output runs/real/candidates.jsonl.gz --num_candidates 8
 
-For each question the most probable words and others that are drawn, with their log-probabilities by the generator and
-by the host (`SemCoTConfig`). A candidate is right if its words state the answer, so the table is for words that end in
-it. "most frequent result" is self-consistency of the generator alone. The host's own answers, after the most probable
-words ("first") and after the candidate that `--host_weight` chooses ("chosen"), are kept and counted, too. Goes on
-where it was cut off, after whole batches.
+For each question the most probable words and others that are drawn, with their log-probabilities by generator and host
+(`SemCoTConfig`). A candidate is right if its words state the answer or end in a calculation of it; "most frequent
+result" is self-consistency of the generator alone. The host's own answers, after the most probable words ("first") and
+after the candidate that `--host_weight` chooses ("chosen"), are kept, too. Goes on where it was cut off.
 """
 
 import argparse
@@ -22,6 +21,7 @@ from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.answers import check_answer, extract_answer
+from semcot_hf.data.equations import completed
 from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.prompting import pad_left
 from semcot_hf.inference.settings import AnswerSettings
@@ -77,8 +77,8 @@ def main() -> None:
         texts = tokenizer.batch_decode([[word for word in said if word >= 0] for said in thoughts.words.tolist()])
         made = []
         for place, (text, own, read) in enumerate(zip(texts, generator.tolist(), host.tolist(), strict=True)):
-            right = check_answer(text, rows[part[place // number]]["answer"], "numeric")
-            judged = {"result": extract_answer(text, "numeric"), "right": right}
+            whole, answer = completed(text), rows[part[place // number]]["answer"]
+            judged = {"result": extract_answer(whole, "numeric"), "right": check_answer(whole, answer, "numeric")}
             made.append({"thought": text, "generator": round(own, 3), "host": round(read, 3), **judged})
         new = [{"index": i, "candidates": made[p * number : (p + 1) * number]} for p, i in enumerate(part)]
         best = [row["candidates"].index(chosen(row, arguments.host_weight)) for row in new]

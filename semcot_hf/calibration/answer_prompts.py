@@ -21,7 +21,7 @@ from ..storage import text_digest, write_atomically
 from .calibrate import check_checkpoint
 
 # What `change_answer_prompt` changes in a config.
-_CHANGED = ("answer_prompt_ids", "tokenizer_checksum", "escalation")
+_CHANGED = ("answer_prompt_ids", "few_shot_ids", "tokenizer_checksum", "escalation")
 
 
 @dataclass

@@ -111,6 +111,16 @@ def open_equations_of(equations: Sequence[str]) -> str:
     return "; ".join([*earlier, calculation])
 
 
+def completed(words: str) -> str:
+    """Return words that end in a calculation without its result, with the result; other words as they are.
+
+    >>> completed("16-3=13; 13-4=9; 9*2"), completed("11-9=2"), completed("9; It is 4.")
+    ('16-3=13; 13-4=9; 9*2=18', '11-9=2', '9; It is 4.')
+    """
+    values = _values(words.rpartition(";")[2].strip().rstrip("."))
+    return f"{words.rstrip(' .')}={normal_form(max(values))}" if len(values) == 1 else words
+
+
 def _last_operation(node: ast.expr, steps: list[str]) -> tuple[str, Fraction]:
     """Return what is left to calculate of a parsed calculation, and its value; append the equations before it."""
     if not isinstance(node, ast.BinOp):

@@ -59,6 +59,12 @@ class SemCoTDistillationConfig(_BaseConfig):
         "their results. None: 'equations' if most rows state some that lead to the answer, else condensed_reasoning "
         "where there is any, else reasoning.",
     )
+    few_shot_examples: int = option(
+        0,
+        "Training rows that the checkpoint shows its host before each question, with their words and answers, as "
+        "worked examples (few-shot) in its chat template; the generator does not read them (0: none). They need "
+        "words, which those without a result profit from: the host then goes on with the calculation.",
+    )
     words_learning_rate: float | None = option(
         None, "Initial learning rate of the words phase, which has a schedule of its own. None: learning_rate."
     )
@@ -136,6 +142,12 @@ class SemCoTDistillationConfig(_BaseConfig):
         check_range(self, "[0, inf)", "words_max_steps", "words_num_train_epochs")
         check_range(self, "[0, 1)", "projection_warmup", "curriculum")
         check_range(self, "[1, inf)", "steps_per_token")
+        check_range(self, "[0, inf)", "few_shot_examples")
+        if self.few_shot_examples and not (self.teaches_words or self.words_weight > 0):
+            raise ValueError(
+                f"few_shot_examples={self.few_shot_examples} show words, which this training has none of: set "
+                "words_num_train_epochs or words_max_steps, or few_shot_examples=0."
+            )
         if self.alignment_view not in ALIGNMENT_VIEWS:
             raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
 

@@ -18,7 +18,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..answers import check_answer, infer_answer_type
 from ..data.rationale import rationale_agrees
 from ..inference.answering import Answerer
-from ..inference.prompting import prompt_text
+from ..inference.prompting import change_few_shot, prompt_text, without_few_shot
 from ..inference.settings import AnswerSettings
 from ..modeling import SemCoTForCausalLM
 from ..modeling.folders_semcot import check_run_folder
@@ -39,7 +39,7 @@ from .phases import PhaseEnd, prepare_words_phase, scheduler_of_phases, with_wor
 from .question_cache import QuestionCache, question_ids
 from .saving import DistillationSaving
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .words import choose_column, word_settings, worked_examples
+from .words import SCORING_EXAMPLES, choose_column, thought_messages, word_settings, worked_examples
 
 logger = logging.get_logger(__name__)
 
@@ -121,10 +121,16 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
             prompt = prompt_text(processing_class, "1 + 1")
             thoughts = word_settings(model, str(column), args, processing_class, prompt)
             known = ((example, schema_row(example, "train_dataset")) for example in train_dataset or ())
-            examples = worked_examples(known, thoughts)
-            if examples and model.config.candidate_prompt is None:
+            examples = worked_examples(known, thoughts, max(args.few_shot_examples, SCORING_EXAMPLES))
+            scoring = thought_messages(examples[:SCORING_EXAMPLES])
+            if scoring and model.config.candidate_prompt is None:
                 ends = model.config.answer_prompt_ids or []
-                model.config.candidate_prompt = candidate_prompt_fields(processing_class, examples, ends)
+                model.config.candidate_prompt = candidate_prompt_fields(
+                    without_few_shot(processing_class), scoring, ends
+                )
+            if args.few_shot_examples:
+                shown = examples[: args.few_shot_examples]
+                processing_class = change_few_shot(model, processing_class, shown)
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
         self._embedder: MeanStates | EncoderEmbeddings | None = None

@@ -31,6 +31,8 @@ _PROBLEMS = {
     "ends": "hold the end-of-thought token among their words",
 }
 _MOST_LEFT_OUT = 0.5
+# Training rows after which hosts score candidates.
+SCORING_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -118,24 +120,29 @@ def word_settings(
 
 
 def worked_examples(
-    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], settings: WordSettings, count: int = 4
+    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], settings: WordSettings, count: int
 ) -> list[dict[str, str]]:
-    """Return the chat messages of the first rows whose words fit: questions and words.
+    """Return the first rows whose words fit: their `query`, `words` and `answer`.
 
     Args:
         rows: pairs of a row of a dataset and the same in the dataset schema; of a stream the first ones are read.
         settings: of the words.
         count: number of rows, or fewer where there are no more among the first thousand.
     """
-    messages: list[dict[str, str]] = []
+    found: list[dict[str, str]] = []
     for example, row in islice(rows, 1000):
+        if len(found) >= count:
+            break
         text = words_of(example, row, settings.column)
         if text and len(continued_ids(settings.tokenizer, text)) <= settings.limit:
-            messages.append({"role": "user", "content": str(row["query"])})
-            messages.append({"role": "assistant", "content": text})
-        if len(messages) == 2 * count:
-            break
-    return messages
+            found.append({"query": str(row["query"]), "words": text, "answer": str(row["answer"])})
+    return found
+
+
+def thought_messages(examples: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return worked examples as chat messages: questions and words."""
+    pairs = (zip(("user", "assistant"), (row["query"], row["words"]), strict=True) for row in examples)
+    return [{"role": role, "content": content} for pair in pairs for role, content in pair]
 
 
 def words_of(example: Mapping[str, Any], row: Mapping[str, Any], column: str) -> str:

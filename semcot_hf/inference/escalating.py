@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from ..modeling.escalation_semcot import SIGNALS, Escalation
+from ..modeling.few_shot_semcot import without_few_shot
 from ..modeling.offloading_semcot import execution_device
 from ..modeling.thoughts_semcot import Thoughts
 from .settings import AnswerSettings, check_escalates
@@ -109,6 +110,7 @@ def alignment_similarity(model: Any, encoder: Any) -> SignalFunction:
             return torch.zeros(len(tokens), device=tokens.device)
         used = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device) if used is None else used
         queries, real = model._queries(ids, mask)
+        queries, real = without_few_shot(queries, real, getattr(model.config, "few_shot_ids", None))
         real = torch.ones_like(queries) if real is None else real
         words, dtype = model.get_input_embeddings(), next(encoder.parameters()).dtype
         with torch.no_grad():

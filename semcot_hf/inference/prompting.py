@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -12,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling import SemCoTConfig, SemCoTForCausalLM
 from ..modeling.checksums_semcot import tokenizer_checksum
 
+# Of a checkpoint that shows its host worked examples, the methods that do.
+FEW_SHOT_METHODS = ("semcot", "semcot_hard", "escalated", "words")
 ANSWER_PROMPT = "\nAnswer:"
 # The default answer prompts, in the order in which they are tried; see `default_answer_prompt`.
 ANSWER_PROMPTS = (ANSWER_PROMPT, "Answer:", " Answer:")
@@ -32,6 +36,12 @@ PLAIN_TEMPLATE = (
     "{%- if message.role == 'user' %}{{ 'Question: ' + message.content | trim }}"
     "{%- else %}{{ '\n' + message.content + '\n' }}{%- endif %}"
     "{%- endfor %}"
+)
+# The beginning of a chat template that shows worked examples before the messages, unless `few_shot=False` is passed.
+_FEW_SHOT = (
+    "{%- if add_generation_prompt and few_shot | default(true) %}{%- set few_shot_messages = ",
+    " %}{%- set few_shot_place = 1 if messages and messages[0]['role'] == 'system' else 0 %}"
+    "{%- set messages = messages[:few_shot_place] + few_shot_messages + messages[few_shot_place:] %}{%- endif %}",
 )
 # Tokenizing all questions of a large file at once would take many times the memory of the ids.
 _TOKENIZED_AT_ONCE = 1024
@@ -59,14 +69,20 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query) -> str:
-    """Render a question (text or chat messages) as a prompt that ends where the answer begins."""
+def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query, *, few_shot: bool = True) -> str:
+    """Render a question (text or chat messages) as a prompt that ends where the answer begins.
+
+    Args:
+        few_shot: whether the worked examples of a SemCoT checkpoint's chat template, if any, stand before it.
+    """
     messages = [{"role": "user", "content": query}] if isinstance(query, str) else query
+    options: dict[str, Any] = {} if few_shot else {"few_shot": False}
     rendered = tokenizer.apply_chat_template(
         cast(list[dict[str, str]], messages),
         chat_template=chat_template_of(tokenizer),
         add_generation_prompt=True,
         tokenize=False,
+        **options,
     )
     return cast(str, rendered)
 
@@ -123,8 +139,8 @@ def change_answer_prompt(
 ) -> PreTrainedTokenizerBase:
     """Have a SemCoT model answer behind another answer prompt, and return the tokenizer to save beside it.
 
-    What its generator learned without the host stays as it is. A rule of escalation is removed: it was calibrated on
-    answers after the old prompt.
+    What its generator learned without the host stays as it is; worked examples get the new prompt, too. A rule of
+    escalation is removed: it was calibrated on answers after the old prompt.
 
     Args:
         model: the model, or its config, which is changed in place.
@@ -136,8 +152,9 @@ def change_answer_prompt(
     """
     # The class of a config of code from the Hub is another one.
     config: Any = getattr(model, "config", model)
-    own = _template_suffix(cast(str, tokenizer.decode(config.answer_prompt_ids or [])))
-    tokenizer = _with_template(tokenizer, chat_template_of(tokenizer).removesuffix(own))
+    old = cast(str, tokenizer.decode(config.answer_prompt_ids or []))
+    shown, tokenizer = few_shot_messages(tokenizer), without_few_shot(tokenizer)
+    tokenizer = _with_template(tokenizer, chat_template_of(tokenizer).removesuffix(_template_suffix(old)))
     ids = answer_prompt_ids(tokenizer, answer_prompt)
     if tokenizer.decode(ids) != answer_prompt:
         raise ValueError(
@@ -145,10 +162,90 @@ def change_answer_prompt(
             "that it gives back as it is."
         )
     tokenizer = with_answer_prompt(tokenizer, answer_prompt)
-    config.answer_prompt_ids, config.escalation = ids, None
+    for message in shown[1::2]:
+        words, _, answer = message["content"].rpartition(old)
+        message["content"] = f"{words}{answer_prompt}{answer}"
+    tokenizer, examples = _with_few_shot(tokenizer, shown)
+    config.answer_prompt_ids, config.few_shot_ids, config.escalation = ids, examples, None
     if config.tokenizer_checksum is not None:
         config.tokenizer_checksum = tokenizer_checksum(tokenizer)
     return tokenizer
+
+
+def change_few_shot(
+    model: SemCoTForCausalLM | SemCoTConfig, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Mapping[str, str]]
+) -> PreTrainedTokenizerBase:
+    """Have a SemCoT model's host read worked examples before each question; return the tokenizer to save with it.
+
+    They stand in its chat template, which leaves them out with `few_shot=False`, and show thoughts as the host reads
+    them: question, words, answer prompt, answer. The generator does not read them (`SemCoTConfig.few_shot_ids`), and
+    the host has no part in what it learned. A rule of escalation is removed: it was calibrated on answers without.
+
+    Args:
+        model: the model, or its config, which is changed in place.
+        tokenizer: the model's.
+        examples: rows with `query`, `words` (of the thought) and `answer`, in place of earlier ones; none removes
+            these.
+
+    Raises:
+        ValueError: for a row without one of these, or a tokenizer whose tokens of a question depend on what stands
+            before it; nothing is changed then.
+    """
+    config: Any = getattr(model, "config", model)
+    answer_prompt, shown = cast(str, tokenizer.decode(config.answer_prompt_ids or [])), []
+    for row in examples:
+        empty = [name for name in ("query", "words", "answer") if not row.get(name)]
+        if empty:
+            raise ValueError(f"examples has a row without {' and '.join(empty)}: {str(dict(row))[:120]}. Complete it.")
+        shown.append({"role": "user", "content": row["query"]})
+        shown.append({"role": "assistant", "content": f"{row['words']}{answer_prompt} {row['answer']}"})
+    tokenizer, ids = _with_few_shot(without_few_shot(tokenizer), shown)
+    config.few_shot_ids, config.escalation = ids, None
+    if config.tokenizer_checksum is not None:
+        config.tokenizer_checksum = tokenizer_checksum(tokenizer)
+    return tokenizer
+
+
+def few_shot_messages(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """Return the chat messages of the worked examples that a tokenizer's chat template shows before a question."""
+    template = chat_template_of(tokenizer)
+    if not template.startswith(_FEW_SHOT[0]):
+        return []
+    messages, _ = json.JSONDecoder().raw_decode(template.removeprefix(_FEW_SHOT[0]))
+    return cast(list[dict[str, str]], messages)
+
+
+def without_few_shot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, or a copy whose chat template shows no worked examples where it shows some."""
+    if not few_shot_messages(tokenizer):
+        return tokenizer
+    return _with_template(tokenizer, chat_template_of(tokenizer).partition(_FEW_SHOT[1])[2])
+
+
+def _with_few_shot(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> tuple[PreTrainedTokenizerBase, list[int] | None]:
+    """Return a copy of a tokenizer that shows messages before each question, and `SemCoTConfig.few_shot_ids`."""
+    if not messages:
+        return tokenizer, None
+    # A literal of Jinja, too.
+    text = json.dumps(messages, ensure_ascii=False)
+    made = _with_template(tokenizer, text.join(_FEW_SHOT) + chat_template_of(tokenizer))
+    texts = [[prompt_text(made, query, few_shot=shows) for shows in (True, False)] for query in _PROBES]
+    pairs = [[encode_prompt(made, text) for text in pair] for pair in texts]
+    found = []
+    for shown, plain in pairs:
+        start, size = len(os.path.commonprefix([shown, plain])), len(shown) - len(plain)
+        # What repeats before and behind the examples may also belong to the question, with which tokenizers join it.
+        while start and shown[start - 1] == shown[start - 1 + size]:
+            start -= 1
+        found.append(shown[start : start + size])
+        if size < 1 or found[-1] != found[0] or shown[:start] + shown[start + size :] != plain:
+            raise ValueError(
+                "examples change the tokens of what stands before or behind them with this tokenizer or its chat "
+                "template, so that the generator's prompt could not be told from the host's: leave them out."
+            )
+    return made, found[0]
 
 
 def answer_prompt_ids(tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None = None) -> list[int]:
@@ -252,7 +349,8 @@ def render_prompts(
         shown.append({"role": "assistant", "content": answer.strip()})
     for query in queries:
         asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
-        text = prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt)
+        own = method in FEW_SHOT_METHODS
+        text = prompt_text(tokenizer, [*shown, *asked], few_shot=own).removesuffix(answer_prompt)
         yield text if method == "cot" else text + answer_prompt
 
 
@@ -300,7 +398,7 @@ def encode_thought_prompts(
     def texts() -> Iterator[str]:
         for query in queries:
             asked = [{"role": "user", "content": query}] if isinstance(query, str) else query
-            yield prompt_text(tokenizer, [*shown, *asked]).removesuffix(answer_prompt) + begin
+            yield prompt_text(tokenizer, [*shown, *asked], few_shot=False).removesuffix(answer_prompt) + begin
 
     yield from _encode_all(tokenizer, texts())
 

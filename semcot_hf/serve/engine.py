@@ -218,7 +218,7 @@ class TransformersEngine:
 
         On hosts whose batches none can join, they wait for a batch of their own.
         """
-        ids, mask = (part.to(self._device) for part in pad_left([job.prompt for job in jobs], self._pad))
+        ids, mask = (part.to(self._device) for part in pad_left([job.at_once_prompt for job in jobs], self._pad))
         start = time.perf_counter()
         outputs = self._generated(ids, mask, no_thoughts(len(jobs)))
         self._observer.seconds("prefill", time.perf_counter() - start)

@@ -85,7 +85,8 @@ class Job:
         wants_thought: whether `thought` is wanted.
         streamed: whether pieces are wanted before an answer is complete.
         rule: when the answer is replaced by explicit reasoning, or `None`; it is held back until this is decided.
-        reasoning_prompt: token ids that explicit reasoning follows.
+        at_once_prompt, reasoning_prompt: token ids that an answer at once and explicit reasoning follow, if the rule
+            chooses these; without the worked examples that `prompt` may have (`SemCoTConfig.few_shot_ids`).
         reasoning_tokens: most new tokens of explicit reasoning.
 
     Attributes:
@@ -114,6 +115,7 @@ class Job:
     wants_thought: bool = False
     streamed: bool = False
     rule: Escalation | None = None
+    at_once_prompt: list[int] = field(default_factory=list)
     reasoning_prompt: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
     cancelled: bool = False
@@ -154,6 +156,7 @@ class Job:
         chosen, sure = self.rule.routed(self._tensors())
         if chosen:
             self.confidence, self.route, self.count = float(sure), self.rule.router["sends"], 0
+            self.prompt = self.at_once_prompt
             if self.route == "explicit":
                 self._reason()
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..inference.decoding import stop_texts
@@ -13,6 +14,7 @@ from ..inference.prompting import encode_prompt, prompt_text
 from ..inference.settings import answer_prompt_of
 from ..modeling.configuration_semcot import text_config
 from ..modeling.escalation_semcot import Escalation
+from ..modeling.few_shot_semcot import without_few_shot
 from ..modeling.splicing_semcot import context_of
 from .config import ServeConfig
 from .jobs import Job, Piece, RequestError
@@ -78,6 +80,7 @@ class Service:
         self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
         self._makes_tokens, self._says_words = makes_tokens, says_words
         self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
+        self._examples: list[int] | None = getattr(model_config, "few_shot_ids", None)
         self._answer_prompt = answer_prompt_of(model_config, tokenizer) if self._ends else ""
         self._escalation = escalation_argument(config.escalate)
         if self._escalation is not None:
@@ -137,7 +140,8 @@ class Service:
                 rule=rule,
             )
             if rule is not None:
-                job.reasoning_prompt = prompt[: len(prompt) - len(self._ends)]
+                job.at_once_prompt = without_few_shot(torch.tensor([prompt]), None, self._examples)[0][0].tolist()
+                job.reasoning_prompt = job.at_once_prompt[: len(job.at_once_prompt) - len(self._ends)]
                 room = self._contexts(0)[0]
                 left = rule.max_reasoning_tokens if room is None else room - len(job.reasoning_prompt)
                 # A client's limit holds for the answer that it gets, whichever way this is made.

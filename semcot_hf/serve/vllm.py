@@ -216,7 +216,7 @@ class VllmEngine:
         every = "host_entropy" in cast(Escalation, job.rule).all_signals
 
         async def ask(engine: RemoteEngine) -> dict[int, float]:
-            return await engine.next_token(job.prompt, -1 if every else 1)
+            return await engine.next_token(job.at_once_prompt, -1 if every else 1)
 
         logs = torch.tensor([*(await self._at_an_engine(ask)).values()], dtype=torch.float64)
         job.signals |= {

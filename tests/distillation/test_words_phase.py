@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
+from semcot_hf.distillation.model import prepare_tokenizer
 from semcot_hf.inference.answering import Answer
 from semcot_hf.inference.prompting import prompt_text
 
@@ -271,6 +272,62 @@ def test_the_first_rows_become_the_examples_for_candidates(tiny_folder, sums, tm
     assert float(found) == pytest.approx(expected, abs=1e-3)
     other = words_trainer(tiny_folder, tmp_path / "own", rows, fields={"candidate_prompt": made}, words_max_steps=1)
     assert other.model.config.candidate_prompt == made
+
+
+def test_training_rows_become_examples_that_the_host_is_shown(tiny_folder, sums, tmp_path):
+    """In the saved checkpoint's chat template, in every process; the generator learns the words without them."""
+    options = dict(words_max_steps=2, learning_rate=1e-2, max_steps=2, eval_generations=4, eval_strategy="no")
+    shown, plain = (
+        words_trainer(tiny_folder, tmp_path / name, sums, eval_dataset=sums, few_shot_examples=number, **options)
+        for name, number in (("shown", 2), ("plain", 0))
+    )
+    assert plain.model.config.few_shot_ids is None
+    # The words phase is the same for the generator; then the host reads the examples.
+    for trainer in (shown, plain):
+        trainer.train()
+    losses = [[row["loss"] for row in trainer.state.log_history if "loss" in row] for trainer in (shown, plain)]
+    assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-5) and losses[0][2:] != losses[1][2:]
+    shown.evaluate()
+    shown.save_model(str(tmp_path / "saved"))
+    model, tokenizer = (
+        SemCoTForCausalLM.from_pretrained(tmp_path / "saved"),
+        AutoTokenizer.from_pretrained(tmp_path / "saved"),
+    )
+    ends = model.config.answer_prompt_ids
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "9 and 9?"}], tokenize=False, add_generation_prompt=True
+    )
+    for row in list(sums)[:2]:
+        assert f"{row['query']}" in text and f"{row['condensed_reasoning']}\nAnswer: {row['answer']}" in text
+    assert sums[2]["query"] not in text
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    bare = tokenizer(prompt_text(tokenizer, "9 and 9?", few_shot=False), add_special_tokens=False)["input_ids"]
+    assert ids.shape[1] == len(bare) + len(model.config.few_shot_ids) and ids[0, -len(ends) :].tolist() == ends
+    with torch.no_grad():
+        tokens = [model.implicit_embeddings(part) for part in (ids, torch.tensor([bare]))]
+    torch.testing.assert_close(*tokens)
+    # Trained further, it keeps them, or takes others.
+    for number, kept in ((0, True), (3, False)):
+        further = SemCoTDistillationTrainer(
+            model=str(tmp_path / "saved"),
+            args=config(
+                tmp_path / f"further{number}",
+                words_max_steps=1,
+                words_column="condensed_reasoning",
+                num_train_epochs=0,
+                max_steps=-1,
+                few_shot_examples=number,
+            ),
+            train_dataset=sums,
+        )
+        assert (further.model.config.few_shot_ids == model.config.few_shot_ids) == kept
+        assert prompt_text(further.processing_class, "9 and 9?").count("Answer:") == (3 if kept else 4)
+    # A tokenizer without them gives prompts without.
+    bare_tokenizer = AutoTokenizer.from_pretrained(tiny_folder / "host")
+    prepare_tokenizer(bare_tokenizer, model.config, None)
+    assert model.config.few_shot_ids is None
+    with pytest.raises(ValueError, match="few_shot_examples=2 show words, which this training has none of"):
+        words_trainer(tiny_folder, tmp_path / "none", sums, words_max_steps=0, max_steps=2, few_shot_examples=2)
 
 
 def test_an_equation_before_an_answer_that_is_no_number(tiny_folder, sums, tmp_path):

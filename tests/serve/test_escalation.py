@@ -12,7 +12,7 @@ from embeds_engine import EmbedsEngine
 from served import running
 
 from semcot_hf.cli.arguments import parse
-from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
 from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.engine import TransformersEngine
@@ -313,9 +313,11 @@ def check_choices(choices, wanted):
     ids=["joins", "one-batch", "vllm"],
 )
 @pytest.mark.parametrize("sends", [None, "at_once", "explicit"])
-def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, by, joins, sends):
+@pytest.mark.parametrize("examples", [0, 1], ids=["zero-shot", "few-shot"])
+def test_calibrated_rules(tiny_lm, tiny_semcot, tokenizer, tiny_tokenizer, by, joins, sends, examples):
     """Signals of thoughts and questions, and routers, as `generate` has them for each prompt alone."""
     model = calibrated_model(tiny_lm, tiny_semcot, tiny_tokenizer, joins)
+    tokenizer = change_few_shot(model, tokenizer, [{"query": "1 and 2?", "words": "1+2", "answer": "3"}] * examples)
     prompts = [ids_of(tokenizer, text) for text in TEXTS]
     wanted = calibrate(model, tokenizer, prompts, sends)
     with answering(by, model, tokenizer) as address:
