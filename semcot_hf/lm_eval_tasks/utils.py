@@ -55,7 +55,7 @@ def load_questions(
     config = AutoConfig.from_pretrained(pretrained, **options)
     own = AutoTokenizer.from_pretrained(tokenizer or pretrained, **options)
     answer_prompt = answer_prompt_of(config, own)
-    prompts = list(render_prompts(own, rows["query"], method="no_cot", answer_prompt=answer_prompt))
+    prompts = list(render_prompts(own, rows["query"], method="semcot", answer_prompt=answer_prompt))
     _check_tokens(own, prompts[0], model_args)
     columns = {
         "prompt": prompts,

@@ -16,7 +16,7 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 from semcot_hf.evaluation import evaluate
 from semcot_hf.evaluation.predictions import read_predictions
-from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, prompt_text, with_answer_prompt
 from semcot_hf.lm_eval_tasks import INCLUDE_PATH
 
 QUESTIONS = 12
@@ -121,3 +121,21 @@ def test_a_tokenizer_that_would_double_special_tokens_is_refused(tiny_lm, tiny_t
     questions = load_questions(**options, add_bos_token=False)["test"]
     assert questions["prompt"][0] == f"<user>{rows[0]['query']}\n<assistant>\nAnswer:"
     assert questions[0]["answer_type"] == "yes_no" and questions[0]["stop"] == ""
+
+
+def test_prompts_have_the_worked_examples_of_a_checkpoint(tiny_semcot, tiny_tokenizer, tmp_path):
+    from semcot_hf.lm_eval_tasks.utils import load_questions
+
+    model = tiny_semcot(answer_prompt_ids=answer_prompt_ids(tiny_tokenizer))
+    shown = change_few_shot(
+        model, with_answer_prompt(tiny_tokenizer), [{"query": "Up?", "words": "tails, heads", "answer": "yes"}]
+    )
+    model.save_pretrained(tmp_path / "model")
+    shown.save_pretrained(tmp_path / "model")
+    rows = coin_flip.generate(1, split="test")
+    write_splits({"test": Dataset.from_list(rows, features=FEATURES)}, tmp_path / "data")
+    questions = load_questions(dataset=str(tmp_path / "data"), pretrained=str(tmp_path / "model"))["test"]
+    assert (
+        questions["prompt"] == [prompt_text(shown, rows[0]["query"])]
+        and "heads\nAnswer: yes" in questions["prompt"][0]
+    )
