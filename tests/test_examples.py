@@ -448,7 +448,7 @@ def test_the_rules_of_candidates_are_those_of_their_verdicts(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
     example, read = load("real/candidates.py"), load("real/verdicts.py").read
     folder = EXAMPLES / "real" / "results"
-    page = (EXAMPLES / "real" / "candidates.md").read_text()
+    page = "".join((EXAMPLES / "real" / name).read_text() for name in ("candidates.md", "few_shot.md"))
     for path in sorted((folder / "candidates").glob("*.jsonl.gz")):
         with gzip.open(path, "rt") as file:
             rows = [json.loads(line) for line in file]
@@ -456,11 +456,15 @@ def test_the_rules_of_candidates_are_those_of_their_verdicts(monkeypatch):
         answered = {f"the host's answer, {name}" for name in example.ANSWERED}
         assert all(f"| {name} | {counts[name]} of {len(rows)} |" in page for name in counts.keys() - answered)
         name = path.name.removesuffix(".jsonl.gz")
-        kept = read(next(folder.glob(f"{name}_candidates--*.jsonl.gz")))
-        rules = {"generator_words": "most probable words", "generator_vote": "most frequent result"}
-        rules |= {"generator_own": "the generator's probability", "semcot": "the host's answer, chosen"}
-        rules |= {"semcot_single": "the host's answer, first"}
-        for method, rule in rules.items():
+        kept = read(next(iter([*folder.glob(f"{name}_candidates--*.jsonl.gz"), *folder.glob(f"{name}--*.jsonl.gz")])))
+        rules = {"generator_words": "most probable words", "calculator": "most probable words"}
+        rules |= {"generator_vote": "most frequent result", "calculator_vote": "most frequent result"}
+        rules |= {"generator_own": "the generator's probability", "calculator_own": "the generator's probability"}
+        rules |= {"calculator_both": "both, the host's with weight 1"}
+        rules |= {"semcot": "the host's answer, chosen", "semcot_single": "the host's answer, first"}
+        known = {method: rule for method, rule in rules.items() if method in kept}
+        assert len(known) >= 5
+        for method, rule in known.items():
             assert sum(row["correct"] for row in kept[method].values()) == counts[rule]
 
 

@@ -20,6 +20,7 @@ from ..data.schema import count_steps
 from ..inference.answering import Answer, Answerer, EmbeddingsFor
 from ..inference.batches import plan_batches
 from ..inference.escalating import alignment_similarity, escalation_argument
+from ..inference.prompting import FEW_SHOT_METHODS
 from ..inference.settings import (
     TEXT_METHODS,
     AnswerSettings,
@@ -263,18 +264,23 @@ def _make_jobs(
     direct = list(answerer("no_cot").prompts(queries))
     words = list(answerer("cot").prompts(queries if "cot" in methods else queries[:1]))
     jobs, digested = [], [*direct, words[0]]
+    shown = direct
+    if getattr(model.config, "few_shot_ids", None):
+        shown = list(answerer("semcot").prompts(queries))
+        digested += shown[:1]
     for method in methods:
         signals = config.signals if method == "semcot" else ()
-        job = _Job(method, answerer(method, signals=signals), words if method == "cot" else direct)
+        prompts = words if method == "cot" else shown if method in FEW_SHOT_METHODS else direct
+        job = _Job(method, answerer(method, signals=signals), prompts)
         if method == "condensed":
             job = replace(job, prompts=list(job.answerer.prompts(queries)))
         jobs.append(job)
     for count in sorted({*config.token_counts} - {getattr(model.config, "num_implicit_tokens", None)}):
-        jobs.append(_Job(count_name(count), answerer("semcot", count), direct))
+        jobs.append(_Job(count_name(count), answerer("semcot", count), shown))
     if controls:
-        tokens = ControlTokens(model, direct, batch_size=config.batch_size, seed=config.seed)
+        tokens = ControlTokens(model, shown, batch_size=config.batch_size, seed=config.seed)
         names = [control for control in CONTROLS if control != "none"]
-        jobs += [_Job(name, answerer("semcot"), direct, partial(tokens.embeddings, name)) for name in names]
+        jobs += [_Job(name, answerer("semcot"), shown, partial(tokens.embeddings, name)) for name in names]
     return jobs, text_digest(digested)
 
 

@@ -12,7 +12,8 @@ from semcot_hf.data.rationale import rationale_agrees
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.evaluation import compare_runs, evaluate, mcnemar, print_report
 from semcot_hf.evaluation.report import duration, report_tables
-from semcot_hf.inference.prompting import answer_prompt_ids
+from semcot_hf.inference.answering import answer_questions
+from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
 
 ROWS = coin_flip.generate(10, seed=4, split="test")
 METHODS = ["no_cot", "cot", "condensed", "semcot", "semcot_hard", "words", "generator", "generator_no_cot"]
@@ -50,6 +51,29 @@ def finished(model, tokenizer, tmp_path_factory):
     return folder, evaluate(
         model, tokenizer, ROWS, output_dir=folder, latency_samples=2, latency_batch_sizes=[1, 2], **OPTIONS
     )
+
+
+def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokenizer, finished, tmp_path, monkeypatch):
+    """Each row's answers are those of its method; the host reads the examples where it reads a thought."""
+    own, queries = model.config, [row["query"] for row in ROWS]
+    monkeypatch.setattr(model, "config", type(own).from_dict(own.to_dict()))
+    example = {"query": ROWS[0]["query"], "words": "heads, tails", "answer": "no"}
+    shown = change_few_shot(model, with_answer_prompt(tokenizer), [example])
+    report = evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, token_counts=[3], **OPTIONS)
+    outputs = {
+        name: [record["output"] for record in records_of(tmp_path, name)]
+        for name in [*METHODS, "semcot-k3", *(control["control"] for control in report["controls"][1:])]
+    }
+    for name in METHODS:
+        answers = answer_questions(model, shown, queries, method=name, max_new_tokens=6, batch_size=4)
+        assert outputs[name] == [answer.output for answer in answers]
+    before = {
+        name: [record["output"] for record in records_of(finished[0], name)] for name in outputs if name != "semcot-k3"
+    }
+    changed = {name for name, own in before.items() if own != outputs[name]}
+    assert changed == {"semcot", "semcot_hard", "words", "other_question", "mean", "noise"}
+    three = answer_questions(model, shown, queries, num_implicit_tokens=3, max_new_tokens=6, batch_size=4)
+    assert outputs["semcot-k3"] == [answer.output for answer in three]
 
 
 def records_of(folder, name):
