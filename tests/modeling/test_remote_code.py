@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
-from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
 
 # peft 0.21 still reads the property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-LAYOUTS = ("attached", "whole", "two-tokenizers", "thoughts-attached", "thoughts-whole", "thoughts-two-tokenizers")
+THOUGHTS = ("thoughts-attached", "thoughts-whole", "thoughts-two-tokenizers")
+LAYOUTS = ("attached", "whole", "few-shot", "two-tokenizers", *THOUGHTS)
+EXAMPLE = {"query": "How many apples has Bob?", "words": "1", "answer": "one"}
 QUESTION = [{"role": "user", "content": "How many apples has Ann now?"}]
 NEW = {"max_new_tokens": 6, "do_sample": False}
 SCRIPT = """
@@ -106,8 +108,10 @@ def root(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
         if layout == "two-tokenizers":
             model.config.separate_generator_tokenizer = True
             model.host_tokenizer, model.generator_tokenizer = tiny_tokenizer, char_tokenizer
+        examples = [EXAMPLE] if layout == "few-shot" else []
+        tokenizer = change_few_shot(model, with_answer_prompt(tiny_tokenizer), examples)
         model.save_pretrained(root / layout, include_host=layout.endswith("whole"))
-        with_answer_prompt(tiny_tokenizer).save_pretrained(root / layout)
+        tokenizer.save_pretrained(root / layout)
     for part, targets in (("host", r"host\..*q_proj"), ("both", r".*q_proj")):
         config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
         adapted = get_peft_model(SemCoTForCausalLM.from_pretrained(root / "attached"), config)
@@ -139,6 +143,7 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    assert (EXAMPLE["query"] in tokenizer.decode(ids[0])) == (layout == "few-shot")
     expected = model.generate(ids, **NEW)
     assert found["ids"] == found["other"] == expected.tolist()
     rule = {"threshold": 1.0, "max_reasoning_tokens": 4}
