@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .few_shot_semcot import few_shot_prefix
+from .few_shot_semcot import few_shot_columns, few_shot_prefix
 from .implicit_tokens_semcot import SemCoTTokensMixin
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache
@@ -179,8 +179,8 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
     def thought_log_probabilities(self, ids: Tensor, mask: Tensor | None, words: list[list[int]]) -> Tensor:
         """Return the host's log-probability of thoughts in words and of what ends them.
 
-        The host reads them after the question in `config.candidate_prompt`, or where this is `None` or prompts have
-        worked examples (`config.few_shot_ids`) after the prompts as they are, with the answer prompt behind.
+        The host reads them after the question in `config.candidate_prompt`, or where this is `None` or some prompts
+        have worked examples (`config.few_shot_ids`) after the prompts as they are, with the answer prompt behind.
 
         Args:
             ids: (questions, length), prompts without the answer prompt, padded on the left.
@@ -197,9 +197,11 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         device = execution_device(self.get_input_embeddings())
         ids, mask = ids.to(device), None if mask is None else mask.to(device)
         ends, shares = self.config.answer_prompt_ids or [], can_share(host)
-        prompt = None if self.config.few_shot_ids else self.config.candidate_prompt
+        block, prompt = self.config.few_shot_ids, self.config.candidate_prompt
+        if block and few_shot_columns(ids, torch.ones_like(ids) if mask is None else mask, block)[1].any():
+            prompt = None
         if prompt is None:
-            around: tuple[list[int], list[int]] = (few_shot_prefix(ids, mask, self.config.few_shot_ids), [])
+            around: tuple[list[int], list[int]] = (few_shot_prefix(ids, mask, block), [])
             size = len(around[0])
             # Padded on the left, so that a row's padding stands before what is left of it.
             ids, mask = ids[:, size:], None if mask is None else mask[:, : mask.shape[1] - size]

@@ -57,8 +57,8 @@ class SemCoTConfig(PreTrainedConfig):
             the host, what stands behind it included; 0 leaves the choice to the generator.
         candidate_prompt: token ids of the prompt in which the host scores candidates, as `candidate_prompt_fields`
             makes them of worked examples: those "before" and "after" each question and the "end" behind a thought, and
-            those "opening" and "closing" a question in the host's prompts. With `None`, or with `few_shot_ids`, it
-            scores a candidate where this stands in the prompt, with the answer prompt behind it.
+            those "opening" and "closing" a question in the host's prompts. With `None`, or in prompts with
+            `few_shot_ids`, it scores a candidate where this stands, with the answer prompt behind it.
         max_lost_probability: with mixtures and a generator of another tokenizer, the largest share of one token's
             mixture that may be on words that the host lacks. A thought with a token above it is handed over as text:
             its most probable words are re-tokenized for the host. 1 always gives mixtures; `None` is

@@ -19,13 +19,16 @@ def few_shot_columns(ids: Tensor, mask: Tensor, few_shot_ids: list[int]) -> tupl
     >>> columns[found].tolist(), found.tolist()
     ([2, 1], [True, True, False])
     """
-    size = len(few_shot_ids)
-    if ids.shape[1] < size:
-        none = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-        return none, none.bool()
-    same = (ids.unfold(1, size, 1) == ids.new_tensor(few_shot_ids)).all(dim=-1)
-    same &= mask.unfold(1, size, 1).bool().all(dim=-1)
-    return same.int().argmax(dim=1), same.any(dim=1)
+    size, wanted = len(few_shot_ids), ids.new_tensor(few_shot_ids)
+    found = torch.zeros(ids.shape[0], max(1, ids.shape[1] - size + 1), dtype=torch.bool, device=ids.device)
+    if ids.shape[1] >= size:
+        # Compared in full only where both ends are right.
+        starts = (ids[:, : found.shape[1]] == wanted[0]) & (ids[:, size - 1 :] == wanted[-1])
+        rows, columns = starts.nonzero(as_tuple=True)
+        places = columns[:, None] + torch.arange(size, device=ids.device)
+        same = (ids[rows[:, None], places] == wanted) & mask[rows[:, None], places].bool()
+        found[rows, columns] = same.all(dim=1)
+    return found.int().argmax(dim=1), found.any(dim=1)
 
 
 def without_few_shot(ids: Tensor, mask: Tensor | None, few_shot_ids: list[int] | None) -> tuple[Tensor, Tensor | None]:
@@ -80,3 +83,12 @@ def few_shot_prefix(ids: Tensor, mask: Tensor | None, few_shot_ids: list[int] | 
         return []
     prefixes = ids.gather(1, starts[:, None] + torch.arange(sizes[0] + len(few_shot_ids), device=ids.device))
     return prefixes[0].tolist() if (prefixes == prefixes[0]).all() else []
+
+
+def plain_ids(prompt: list[int], few_shot_ids: list[int] | None) -> list[int]:
+    """Return a prompt without its worked examples.
+
+    >>> plain_ids([1, 7, 8, 5], [7, 8]), plain_ids([1, 5], [7, 8]), plain_ids([], None)
+    ([1, 5], [1, 5], [])
+    """
+    return without_few_shot(torch.tensor([prompt]), None, few_shot_ids)[0][0].tolist() if few_shot_ids else prompt

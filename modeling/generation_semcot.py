@@ -82,7 +82,8 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             inputs: LongTensor (batch, length) of prompts, or `input_ids=`; batches padded on the left need
                 `attention_mask=`.
             generation_config, logits_processor, stopping_criteria: as in transformers.
-            num_implicit_tokens: k; `config.num_implicit_tokens` if `None`; 0 gives the host's own output.
+            num_implicit_tokens: k; `config.num_implicit_tokens` if `None`; 0 gives the host's own output for the
+                prompts as they are, worked examples included.
             implicit_embeddings: (batch, k, host hidden size), used instead of the generator's tokens.
             implicit_attention_mask: (batch, k), 1 where `implicit_embeddings` holds a token; all ones if `None`.
             kwargs: all other arguments of transformers' `generate`. `past_key_values` is either the host's cache of
@@ -162,7 +163,11 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
 
         They are computed once. `None` where prompts have none, or are to be read whole.
         """
-        if not self.config.few_shot_ids or not can_share(self.host):
+        if (
+            not self.config.few_shot_ids
+            or not can_share(self.host)
+            or getattr(generation_config, "is_assistant", False)
+        ):
             return None
         known = [kwargs, *(getattr(config, "__dict__", {}) for config in (generation_config, self.generation_config))]
         for name, usual in _WHOLE.items():

@@ -350,7 +350,9 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         modules: Any = backbone.modules()
         state = (
             ids.tolist(),
-            [(parameter.data_ptr(), parameter._version) for parameter in backbone.parameters()],
+            [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in backbone.parameters()],
+            # Keys and values of half precision are others.
+            torch.is_autocast_enabled(ids.device.type) and torch.get_autocast_dtype(ids.device.type),
             # peft's layers can be switched off, or to other adapters, with the same weights.
             [
                 (module._disable_adapters, str(module._active_adapter))

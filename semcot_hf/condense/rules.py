@@ -114,7 +114,7 @@ class SurprisalSource:
         device = execution_device(self.model.get_input_embeddings())
         encoded, answer_prompt = [], default_answer_prompt(self.tokenizer)
         for request, steps in texts:
-            prompt = prompt_text(self.tokenizer, request.query).removesuffix(answer_prompt)
+            prompt = prompt_text(self.tokenizer, request.query, few_shot=False).removesuffix(answer_prompt)
             reasoning = reasoning_before(" ".join(steps), answer_prompt)
             context = encode_prompt(self.tokenizer, prompt + reasoning + answer_prompt)
             encoded.append((context, encode_prompt(self.tokenizer, f" {request.answer}")))

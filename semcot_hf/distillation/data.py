@@ -12,6 +12,7 @@ from ..data.schema import to_row
 from ..data.splits import normalise_question
 from ..inference.prompting import encode_prompt, prompt_text, reasoning_before
 from ..modeling.configuration_semcot import text_config
+from ..modeling.few_shot_semcot import plain_ids
 from ..modeling.modeling_semcot import SemCoTForCausalLM
 from ..modeling.splicing_semcot import context_of
 from ..modeling.vocabularies_semcot import generator_text
@@ -32,6 +33,7 @@ class RowSettings:
 
     Args:
         answer_prompt_size: tokens of the answer prompt.
+        few_shot_ids: of the model's configuration: what only the host reads of a prompt.
         num_implicit_tokens, steps_per_token: k, and the reasoning steps that each token encodes.
         max_length: maximum tokens of prompt, implicit tokens and answer; `None` for no limit.
         needs_reasoning: the objectives (names of config fields) that need a row's reasoning.
@@ -47,6 +49,7 @@ class RowSettings:
 
     answer_prompt_size: int
     num_implicit_tokens: int
+    few_shot_ids: list[int] | None = None
     steps_per_token: int = 1
     max_length: int | None = None
     needs_reasoning: tuple[str, ...] = ()
@@ -86,6 +89,7 @@ def row_settings(
         readers["step decoder"] = config.step_decoder_config
     return RowSettings(
         answer_prompt_size=len(config.answer_prompt_ids or ()),
+        few_shot_ids=config.few_shot_ids,
         num_implicit_tokens=config.num_implicit_tokens,
         steps_per_token=args.steps_per_token,
         max_length=min((limit for limit in limits if limit is not None), default=None),
@@ -216,7 +220,7 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, set
     Returns:
         dict of `prompt_ids`; `completion_ids`, the answer with end of sequence; `step_ids`, a list of ids for each
         implicit token; `word_ids`, for each stage 1 to k - 1 of the curriculum the words that remain; `teacher_ids`,
-        the prompt with the explicit reasoning before its answer prompt.
+        the prompt without worked examples, with the explicit reasoning before its answer prompt.
     """
 
     def plain(text: str) -> list[int]:
@@ -238,7 +242,7 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, set
         "completion_ids": completion + end,
         "step_ids": [plain(step) + end if step else [] for step in groups],
         "word_ids": [plain(words) if words else [] for words in left],
-        "teacher_ids": prompt[:cut] + plain(reasoning) + prompt[cut:],
+        "teacher_ids": plain_ids(prompt[:cut], settings.few_shot_ids) + plain(reasoning) + prompt[cut:],
     }
 
 
@@ -315,7 +319,7 @@ def check_ids(ids: Mapping[str, Any], tokens: int, settings: RowSettings, name: 
 
 def _query_size(prompt: list[int], settings: RowSettings) -> int:
     """Return how many tokens of a prompt the generator reads, in its own ids."""
-    query = prompt[: len(prompt) - settings.answer_prompt_size]
+    query = plain_ids(prompt[: len(prompt) - settings.answer_prompt_size], settings.few_shot_ids)
     if settings.tokenizers is None:
         return len(query)
     text = generator_text(query, *settings.tokenizers)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, few_shot_messages, with_answer_prompt
+from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, few_shot_ids, with_answer_prompt
 from ..modeling.configuration_semcot import SemCoTConfig
 from ..modeling.folders_semcot import TOKENIZERS
 from ..modeling.modeling_semcot import SemCoTForCausalLM
@@ -46,8 +46,7 @@ def prepare_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     answer_prompt = choose_answer_prompt(tokenizer, answer_prompt, config.answer_prompt_ids or ())
     config.answer_prompt_ids = answer_prompt_ids(tokenizer, answer_prompt)
-    if not few_shot_messages(tokenizer):
-        config.few_shot_ids = None
+    config.few_shot_ids = few_shot_ids(tokenizer)
     return with_answer_prompt(tokenizer, answer_prompt), answer_prompt
 
 

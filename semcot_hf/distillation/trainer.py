@@ -128,8 +128,13 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
                 model.config.candidate_prompt = candidate_prompt_fields(
                     without_few_shot(processing_class), scoring, ends
                 )
-            if args.few_shot_examples:
-                shown = examples[: args.few_shot_examples]
+            shown = examples[: args.few_shot_examples]
+            if len(shown) < args.few_shot_examples:
+                logger.warning(
+                    f"few_shot_examples={args.few_shot_examples}: only {len(shown)} of the first thousand rows have "
+                    "words that fit; the host is shown these."
+                )
+            if shown:
                 processing_class = change_few_shot(model, processing_class, shown)
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))

@@ -26,7 +26,7 @@ from .decoding import (
     used_tokens,
 )
 from .escalating import SignalFunction, answers_by_rule, longest_answer, rule_of
-from .prompting import Query, encode_prompts, pad_left
+from .prompting import FEW_SHOT_METHODS, Query, encode_prompts, pad_left
 from .settings import (
     IMPLICIT_METHODS,
     TEXT_METHODS,
@@ -153,8 +153,17 @@ class Answerer:
         self.prefix: SharedPrefix | None = None
         self.keeps_thoughts = False
         self._ends: list[int] = list(getattr(model.config, "answer_prompt_ids", []))
+        examples = (
+            getattr(model.config, "few_shot_ids", None) if self.chat and self.method in FEW_SHOT_METHODS else None
+        )
         self._context = Context(
-            model.config, self.method, self.num_implicit_tokens, self.limit, self._limit_name, len(self._ends)
+            model.config,
+            self.method,
+            self.num_implicit_tokens,
+            self.limit,
+            self._limit_name,
+            len(self._ends),
+            len(examples or ()),
         )
         self._config = decoding_config(
             model,

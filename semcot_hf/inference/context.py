@@ -19,6 +19,7 @@ class Context:
         limit: most new tokens of an answer.
         limit_name: the setting that is the limit.
         ends: number of the answer prompt's tokens.
+        examples: number of tokens of the worked examples in each prompt, which the generator does not read.
     """
 
     config: Any
@@ -27,6 +28,7 @@ class Context:
     limit: int
     limit_name: str
     ends: int
+    examples: int = 0
 
     def problem(self, length: int) -> str | None:
         """Return why a prompt of `length` tokens exceeds the context, or `None` when it fits.
@@ -34,7 +36,7 @@ class Context:
         The new tokens count in full, so that whether a prompt fits does not depend on the other prompts of its batch.
         """
         count, new, (room, generator_room) = self.count, self.limit, self._sizes
-        question, shown = length - self.ends, 0
+        question, shown = length - self.ends - self.examples, 0
         thought = f"a thought of {count}" if self.method in TEXT_METHODS else f"{count} implicit tokens"
         if self.method == "generator":
             shown = sum(map(len, self.config.thought_prompt_ids or []))
@@ -61,7 +63,9 @@ class Context:
             reasoning: limit of explicit reasoning, which follows the question alone; `None` for other answers.
         """
         room = self._sizes[0]
-        limit, used = (self.limit, length + self.count) if reasoning is None else (reasoning, length - self.ends)
+        limit, used = self.limit, length + self.count
+        if reasoning is not None:
+            limit, used = reasoning, length - self.ends - self.examples
         # Methods whose thoughts are text read other prompts than these.
         return limit if room is None or self.method in TEXT_METHODS else min(limit, room - used)
 

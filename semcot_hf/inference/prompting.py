@@ -38,11 +38,17 @@ PLAIN_TEMPLATE = (
     "{%- endfor %}"
 )
 # The beginning of a chat template that shows worked examples before the messages, unless `few_shot=False` is passed.
-_FEW_SHOT = (
-    "{%- if add_generation_prompt and few_shot | default(true) %}{%- set few_shot_messages = ",
+_FEW_SHOT = "{%- if add_generation_prompt and few_shot | default(true) %}{%- set few_shot_messages = "
+# Behind a system message, or for templates that put this into the first question only where there is none.
+_BEHIND_SYSTEM = (
     " %}{%- set few_shot_place = 1 if messages and messages[0]['role'] == 'system' else 0 %}"
-    "{%- set messages = messages[:few_shot_place] + few_shot_messages + messages[few_shot_place:] %}{%- endif %}",
+    "{%- set messages = messages[:few_shot_place] + few_shot_messages + messages[few_shot_place:] %}{%- endif %}"
 )
+_WITHOUT_SYSTEM = (
+    " %}{%- if not messages or messages[0]['role'] != 'system' %}{%- set messages = few_shot_messages + messages %}"
+    "{%- endif %}{%- endif %}"
+)
+_SYSTEMS = ("Answer in English", "Be brief.")
 # Tokenizing all questions of a large file at once would take many times the memory of the ids.
 _TOKENIZED_AT_ONCE = 1024
 
@@ -163,8 +169,7 @@ def change_answer_prompt(
         )
     tokenizer = with_answer_prompt(tokenizer, answer_prompt)
     for message in shown[1::2]:
-        words, _, answer = message["content"].rpartition(old)
-        message["content"] = f"{words}{answer_prompt}{answer}"
+        message["content"] = f"{message['words']}{answer_prompt} {message['answer']}"
     tokenizer, examples = _with_few_shot(tokenizer, shown)
     config.answer_prompt_ids, config.few_shot_ids, config.escalation = ids, examples, None
     if config.tokenizer_checksum is not None:
@@ -194,11 +199,14 @@ def change_few_shot(
     config: Any = getattr(model, "config", model)
     answer_prompt, shown = cast(str, tokenizer.decode(config.answer_prompt_ids or [])), []
     for row in examples:
-        empty = [name for name in ("query", "words", "answer") if not row.get(name)]
-        if empty:
+        query, words, answer = (str(row.get(name, "")) for name in ("query", "words", "answer"))
+        if not (query and words and answer):
+            empty = [name for name in ("query", "words", "answer") if not str(row.get(name, ""))]
             raise ValueError(f"examples has a row without {' and '.join(empty)}: {str(dict(row))[:120]}. Complete it.")
-        shown.append({"role": "user", "content": row["query"]})
-        shown.append({"role": "assistant", "content": f"{row['words']}{answer_prompt} {row['answer']}"})
+        shown.append({"role": "user", "content": query})
+        # The parts for another answer prompt; templates read the content.
+        content = f"{words}{answer_prompt} {answer}"
+        shown.append({"role": "assistant", "content": content, "words": words, "answer": answer})
     tokenizer, ids = _with_few_shot(without_few_shot(tokenizer), shown)
     config.few_shot_ids, config.escalation = ids, None
     if config.tokenizer_checksum is not None:
@@ -209,17 +217,55 @@ def change_few_shot(
 def few_shot_messages(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """Return the chat messages of the worked examples that a tokenizer's chat template shows before a question."""
     template = chat_template_of(tokenizer)
-    if not template.startswith(_FEW_SHOT[0]):
+    if not template.startswith(_FEW_SHOT):
         return []
-    messages, _ = json.JSONDecoder().raw_decode(template.removeprefix(_FEW_SHOT[0]))
+    messages, _ = json.JSONDecoder().raw_decode(template.removeprefix(_FEW_SHOT))
     return cast(list[dict[str, str]], messages)
+
+
+def few_shot_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Return `SemCoTConfig.few_shot_ids` for the worked examples in a tokenizer's chat template, `None` without.
+
+    Raises:
+        ValueError: where what stands before or behind them has other tokens than without them.
+    """
+    if not few_shot_messages(tokenizer):
+        return None
+    queries: list[Query] = [*_PROBES]
+    for system in _SYSTEMS:
+        chat = [{"role": "system", "content": system}, {"role": "user", "content": _PROBES[0]}]
+        with contextlib.suppress(Exception):  # Jinja's: a template without system role.
+            prompt_text(tokenizer, chat, few_shot=False)
+            queries.append(chat)
+    special, found = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), None
+    for query in queries:
+        texts = [prompt_text(tokenizer, query, few_shot=shows) for shows in (True, False)]
+        shown, plain = (encode_prompt(tokenizer, text) for text in texts)
+        if shown == plain and not isinstance(query, str):
+            # Shown without a system message only.
+            continue
+        start, size = len(os.path.commonprefix([shown, plain])), len(shown) - len(plain)
+        # What repeats before and behind the examples may also belong to the question, with which tokenizers join it;
+        # a message begins with a special token.
+        while start and shown[start] not in special and shown[start - 1] == shown[start - 1 + size]:
+            start -= 1
+        block = shown[start : start + size]
+        found = block if found is None else found
+        if size < 1 or block != found or shown[:start] + shown[start + size :] != plain:
+            raise ValueError(
+                "examples change the tokens of what stands before or behind them with this tokenizer or its chat "
+                "template, so that the generator's prompt could not be told from the host's: leave them out."
+            )
+    return found
 
 
 def without_few_shot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return the tokenizer, or a copy whose chat template shows no worked examples where it shows some."""
     if not few_shot_messages(tokenizer):
         return tokenizer
-    return _with_template(tokenizer, chat_template_of(tokenizer).partition(_FEW_SHOT[1])[2])
+    template = chat_template_of(tokenizer).removeprefix(_FEW_SHOT)
+    template = template[json.JSONDecoder().raw_decode(template)[1] :]
+    return _with_template(tokenizer, template.removeprefix(_BEHIND_SYSTEM).removeprefix(_WITHOUT_SYSTEM))
 
 
 def _with_few_shot(
@@ -229,23 +275,13 @@ def _with_few_shot(
     if not messages:
         return tokenizer, None
     # A literal of Jinja, too.
-    text = json.dumps(messages, ensure_ascii=False)
-    made = _with_template(tokenizer, text.join(_FEW_SHOT) + chat_template_of(tokenizer))
-    texts = [[prompt_text(made, query, few_shot=shows) for shows in (True, False)] for query in _PROBES]
-    pairs = [[encode_prompt(made, text) for text in pair] for pair in texts]
-    found = []
-    for shown, plain in pairs:
-        start, size = len(os.path.commonprefix([shown, plain])), len(shown) - len(plain)
-        # What repeats before and behind the examples may also belong to the question, with which tokenizers join it.
-        while start and shown[start - 1] == shown[start - 1 + size]:
-            start -= 1
-        found.append(shown[start : start + size])
-        if size < 1 or found[-1] != found[0] or shown[:start] + shown[start + size :] != plain:
-            raise ValueError(
-                "examples change the tokens of what stands before or behind them with this tokenizer or its chat "
-                "template, so that the generator's prompt could not be told from the host's: leave them out."
-            )
-    return made, found[0]
+    start = _FEW_SHOT + json.dumps(messages, ensure_ascii=False)
+    made = _with_template(tokenizer, start + _BEHIND_SYSTEM + chat_template_of(tokenizer))
+    try:
+        return made, few_shot_ids(made)
+    except ValueError:
+        made = _with_template(tokenizer, start + _WITHOUT_SYSTEM + chat_template_of(tokenizer))
+        return made, few_shot_ids(made)
 
 
 def answer_prompt_ids(tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None = None) -> list[int]:

@@ -131,6 +131,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.prompt)
+        self.at_once_prompt = self.at_once_prompt or self.prompt
 
     @property
     def held(self) -> bool:

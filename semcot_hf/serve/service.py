@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..inference.decoding import stop_texts
@@ -14,7 +13,7 @@ from ..inference.prompting import encode_prompt, prompt_text
 from ..inference.settings import answer_prompt_of
 from ..modeling.configuration_semcot import text_config
 from ..modeling.escalation_semcot import Escalation
-from ..modeling.few_shot_semcot import without_few_shot
+from ..modeling.few_shot_semcot import plain_ids
 from ..modeling.splicing_semcot import context_of
 from .config import ServeConfig
 from .jobs import Job, Piece, RequestError
@@ -90,7 +89,7 @@ class Service:
                 raise ValueError(f"escalate={config.escalate!r}: {error}") from error
         # Fast tokenizers may be used by one thread at a time.
         self._lock = threading.Lock()
-        probe = self._chat_prompt([{"role": "user", "content": "What is 2 + 2?"}])
+        probe = self._chat_prompt([{"role": "user", "content": "What is 2 + 2?"}], 0)
         if self._ends and probe[-len(self._ends) :] != self._ends:
             raise ValueError(
                 f"model={config.model!r}: its tokenizer ends a prompt on the ids {probe[-len(self._ends) :]}, but the "
@@ -114,7 +113,7 @@ class Service:
             raise RequestError(
                 400, f"{param}: {number} answers are more than the {self.config.max_choices} of a request.", param
             )
-        prompts = self._prompts(request)
+        prompts = self._prompts(request, count)
         top: int | None
         if isinstance(request, ChatRequest):
             if request.top_logprobs and not request.logprobs:
@@ -140,7 +139,7 @@ class Service:
                 rule=rule,
             )
             if rule is not None:
-                job.at_once_prompt = without_few_shot(torch.tensor([prompt]), None, self._examples)[0][0].tolist()
+                job.at_once_prompt = plain_ids(prompt, self._examples)
                 job.reasoning_prompt = job.at_once_prompt[: len(job.at_once_prompt) - len(self._ends)]
                 room = self._contexts(0)[0]
                 left = rule.max_reasoning_tokens if room is None else room - len(job.reasoning_prompt)
@@ -217,10 +216,10 @@ class Service:
                 )
         return rule
 
-    def _prompts(self, request: AnswerRequest) -> list[list[int]]:
+    def _prompts(self, request: AnswerRequest, count: int) -> list[list[int]]:
         if isinstance(request, ChatRequest):
             try:
-                return [self._chat_prompt([message.plain() for message in request.messages])]
+                return [self._chat_prompt([message.plain() for message in request.messages], count)]
             except Exception as error:  # Templates raise errors of many kinds.
                 raise RequestError(
                     400, f"messages: the model's chat template does not take them ({error}).", "messages"
@@ -240,9 +239,10 @@ class Service:
             raise RequestError(400, f"prompt: token ids must lie from 0 to {size - 1}.", "prompt")
         return found
 
-    def _chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+    def _chat_prompt(self, messages: list[dict[str, str]], count: int) -> list[int]:
         with self._lock:
-            text = prompt_text(self.tokenizer, messages)
+            # Worked examples show thoughts, which the host alone has none of.
+            text = prompt_text(self.tokenizer, messages, few_shot=count > 0)
             return encode_prompt(self.tokenizer, text.removesuffix(self._answer_prompt) + self._answer_prompt)
 
     def _limit(self, request: AnswerRequest, prompt: list[int], count: int, field: str) -> int:
@@ -274,7 +274,8 @@ class Service:
                 "context_length_exceeded",
             )
         shown = sum(map(len, getattr(self._model_config, "thought_prompt_ids", None) or []))
-        if generator_room is not None and shown + len(prompt) - len(self._ends) + count > generator_room:
+        question = 0 if generator_room is None else len(plain_ids(prompt, self._examples)) - len(self._ends)
+        if generator_room is not None and shown + question + count > generator_room:
             raise RequestError(
                 400,
                 f"{field}: a prompt of {len(prompt)} tokens and {count} implicit tokens are more than the generator's "

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
+from semcot_hf.distillation.data import tokenize_row
 from semcot_hf.distillation.model import prepare_tokenizer
 from semcot_hf.inference.answering import Answer
 from semcot_hf.inference.prompting import prompt_text
@@ -322,12 +323,36 @@ def test_training_rows_become_examples_that_the_host_is_shown(tiny_folder, sums,
         )
         assert (further.model.config.few_shot_ids == model.config.few_shot_ids) == kept
         assert prompt_text(further.processing_class, "9 and 9?").count("Answer:") == (3 if kept else 4)
-    # A tokenizer without them gives prompts without.
-    bare_tokenizer = AutoTokenizer.from_pretrained(tiny_folder / "host")
-    prepare_tokenizer(bare_tokenizer, model.config, None)
-    assert model.config.few_shot_ids is None
+    # The configuration follows the tokenizer.
+    ids, bare_tokenizer = model.config.few_shot_ids, AutoTokenizer.from_pretrained(tiny_folder / "host")
+    for given, expected in ((bare_tokenizer, None), (tokenizer, ids)):
+        prepare_tokenizer(given, model.config, None)
+        assert model.config.few_shot_ids == expected
+    # Explicit reasoning, which teaches by its states, follows the question alone.
+    rows = [
+        tokenize_row(sums[3] | {"steps": []}, trainer.processing_class, trainer._settings)
+        for trainer in (shown, plain)
+    ]
+    assert rows[0]["teacher_ids"] == rows[1]["teacher_ids"] and rows[0]["prompt_ids"] != rows[1]["prompt_ids"]
     with pytest.raises(ValueError, match="few_shot_examples=2 show words, which this training has none of"):
         words_trainer(tiny_folder, tmp_path / "none", sums, words_max_steps=0, max_steps=2, few_shot_examples=2)
+
+
+def test_few_words_and_a_small_generator_for_examples(tiny_folder, sums, tmp_path, caplog):
+    """Rows count for the generator's context without the examples; fewer of these are told."""
+    words_trainer(tiny_folder, tmp_path, sums.select(range(3)), few_shot_examples=5)
+    assert "few_shot_examples=5: only 3 of the first thousand rows" in caplog.text
+    model = make_model(tiny_folder, **ADAPTIVE)
+    model.config.generator_config.n_positions = model.config.generator_config.max_position_embeddings = 40
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        args=config(
+            tmp_path, words_max_steps=1, words_column="condensed_reasoning", num_train_epochs=0, few_shot_examples=4
+        ),
+        train_dataset=sums,
+        processing_class=AutoTokenizer.from_pretrained(tiny_folder / "host"),
+    )
+    assert len(trainer.model.config.few_shot_ids) > 40
 
 
 def test_an_equation_before_an_answer_that_is_no_number(tiny_folder, sums, tmp_path):

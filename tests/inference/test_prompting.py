@@ -18,6 +18,7 @@ from semcot_hf.inference.prompting import (
     encode_prompt,
     encode_prompts,
     encode_thought_prompts,
+    few_shot_ids,
     few_shot_messages,
     prompt_text,
     with_answer_prompt,
@@ -25,6 +26,7 @@ from semcot_hf.inference.prompting import (
 )
 from semcot_hf.inference.settings import ANSWER_METHODS
 from semcot_hf.modeling.checksums_semcot import tokenizer_checksum
+from semcot_hf.modeling.few_shot_semcot import plain_ids
 
 CHATML = (
     "{% for message in messages %}<user>{{ message.role + '\n' + message.content | trim + '<eos>\n' }}{% endfor %}"
@@ -160,6 +162,47 @@ def test_a_system_message_stands_before_the_examples(joining_tokenizer, tiny_sem
     ids, block = encode_prompt(shown, text), model.config.few_shot_ids
     place = next(i for i in range(len(ids)) if ids[i : i + len(block)] == block)
     assert ids[:place] + ids[place + len(block) :] == encode_prompt(tokenizer, prompt_text(tokenizer, chat))
+
+
+# As Qwen 2.5 (a system message of its own) and Gemma (it stands in the first question).
+OWN_SYSTEM = "{% if messages[0].role != 'system' %}<user>system\nYou are helpful.<eos>\n{% endif %}" + CHATML
+FOLDED = (
+    "{% if messages[0].role == 'system' %}"
+    "{% set system = messages[0].content + '\n' %}{% set messages = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% endif %}"
+    "{% for message in messages %}<user>{{ message.role + '\n' + (system if loop.first else '') + message.content }}"
+    "<eos>\n{% endfor %}{% if add_generation_prompt %}<user>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "shows"), [(CHATML, True), (OWN_SYSTEM, True), (FOLDED, False)])
+def test_examples_can_be_taken_out_behind_any_system_message(joining_tokenizer, tiny_semcot, template, shows):
+    """Where a template puts the system message into the first question, it shows no examples beside one."""
+    tokenizer = copy.deepcopy(joining_tokenizer)
+    tokenizer.chat_template = template
+    model = tiny_semcot(answer_prompt_ids=answer_prompt_ids(tokenizer))
+    own = with_answer_prompt(tokenizer)
+    shown = change_few_shot(model, own, [{"query": "5 and 5?", "words": "5+5", "answer": "10."}])
+    block = model.config.few_shot_ids
+    for system in (None, "Answer in English", "You are helpful.", "Be brief.", "5"):
+        first = [] if system is None else [{"role": "system", "content": system}]
+        chat = [*first, {"role": "user", "content": "Why?"}]
+        found, bare = (encode_prompt(t, prompt_text(t, chat)) for t in (shown, own))
+        if system is not None and not shows:
+            assert found == bare
+            continue
+        taken = plain_ids(found, block)
+        assert taken == bare and len(found) == len(bare) + len(block)
+    assert without_few_shot(shown).chat_template == own.chat_template
+
+
+def test_numbers_and_a_missing_answer_prompt(tiny_tokenizer, tiny_semcot):
+    model = tiny_semcot(answer_prompt_ids=[])
+    shown = change_few_shot(model, tiny_tokenizer, [{"query": 7, "words": "7-7", "answer": 0}])
+    assert [message["content"] for message in few_shot_messages(shown)] == ["7", "7-7 0"]
+    changed = change_answer_prompt(model, shown, "\nAnswer:")
+    assert few_shot_messages(changed)[1]["content"] == "7-7\nAnswer: 0"
+    assert few_shot_ids(changed) == model.config.few_shot_ids and few_shot_ids(tiny_tokenizer) is None
 
 
 def test_examples_get_another_answer_prompt(tiny_tokenizer, tiny_semcot):

@@ -8,6 +8,7 @@ from slow_path import ANSWER, GENERATORS, HOSTS, NEW, STATEFUL, new_ids, padded,
 
 from semcot_hf import SemCoTForCausalLM
 from semcot_hf.modeling.few_shot_semcot import without_few_shot
+from semcot_hf.modeling.thought_prompt_semcot import candidate_prompt_fields
 
 START, EXAMPLES = [3, 4], [50, 51, 52, *ANSWER, 53, 50]
 FIELDS = dict(answer_prompt_ids=ANSWER, few_shot_ids=EXAMPLES)
@@ -133,7 +134,11 @@ def test_the_examples_are_read_once(tiny_semcot, read_columns):
         model.generate(**padded([prompts[1], *others]), **options)
         assert widths[0] == max(len(prompts[1]), *map(len, others)) + 3
         widths.clear()
-    for whole in ({"use_cache": False}, {"output_attentions": True, "return_dict_in_generate": True}):
+    for whole in (
+        {"use_cache": False},
+        {"cache_implementation": "dynamic"},
+        {"output_attentions": True, "return_dict_in_generate": True},
+    ):
         found = model.generate(torch.tensor([prompts[0]]), **options, **whole)
         assert new_ids(found, len(prompts[0])) == expected[:1] and widths[0] == len(prompts[0]) + 3
         widths.clear()
@@ -147,6 +152,36 @@ def test_the_examples_are_read_once(tiny_semcot, read_columns):
     widths.clear()
     assert new_ids(model.generate(**batch, **options), batch["input_ids"].shape[1]) == expected
     assert widths[0] == size
+
+
+def test_an_assistant_with_examples(tiny_lm, tiny_semcot):
+    target = tiny_lm(seed=3)
+    assistant = tiny_semcot(num_implicit_tokens=3, **FIELDS).eval()
+    prompt = torch.tensor([shown(BODIES[0])])
+    options = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    found = target.generate(prompt, assistant_model=assistant, **options)
+    assert torch.equal(found, target.generate(prompt, **options))
+
+
+def test_keys_and_values_of_half_precision_are_not_kept(tiny_lm, tiny_semcot):
+    parts = [tiny_lm(dtype=torch.float32), tiny_lm("gpt2", hidden_size=16, dtype=torch.float32)]
+    model = tiny_semcot(*parts, num_implicit_tokens=3, **FIELDS).eval()
+    prompt = torch.tensor([shown(BODIES[1])])
+    options = dict(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    expected = model.generate(prompt, **options).logits[0]
+    model._prompt_caches = None
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.generate(prompt, **options).logits[0]
+    assert torch.equal(model.generate(prompt, **options).logits[0], expected) and not torch.equal(half, expected)
+
+
+def test_a_model_made_for_inference_alone(tiny_semcot):
+    with torch.inference_mode():
+        model = tiny_semcot(num_implicit_tokens=3, **FIELDS).eval()
+        prompt = torch.tensor([shown(BODIES[1])])
+        options = dict(max_new_tokens=2, do_sample=False, eos_token_id=None)
+        found = [model.generate(prompt, **options) for _ in range(2)]
+        assert torch.equal(*found)
 
 
 def test_a_cache_goes_on_after_examples(tiny_semcot):
@@ -184,6 +219,19 @@ def test_candidates_are_scored_after_the_examples(tiny_lm, tiny_semcot, family):
                 logits = host(torch.tensor([[*read, *behind]])).logits[0].float().log_softmax(dim=-1)
             expected = sum(float(logits[len(read) + step - 1, token]) for step, token in enumerate(behind))
             assert float(found[row]) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_candidates_of_prompts_without_examples_have_the_prompt_of_their_own(tiny_semcot, tiny_tokenizer):
+    examples = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "1+1=2"}]
+    made = candidate_prompt_fields(tiny_tokenizer, examples) | {"opening": [4], "closing": []}
+    model = tiny_semcot(num_candidates=3, candidate_prompt=made, **FIELDS, **WORDS).eval()
+    bare = torch.tensor([plain(BODIES[0])[: -len(ANSWER)]])
+    found = model.thought_log_probabilities(bare, None, [[5, 6]])
+    read, behind = [*made["before"], *BODIES[0], *made["after"]], [5, 6, *made["end"]]
+    with torch.no_grad():
+        logits = model.host(torch.tensor([[*read, *behind]])).logits[0].float().log_softmax(dim=-1)
+    expected = sum(float(logits[len(read) + step - 1, token]) for step, token in enumerate(behind))
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_chosen_candidates_are_those_of_the_prompt_without_examples(tiny_semcot):

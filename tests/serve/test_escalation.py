@@ -12,7 +12,9 @@ from embeds_engine import EmbedsEngine
 from served import running
 
 from semcot_hf.cli.arguments import parse
+from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
+from semcot_hf.inference.settings import AnswerSettings
 from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.engine import TransformersEngine
@@ -119,6 +121,31 @@ def test_a_batch_of_prompts(model, tokenizer, url):
         ids, found = generated(model, prompt, threshold)[0], choice["logprobs"]
         assert found["tokens"] == [tokenizer.decode([token]) for token in ids]
         assert len(found["top_logprobs"]) == len(found["token_logprobs"]) == len(ids)
+
+
+@pytest.mark.parametrize("by", ["transformers", "vllm"])
+def test_worked_examples_are_for_the_host_before_a_thought(tiny_lm, tiny_semcot, tokenizer, by):
+    """Not for the host alone, nor for the generator, in whose context they would not fit."""
+    generator = tiny_lm(hidden_size=16, max_position_embeddings=60)
+    model = tiny_semcot(tiny_lm(eos_token_id=END), generator, answer_prompt_ids=answer_prompt_ids(tokenizer)).eval()
+    shown = change_few_shot(model, tokenizer, [{"query": "1 and 2?" * 4, "words": "1+2", "answer": "3"}] * 3)
+    assert len(model.config.few_shot_ids) > 60
+    options = dict(max_new_tokens=NEW, do_sample=False)
+    with answering(by, model, shown) as address:
+        for count, template in ((3, shown), (0, tokenizer)):
+            ids = torch.tensor([ids_of(template, "Why?")])
+            expected = model.generate(ids, num_implicit_tokens=count, **options)[0, ids.shape[1] :]
+            chat = {"messages": [{"role": "user", "content": "Why?"}], "implicit_tokens": count}
+            body = ask(address, **chat).json()
+            assert body["choices"][0]["message"]["content"] == tokenizer.decode(expected, skip_special_tokens=True)
+            assert body["usage"]["prompt_tokens"] == ids.shape[1]
+            if count:
+                long = ask(address, messages=[{"role": "user", "content": "Why? " * 14}], implicit_tokens=count)
+                assert "more than the generator's context of 60" in long.json()["error"]["message"]
+    answerer = Answerer(model, shown, AnswerSettings(max_new_tokens=4))
+    prompts = list(answerer.prompts(["Why?", "Why? " * 14]))
+    assert answerer.context_problem(len(prompts[0])) is None
+    assert "more than the generator's context of 60" in answerer.context_problem(len(prompts[1]))
 
 
 @pytest.mark.parametrize("escalation", [True, 0.0])
