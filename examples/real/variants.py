@@ -61,7 +61,9 @@ VARIANTS = {
     "words": Variant("words", "", WORD_METHODS, SETS),
     # The calculation without its results, or without its last one, which the host computes.
     "plan": Variant("words", "--words_column plan", WORD_METHODS, ARITHMETIC),
-    "open": Variant("words", "--words_column open_equations --few_shot_examples 4", WORD_METHODS, ARITHMETIC),
+    "open": Variant("words", "--words_column open_equations", WORD_METHODS, ARITHMETIC),
+    # The same, and four worked examples that show the host how to go on.
+    "few_shot": Variant("words", "--words_column open_equations --few_shot_examples 4", WORD_METHODS, ARITHMETIC),
     # Five tokens from one pass, trained through the host; stage 2 of the paper without alignment.
     "paper": Variant("paper", f"{STAGE_2} --alpha 0", ("no_cot", "semcot"), SETS),
     # Both stages of the paper, with five tokens and with one.
