@@ -95,6 +95,20 @@ def test_hosts_read_the_examples_and_generators_do_not(tiny_lm, tiny_semcot, fam
     assert alone == expected
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_thoughts_of_different_lengths_behind_the_examples(tiny_lm, tiny_semcot, family):
+    """The slots that shorter thoughts leave unused stand behind the columns that are read once."""
+    model = tiny_semcot(host=tiny_lm(family), **FIELDS, **WORDS).eval()
+    prompts = [shown(body) for body in [*BODIES, [31, 32, 33, 34], [60, 61]]]
+    with torch.no_grad():
+        assert len(set(model.implicit_thoughts(**padded(prompts)).steps.tolist())) > 1
+    expected = [expected_answer(model, prompt) for prompt in prompts]
+    for _ in range(2):
+        batch = padded(prompts)
+        found = model.generate(**batch, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+        assert new_ids(found, batch["input_ids"].shape[1]) == expected
+
+
 @pytest.mark.parametrize("family", GENERATORS)
 @pytest.mark.parametrize("fields", [{}, {**WORDS, "num_implicit_tokens": 3}])
 def test_thoughts_are_those_of_the_prompt_without_examples(tiny_lm, tiny_semcot, family, fields):
