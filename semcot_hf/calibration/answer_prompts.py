@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.evaluate import evaluate
 from ..evaluation.summary import compare_runs
-from ..inference.prompting import change_answer_prompt
 from ..inference.settings import answer_prompt_of, with_overrides
+from ..inference.templates import change_answer_prompt
 from ..modeling.checksums_semcot import tokenizer_checksum
 from ..modeling.configuration_semcot import SemCoTConfig, file_checksum
 from ..modeling.folders_semcot import ReplacedFolder

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, few_shot_ids, with_answer_prompt
+from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
+from ..inference.templates import few_shot_ids
 from ..modeling.configuration_semcot import SemCoTConfig
 from ..modeling.folders_semcot import TOKENIZERS
 from ..modeling.modeling_semcot import SemCoTForCausalLM

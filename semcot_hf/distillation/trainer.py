@@ -18,8 +18,9 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..answers import check_answer, infer_answer_type
 from ..data.rationale import rationale_agrees
 from ..inference.answering import Answerer
-from ..inference.prompting import change_few_shot, prompt_text, without_few_shot
+from ..inference.prompting import prompt_text
 from ..inference.settings import AnswerSettings
+from ..inference.templates import change_few_shot, without_few_shot
 from ..modeling import SemCoTForCausalLM
 from ..modeling.folders_semcot import check_run_folder
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput

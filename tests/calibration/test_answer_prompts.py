@@ -16,7 +16,8 @@ from semcot_hf.cli.main import main
 from semcot_hf.data import load_reasoning_dataset
 from semcot_hf.data.loading import write_splits
 from semcot_hf.evaluation import evaluate
-from semcot_hf.inference.prompting import change_answer_prompt, prompt_text
+from semcot_hf.inference.prompting import prompt_text
+from semcot_hf.inference.templates import change_answer_prompt
 from semcot_hf.modeling.checksums_semcot import tokenizer_checksum
 from semcot_hf.modeling.configuration_semcot import file_checksum
 from semcot_hf.modeling.escalation_semcot import Escalation

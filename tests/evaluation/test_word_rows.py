@@ -13,7 +13,8 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.evaluation import compare_runs, evaluate, mcnemar, print_report
 from semcot_hf.evaluation.report import duration, report_tables
 from semcot_hf.inference.answering import answer_questions
-from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.templates import change_few_shot
 
 ROWS = coin_flip.generate(10, seed=4, split="test")
 METHODS = ["no_cot", "cot", "condensed", "semcot", "semcot_hard", "words", "generator", "generator_no_cot"]

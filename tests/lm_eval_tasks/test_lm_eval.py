@@ -16,7 +16,8 @@ from semcot_hf.data.tasks import coin_flip
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH
 from semcot_hf.evaluation import evaluate
 from semcot_hf.evaluation.predictions import read_predictions
-from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, prompt_text, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, prompt_text, with_answer_prompt
+from semcot_hf.inference.templates import change_few_shot
 from semcot_hf.lm_eval_tasks import INCLUDE_PATH
 
 QUESTIONS = 12

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from semcot_hf import SemCoTConfig, SemCoTForCausalLM
-from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.templates import change_few_shot
 
 # peft 0.21 still reads the property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -13,8 +13,9 @@ from served import running
 
 from semcot_hf.cli.arguments import parse
 from semcot_hf.inference.answering import Answerer
-from semcot_hf.inference.prompting import answer_prompt_ids, change_few_shot, with_answer_prompt
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.inference.settings import AnswerSettings
+from semcot_hf.inference.templates import change_few_shot
 from semcot_hf.modeling.escalation_semcot import Escalation
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.engine import TransformersEngine
