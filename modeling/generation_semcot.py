@@ -17,7 +17,7 @@ from .answer_recorder_semcot import recorder_first
 from .candidates_semcot import SemCoTCandidatesMixin
 from .few_shot_semcot import few_shot_prefix
 from .offloading_semcot import execution_device
-from .question_cache_semcot import can_share, cut_cache
+from .question_cache_semcot import can_share, prefix_cache
 from .splicing_semcot import (
     Slots,
     asked_tokens,
@@ -129,9 +129,6 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
         else:
             _check_prefix(cache, columns)
-            if cache is None and not (layout.gaps or layout.behind):
-                cache = self._few_shot_cache(input_ids, mask, generation_config, kwargs)
-                kwargs |= {} if cache is None else {"past_key_values": cache}
             if not layout.found:
                 logger.warning_once(
                     "Some prompts do not end on the answer prompt this model was trained with "
@@ -144,6 +141,9 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
                 implicit_embeddings, implicit_attention_mask = self._make_tokens(*queries, count)
             implicit_embeddings, slots = packed(implicit_embeddings, implicit_attention_mask)
             slots = slots and _slots_behind(cache, slots)
+            if cache is None and not (layout.gaps or layout.behind):
+                cache = self._few_shot_cache(input_ids, mask, slots, generation_config, kwargs)
+                kwargs |= {} if cache is None else {"past_key_values": cache}
             # NaN and infinity survive the sum, which could overflow in float16.
             if not math.isfinite(implicit_embeddings.sum(dtype=torch.float32)):
                 raise ValueError(
@@ -157,7 +157,12 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
         return self._transformers.generate(input_ids, generation_config, **options)
 
     def _few_shot_cache(
-        self, ids: Tensor, mask: Tensor, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        slots: Slots | None,
+        generation_config: GenerationConfig | None,
+        kwargs: dict[str, Any],
     ) -> Cache | None:
         """Return the host's keys and values of the first columns of prompts, those of the worked examples in all rows.
 
@@ -178,9 +183,9 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             return None
         device = execution_device(self.get_input_embeddings())
         cache = self._cache_of_prompt("host", torch.tensor([prefix], device=device))
-        # A row's first columns are its padding and the prefix without its end, which the row's own pass reads again.
-        places = torch.arange(len(prefix), device=ids.device) - (mask == 0).sum(dim=1)[:, None]
-        return cut_cache(cache, torch.zeros(len(ids), dtype=torch.long), places.clamp(min=0), self.host)
+        # Slots that a row does not use are padding before its text.
+        padding = (mask == 0).sum(dim=1) + (0 if slots is None else slots.unused.to(mask.device))
+        return prefix_cache(cache, padding, self.host)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Start transformers' continuous batching, which works only for models without implicit tokens."""

@@ -108,6 +108,22 @@ def hidden_settings(model: PreTrainedModel, *names: str) -> Iterator[None]:
         model.generation_config = own
 
 
+def prefix_cache(cache: Cache, padding: Tensor, host: PreTrainedModel) -> Cache:
+    """Lay the keys and values of a prefix out for a batch of prompts that begin with it, padded on the left.
+
+    They are the batch's first columns, as many as the prefix has tokens: in a row with d columns of padding these are
+    the padding and the prefix without its last d tokens, which the row's own pass reads again. Masks, positions and
+    results are therefore those of the plain batch, and only the remaining columns are computed.
+
+    Args:
+        cache: keys and values of the prefix, one row, of a host that can share them (`can_share`).
+        padding: LongTensor (batch,), each row's columns of padding.
+        host: the causal LM that they are of.
+    """
+    columns = torch.arange(cache.get_seq_length()) - padding.cpu()[:, None]
+    return cut_cache(cache, torch.zeros(len(padding), dtype=torch.long), columns.clamp(min=0), host)
+
+
 def cut_cache(cache: Cache, rows: Tensor, columns: Tensor, host: PreTrainedModel) -> Cache:
     """Return a copy of some rows and columns of a cache whose layers keep all keys and values (`can_share`).
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import wraps
 
 # Read when the libraries are imported, so they are set before any of them is.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
@@ -197,3 +198,22 @@ def captured(capturing, monkeypatch):
 def float32_by_default(monkeypatch):
     """Train in float32 by default on every CPU, so that the numbers are the same on all."""
     monkeypatch.setattr("semcot_hf.training.device_defaults.cpu_has_bfloat16", lambda: False)
+
+
+@pytest.fixture
+def read_columns(monkeypatch):
+    """Have a model's host note how many columns each of its passes reads."""
+
+    def note(model):
+        widths, forward = [], model.host.get_decoder().forward
+
+        # The signature says what a host supports.
+        @wraps(forward)
+        def noted(input_ids=None, inputs_embeds=None, **kwargs):
+            widths.append((inputs_embeds if input_ids is None else input_ids).shape[1])
+            return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+        monkeypatch.setattr(model.host.get_decoder(), "forward", noted)
+        return widths
+
+    return note

@@ -1,14 +1,12 @@
 """The beginning that all prompts share (system prompt, few-shot examples), computed by the host once."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..modeling.offloading_semcot import execution_device
-from ..modeling.question_cache_semcot import can_share
+from ..modeling.question_cache_semcot import can_share, prefix_cache
 
 # For shorter prefixes, copying the cache costs more than it saves.
 SHORTEST_PREFIX = 16
@@ -29,10 +27,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 class SharedPrefix:
     """Keys and values of a prefix, laid out for any batch of prompts that begin with it.
 
-    A batch is padded on the left. Its first columns, as many as the prefix has tokens, come from here: in a row with
-    d columns of padding these are the padding and the prefix without its last d tokens, which the row's own pass
-    computes again. Masks, positions and results are therefore those of the plain batch, and only the remaining columns
-    are computed.
+    A batch is padded on the left, and its first columns come from here; see `prefix_cache`.
 
     Args:
         model: a causal LM, or a SemCoT model, whose host is run.
@@ -42,20 +37,16 @@ class SharedPrefix:
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, ids: Sequence[int]):
         self.ids = list(ids)
-        self._config = model.config.get_text_config(decoder=True)
+        self._model = model
         device = execution_device(model.get_input_embeddings())
-        cache = DynamicCache(config=self._config)
-        model.get_decoder()(
-            input_ids=torch.tensor([self.ids], device=device), past_key_values=cache, use_cache=True, return_dict=True
-        )
-        # (heads, prefix, head size), since the prefix is one row.
-        layers = cast(list[DynamicLayer], cache.layers)
-        self._layers = [(cast(torch.Tensor, x.keys)[0], cast(torch.Tensor, x.values)[0]) for x in layers]
+        self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        ids = torch.tensor([self.ids], device=device)
+        model.get_decoder()(input_ids=ids, past_key_values=self._cache, use_cache=True, return_dict=True)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def cache(self, lengths: Sequence[int]) -> DynamicCache:
+    def cache(self, lengths: Sequence[int]) -> Cache:
         """Return a new cache of the first `len(self)` columns of prompts of these lengths, padded to the longest.
 
         Raises:
@@ -63,13 +54,7 @@ class SharedPrefix:
         """
         if max(lengths) <= len(self):
             raise ValueError(f"lengths={list(lengths)}: no prompt is longer than the prefix of {len(self)} tokens.")
-        padding = max(lengths) - torch.tensor(lengths)
-        source = (torch.arange(len(self)) - padding[:, None]).clamp(min=0)
-        cache = DynamicCache(config=self._config)
-        for index, (keys, values) in enumerate(self._layers):
-            columns = source.to(keys.device)
-            cache.update(keys[:, columns].transpose(0, 1), values[:, columns].transpose(0, 1), index)
-        return cache
+        return prefix_cache(self._cache, max(lengths) - torch.tensor(lengths), self._model)
 
 
 def find_shared_prefix(

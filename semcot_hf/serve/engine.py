@@ -280,7 +280,6 @@ class TransformersEngine:
             do_sample=False,
             num_beams=1,
             max_new_tokens=1,
-            cache_implementation="dynamic",
             use_cache=True,
             return_dict_in_generate=True,
             output_logits=True,

@@ -1,7 +1,5 @@
 """Worked examples in the host's prompt: what the host reads, what the generator reads, and what is read once."""
 
-from functools import wraps
-
 import pytest
 import torch
 from slow_path import ANSWER, GENERATORS, HOSTS, NEW, STATEFUL, new_ids, padded, slow_path
@@ -48,25 +46,6 @@ def expected_answer(model, prompt, new_tokens=NEW):
     return text[len(prompt) :]
 
 
-@pytest.fixture
-def read_columns(monkeypatch):
-    """Have a model's host note how many columns each of its passes reads."""
-
-    def note(model):
-        widths, forward = [], model.host.get_decoder().forward
-
-        # The signature says what a host supports.
-        @wraps(forward)
-        def noted(input_ids=None, inputs_embeds=None, **kwargs):
-            widths.append((inputs_embeds if input_ids is None else input_ids).shape[1])
-            return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
-
-        monkeypatch.setattr(model.host.get_decoder(), "forward", noted)
-        return widths
-
-    return note
-
-
 def test_prompts_without_examples_stay_as_they_are():
     ids = torch.tensor([[0, *plain([11, 12])], plain([11, 12, 13])])
     mask = (ids > 0).long()
@@ -97,7 +76,7 @@ def test_hosts_read_the_examples_and_generators_do_not(tiny_lm, tiny_semcot, fam
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_thoughts_of_different_lengths_behind_the_examples(tiny_lm, tiny_semcot, family):
-    """The slots that shorter thoughts leave unused stand behind the columns that are read once."""
+    """The slots that shorter thoughts leave unused are padding before the columns that are read once."""
     model = tiny_semcot(host=tiny_lm(family), **FIELDS, **WORDS).eval()
     prompts = [shown(body) for body in [*BODIES, [31, 32, 33, 34], [60, 61]]]
     with torch.no_grad():

@@ -104,6 +104,46 @@ def test_thoughts_of_different_lengths_join_one_batch(tiny_lm, tiny_semcot, tiny
     assert len({one.job.implicit_tokens for one in asked}) > 2
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_worked_examples_are_read_once(family, tiny_lm, tiny_semcot, tiny_tokenizer, engine_of, read_columns):
+    """Also where thoughts of different lengths join a batch; hosts with sliding windows read each prompt whole."""
+    window = {"sliding_window": 8} if family.startswith("gemma") else {}
+    examples, answer = [50, 51, 52, 9, 53, 50, 61, 62, 63], [9]
+    model = tiny_semcot(
+        tiny_lm(family, eos_token_id=7, **window),
+        num_implicit_tokens=6,
+        generator_mode="sequential",
+        projection="vocabulary",
+        thought_length="adaptive",
+        end_of_thought_token_ids=list(range(0, 320, 4)),
+        answer_prompt_ids=answer,
+        few_shot_ids=examples,
+    )
+    prompts = [[3, *examples, *body, *answer] for body in prompts_of(12)]
+    prompts[5] = [3, *prompts_of(1, seed=1)[0], *answer]
+    expected = [alone(model, tiny_tokenizer, prompt, 5) for prompt in prompts]
+    model._prompt_caches, widths = None, read_columns(model)
+    engine = engine_of(model)
+    asked = [Asked(prompt, count=6, max_new_tokens=5) for prompt in prompts]
+    asked[0].job.max_new_tokens = 50
+    for one in asked[:2]:
+        engine.submit(one.job)
+    for number, one in enumerate(asked[2:], 2):
+        asked[number - 1].wait()
+        engine.submit(one.job)
+    found = [one.wait()[0] for one in asked]
+    assert found[0].startswith(expected[0]) and found[1:] == expected[1:]
+    assert len({one.job.implicit_tokens for one in asked}) > 2
+    read = [width for width in widths if width > 1]
+    if window:
+        assert min(read) > 1 + len(examples)
+    else:
+        # The examples; each prompt without them, but for the one that has none.
+        wanted = [len(one.job.prompt) + one.job.implicit_tokens for one in asked]
+        assert read[0] == 1 + len(examples) and sorted(read)[-1] <= max(wanted)
+        assert sum(read[1:]) <= sum(wanted) - 11 * (1 + len(examples)) + 8
+
+
 def test_hosts_that_sequences_cannot_join_answer_batch_after_batch(tiny_lm, tiny_semcot, tiny_tokenizer, engine_of):
     host = tiny_lm(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
     model = tiny_semcot(host)
