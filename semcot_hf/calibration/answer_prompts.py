@@ -1,47 +1,27 @@
 """`compare_answer_prompts`: answers after several answer prompts, and the best of these for a checkpoint."""
 
-import json
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.evaluate import evaluate
-from ..evaluation.summary import compare_runs
 from ..inference.settings import answer_prompt_of, with_overrides
 from ..inference.templates import change_answer_prompt
-from ..modeling.checksums_semcot import tokenizer_checksum
-from ..modeling.configuration_semcot import SemCoTConfig, file_checksum
-from ..modeling.folders_semcot import ReplacedFolder
-from ..options import check_range, option
-from ..storage import text_digest, write_atomically
-from .calibrate import check_checkpoint
-
-# What `change_answer_prompt` changes in a config.
-_CHANGED = ("answer_prompt_ids", "few_shot_ids", "tokenizer_checksum", "escalation")
+from ..options import option
+from .variants import Change, VariantConfig, compare_variants, write_variant
 
 
 @dataclass
-class AnswerPromptConfig:
+class AnswerPromptConfig(VariantConfig):
     """The answer prompts that are compared, and how."""
 
     answer_prompts: list[str] = option([], "Texts to try before an answer; the model's own is always tried.")
-    output_dir: str | None = option(
-        None, "Folder of the answers, from which an interrupted comparison continues; by default they are not kept."
-    )
-    answer_type: str | None = option(
-        None, "numeric, choice, yes_no, sequence or expression; by default inferred from the answers."
-    )
-    overwrite: bool = option(False, "Discard another run's answers in output_dir.")
-    batch_size: int = option(64, "Questions answered at once.")
-    max_new_tokens: int = option(24, "Most tokens of one answer.")
-    seed: int = option(0, "Seed of the bootstrap intervals.")
 
     def __post_init__(self) -> None:
-        check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
+        super().__post_init__()
         if isinstance(self.answer_prompts, str) or not self.answer_prompts or not all(self.answer_prompts):
             raise ValueError(
                 f"answer_prompts={self.answer_prompts!r}: give a list of one or more texts, such as 'The answer is:'."
@@ -105,76 +85,31 @@ def compare_answer_prompts(
             f"a model of type {model.config.model_type!r} has no implicit tokens, after which the answer prompt "
             "stands: pass a SemCoT checkpoint."
         )
-    rows, own = list(dataset), answer_prompt_of(model.config, tokenizer)
-    prompts = list(dict.fromkeys([own, *config.answer_prompts]))
-    settings: Any = model.config
-    before = {name: getattr(settings, name) for name in _CHANGED}
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            # All are checked before the first question is answered, each on the model as it was.
-            made = []
-            for prompt in prompts:
-                settings.update(before)
-                changed = change_answer_prompt(settings, tokenizer, prompt)
-                made.append((prompt, changed, {name: getattr(settings, name) for name in _CHANGED}))
-            folders = [Path(config.output_dir or temporary, text_digest([prompt])[:16]) for prompt in prompts]
-            found = []
-            for (prompt, changed, values), folder in zip(made, folders, strict=True):
-                settings.update(values)
-                report = evaluate(
-                    model,
-                    changed,
-                    rows,
-                    output_dir=str(folder),
-                    methods=["no_cot", "semcot"],
-                    controls=False,
-                    answer_type=config.answer_type,
-                    overwrite=config.overwrite,
-                    batch_size=config.batch_size,
-                    max_new_tokens=config.max_new_tokens,
-                    seed=config.seed,
-                    latency_samples=0,
-                    progress=progress,
-                )
-                row = {row["method"]: row for row in report["rows"]}
-                compared = {row["method"]: row for row in compare_runs(folder, folders[0], seed=config.seed)}
-                difference = None if prompt == own else compared["semcot"]
-                found.append(AnswerPromptResult(prompt, prompt == own, row["semcot"], row["no_cot"], difference))
-        finally:
-            settings.update(before)
+    own = answer_prompt_of(model.config, tokenizer)
+    changes: dict[str, Change] = {
+        prompt: partial(change_answer_prompt, answer_prompt=prompt) for prompt in (own, *config.answer_prompts)
+    }
+    compared = compare_variants(
+        model, tokenizer, dataset, changes, config, methods=("no_cot", "semcot"), progress=progress
+    )
+    found = [
+        AnswerPromptResult(prompt, prompt == own, one.rows["semcot"], one.rows["no_cot"], one.difference)
+        for prompt, one in compared.items()
+    ]
     return sorted(found, key=lambda result: -result.semcot["accuracy"])
 
 
 def write_answer_prompt(folder: str | Path, answer_prompt: str, *, trust_remote_code: bool = False) -> None:
-    """Change the answer prompt of a checkpoint in place: its config and tokenizer, not its weights.
-
-    Where the new files cannot be written, the old ones stay.
+    """Change the answer prompt of a checkpoint in place; see `write_variant` and `change_answer_prompt`.
 
     Args:
         folder: the checkpoint.
-        answer_prompt: see `change_answer_prompt`.
+        answer_prompt: the text.
         trust_remote_code: whether code of the tokenizer's own is run.
 
     Raises:
-        ValueError: as `check_checkpoint` and `change_answer_prompt`, or when the tokenizer is not the one that the
-            model was trained with; nothing is changed then.
+        ValueError: as these; nothing is changed then.
     """
-    path = check_checkpoint(folder)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    config = SemCoTConfig.from_pretrained(str(folder))
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(folder), trust_remote_code=trust_remote_code
+    write_variant(
+        folder, partial(change_answer_prompt, answer_prompt=answer_prompt), trust_remote_code=trust_remote_code
     )
-    if config.tokenizer_checksum not in (None, tokenizer_checksum(tokenizer)):
-        raise ValueError(
-            f"The tokenizer of {str(folder)!r} is not the one that the model was trained with: its files were changed "
-            "or damaged, or are another model's. Copy or download the checkpoint again."
-        )
-    tokenizer = change_answer_prompt(config, tokenizer, answer_prompt)
-    changed = {name: getattr(config, name) for name in _CHANGED}
-    content |= {name: value for name, value in changed.items() if name in content or value is not None}
-    if "config_checksum" in content:
-        content["config_checksum"] = file_checksum(content)
-    with ReplacedFolder(folder) as new:
-        tokenizer.save_pretrained(new.path)
-        write_atomically(Path(new.path, "config.json"), json.dumps(content, indent=2, sort_keys=True) + "\n")

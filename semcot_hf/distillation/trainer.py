@@ -40,7 +40,14 @@ from .phases import PhaseEnd, prepare_words_phase, scheduler_of_phases, with_wor
 from .question_cache import QuestionCache, question_ids
 from .saving import DistillationSaving
 from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .words import SCORING_EXAMPLES, choose_column, thought_messages, word_settings, worked_examples
+from .words import (
+    SCORING_EXAMPLES,
+    choose_column,
+    fits_thought,
+    thought_messages,
+    word_settings,
+    worked_examples,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -122,7 +129,12 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
             prompt = prompt_text(processing_class, "1 + 1")
             thoughts = word_settings(model, str(column), args, processing_class, prompt)
             known = ((example, schema_row(example, "train_dataset")) for example in train_dataset or ())
-            examples = worked_examples(known, thoughts, max(args.few_shot_examples, SCORING_EXAMPLES))
+            examples = worked_examples(
+                known,
+                thoughts.column,
+                max(args.few_shot_examples, SCORING_EXAMPLES),
+                fits_thought(model, processing_class),
+            )
             scoring = thought_messages(examples[:SCORING_EXAMPLES])
             if scoring and model.config.candidate_prompt is None:
                 ends = model.config.answer_prompt_ids or []

@@ -119,22 +119,37 @@ def word_settings(
     )
 
 
+def fits_thought(model: SemCoTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bool]:
+    """Return a function that tells whether words fit into a thought of the model, with its end.
+
+    Args:
+        model: a model that thinks in words.
+        tokenizer: the host's, which is the generator's too unless the model has another for it.
+    """
+    own: Any = model.words_tokenizer() if model.config.separate_generator_tokenizer else tokenizer
+    return lambda words: len(continued_ids(own, words)) < model.config.num_implicit_tokens
+
+
 def worked_examples(
-    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], settings: WordSettings, count: int
+    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    column: str,
+    count: int,
+    fits: Callable[[str], bool],
 ) -> list[dict[str, str]]:
     """Return the first rows whose words fit: their `query`, `words` and `answer`.
 
     Args:
         rows: pairs of a row of a dataset and the same in the dataset schema; of a stream the first ones are read.
-        settings: of the words.
+        column: of the words; see `words_of`.
         count: number of rows, or fewer where there are no more among the first thousand.
+        fits: whether words fit into a thought; see `fits_thought`.
     """
     found: list[dict[str, str]] = []
     for example, row in islice(rows, 1000):
         if len(found) >= count:
             break
-        text = words_of(example, row, settings.column)
-        if text and len(continued_ids(settings.tokenizer, text)) <= settings.limit:
+        text = words_of(example, row, column)
+        if text and fits(text):
             found.append({"query": str(row["query"]), "words": text, "answer": str(row["answer"])})
     return found
 

@@ -40,8 +40,8 @@ class SharedPrefix:
         self._model = model
         device = execution_device(model.get_input_embeddings())
         self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        ids = torch.tensor([self.ids], device=device)
-        model.get_decoder()(input_ids=ids, past_key_values=self._cache, use_cache=True, return_dict=True)
+        prefix = torch.tensor([self.ids], device=device)
+        model.get_decoder()(input_ids=prefix, past_key_values=self._cache, use_cache=True, return_dict=True)
 
     def __len__(self) -> int:
         return len(self.ids)

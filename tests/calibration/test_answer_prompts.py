@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
-from semcot_hf.calibration import answer_prompts
+from semcot_hf.calibration import variants
 from semcot_hf.calibration.answer_prompts import AnswerPromptConfig, compare_answer_prompts, write_answer_prompt
 from semcot_hf.cli.main import main
 from semcot_hf.data import load_reasoning_dataset
@@ -89,8 +89,8 @@ def test_every_prompt_stands_alone(saved, rows, monkeypatch):
         return {"rows": [{"method": name, "accuracy": 0.0} for name in ("no_cot", "semcot")]}
 
     compared = [{"method": "semcot", "difference": 0.0, "p": 1.0}]
-    monkeypatch.setattr(answer_prompts, "evaluate", answered)
-    monkeypatch.setattr(answer_prompts, "compare_runs", lambda *_, **__: compared)
+    monkeypatch.setattr(variants, "evaluate", answered)
+    monkeypatch.setattr(variants, "compare_runs", lambda *_, **__: compared)
     prompts = [TAUGHT, POOR, "\nSo:", "\nIt is:"]
     compare_answer_prompts(model, tokenizer, rows, answer_prompts=prompts, **OPTIONS)
     bare = prompt_text(tokenizer, "Is it?").removesuffix(OWN)
@@ -181,7 +181,7 @@ def test_what_fails_while_writing_leaves_the_checkpoint_whole(saved, monkeypatch
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(answer_prompts, "write_atomically", full)
+    monkeypatch.setattr(variants, "write_atomically", full)
     before = files(saved)
     with pytest.raises(OSError, match="No space left"):
         write_answer_prompt(saved, TAUGHT)
