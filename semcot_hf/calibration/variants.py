@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -81,7 +81,7 @@ def compare_variants(
     Raises:
         ValueError: as the changes; no question is answered then.
     """
-    rows, settings = list(dataset), model.config
+    rows, settings = list(dataset), cast(Any, model.config)
     before = {name: getattr(settings, name) for name in _CHANGED}
     with tempfile.TemporaryDirectory() as temporary:
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from ..calibration.few_shot import FewShotConfig
 from ..options import option
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     model, tokenizer = load_model(args)
     column = args.words_column or choose_column((row, row) for row in train)
     examples = worked_examples(
-        ((row, row) for row in train), column, max(args.few_shot_examples), fits_thought(model, tokenizer)
+        ((row, row) for row in train), column, max(args.few_shot_examples), fits_thought(cast(Any, model), tokenizer)
     )
     compared = compare_few_shot(model, tokenizer, rows, examples, args)
     header = ["worked examples", "accuracy", "95 % interval", "p against the own", "cut off"]
