@@ -77,6 +77,23 @@ def answering_host(tokenizer, steps=60, silent_behind=(), positions=512):
     return host.double().eval()
 
 
+def tiny_words_semcot(tokenizer, limit):
+    """A pair that answers with " yes" or " no" after words of its own number, at most `limit` and their end."""
+    generator = tiny_llama(tokenizer, 16, seed=5).double()
+    for weight in generator.parameters():
+        weight.data *= 4
+    return SemCoTForCausalLM.from_host_generator_pretrained(
+        answering_host(tokenizer, positions=1024),
+        generator,
+        num_implicit_tokens=limit,
+        generator_mode="sequential",
+        projection="vocabulary",
+        thought_length="adaptive",
+        end_of_thought_token_ids=list(range(0, len(tokenizer), 9)),
+        answer_prompt_ids=answer_prompt_ids(tokenizer),
+    )
+
+
 def tiny_semcot_over(host, tokenizer):
     set_seed(3)
     model = SemCoTForCausalLM.from_host_generator_pretrained(

@@ -105,7 +105,8 @@ def compare_few_shot(
     known = [own, *(given[:number] for number in config.few_shot_examples)]
     shown = {json.dumps(rows, ensure_ascii=False): rows for rows in known}
     changes: dict[str, Change] = {name: partial(change_few_shot, examples=rows) for name, rows in shown.items()}
-    compared = compare_variants(model, tokenizer, dataset, changes, config, once=("generator",), progress=progress)
+    further = {next(iter(changes)): ["generator"]}
+    compared = compare_variants(model, tokenizer, dataset, changes, config, further=further, progress=progress)
     found = [
         FewShotResult(shown[name], shown[name] == own, one.rows["semcot"], one.difference)
         for name, one in compared.items()

@@ -1,4 +1,4 @@
-"""Variants of a checkpoint, whose chat template adds other text to a question: compared on questions, and written."""
+"""Variants of a checkpoint with the same weights: other prompts, other numbers of candidates; compared and written."""
 
 import json
 import tempfile
@@ -18,8 +18,15 @@ from ..options import check_range, option
 from ..storage import text_digest, write_atomically
 from .calibrate import check_checkpoint
 
-# What a change of the template changes in a config.
-_CHANGED = ("answer_prompt_ids", "few_shot_ids", "tokenizer_checksum", "escalation")
+# What differs in the configs of variants.
+_CHANGED = (
+    "answer_prompt_ids",
+    "few_shot_ids",
+    "num_candidates",
+    "candidate_host_weight",
+    "tokenizer_checksum",
+    "escalation",
+)
 # Changes a config in place, and returns the tokenizer that belongs to it.
 Change = Callable[[SemCoTConfig, PreTrainedTokenizerBase], PreTrainedTokenizerBase]
 
@@ -64,7 +71,7 @@ def compare_variants(
     config: VariantConfig,
     *,
     methods: Sequence[str] = ("semcot",),
-    once: Sequence[str] = (),
+    further: Mapping[str, Sequence[str]] | None = None,
     progress: bool | Callable[[str, float], object] = True,
 ) -> dict[str, Compared]:
     """Answer questions by each variant of a SemCoT model, which is as before afterwards.
@@ -75,7 +82,7 @@ def compare_variants(
         changes: by a text that tells the variants apart, what makes them; the first one is the model as it is.
         config: see `VariantConfig`.
         methods: of `evaluate`, "semcot" among them.
-        once: further ones, for the first variant only, since the others do not change their answers.
+        further: more of them for some variants, where the others do not change their answers.
         progress: see `progress_bar`'s `show`.
 
     Raises:
@@ -95,13 +102,12 @@ def compare_variants(
             found = {}
             for name, (changed, values), folder in zip(changes, made, folders, strict=True):
                 settings.update(values)
-                first = folder == folders[0]
                 report = evaluate(
                     model,
                     changed,
                     rows,
                     output_dir=str(folder),
-                    methods=[*methods, *(once if first else ())],
+                    methods=[*methods, *(further or {}).get(name, ())],
                     controls=False,
                     answer_type=config.answer_type,
                     overwrite=config.overwrite,
@@ -112,7 +118,7 @@ def compare_variants(
                     progress=progress,
                 )
                 compared = {row["method"]: row for row in compare_runs(folder, folders[0], seed=config.seed)}
-                difference = None if first else compared["semcot"]
+                difference = None if folder == folders[0] else compared["semcot"]
                 found[name] = Compared({row["method"]: row for row in report["rows"]}, difference)
         finally:
             settings.update(before)

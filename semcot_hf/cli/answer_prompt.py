@@ -1,23 +1,18 @@
 """`semcot answer-prompt`: the answer prompt with most right answers on validation questions, for a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from ..calibration.answer_prompts import AnswerPromptConfig
-from ..options import option
 from ..tables import print_table
 from .arguments import DataArguments, load_model, load_splits, parse
+from .choices import ChoiceArguments, write_best
 
 
 @dataclass(kw_only=True)
-class AnswerPromptArguments(AnswerPromptConfig):
+class AnswerPromptArguments(AnswerPromptConfig, ChoiceArguments):
     """Which answer prompts are compared, and on what."""
-
-    model: str = field(metadata={"help": "Folder of a SemCoT checkpoint, which gets the best answer prompt."})
-    split: str = option("validation", "Split of the dataset whose questions decide.")
-    dry_run: bool = option(False, "Print the comparison and leave the checkpoint as it is.")
-    dtype: str = option("auto", "Data type of the weights.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -50,18 +45,7 @@ def run(argv: Sequence[str]) -> None:
         title=f"{len(rows)} questions of {data.dataset}",
     )
     best = results[0]
-    print("On new questions the best of several is worth a little less than here.")
-    if args.split == "test":
-        print("This was the test split: accuracy on it is no longer that on new questions.")
-    if best.own:
-        print("The checkpoint's own answer prompt is the best: nothing was written.")
-    elif args.dry_run:
-        print("Nothing was written (--dry_run).")
-    else:
-        calibrated = model.config.escalation is not None
-        write_answer_prompt(args.model, best.answer_prompt, trust_remote_code=args.trust_remote_code)
-        print(f"{best.answer_prompt!r} is written into {args.model}.")
-        if calibrated:
-            print("The rule of escalation was removed, since it was calibrated on other answers: calibrate again.")
-        if thinks_in_words(model):
-            print("The generator alone learned to answer after the old one: evaluate it before, to be fair to it.")
+    write = partial(write_answer_prompt, args.model, best.answer_prompt, trust_remote_code=args.trust_remote_code)
+    written = write_best(args, model, best.own, "answer prompt is", f"{best.answer_prompt!r} is", write)
+    if written and thinks_in_words(model):
+        print("The generator alone learned to answer after the old one: evaluate it before, to be fair to it.")

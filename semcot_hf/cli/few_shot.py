@@ -1,27 +1,24 @@
 """`semcot few-shot`: the number of worked examples with most right validation answers, for a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from ..calibration.few_shot import FewShotConfig
 from ..options import option
 from ..tables import print_table
 from .arguments import DataArguments, load_model, load_splits, parse
+from .choices import ChoiceArguments, write_best
 
 
 @dataclass(kw_only=True)
-class FewShotArguments(FewShotConfig):
-    """Which numbers of worked examples are compared, and on what."""
+class FewShotArguments(FewShotConfig, ChoiceArguments):
+    """Which numbers of worked examples, which are training rows, are compared, and on what."""
 
-    model: str = field(metadata={"help": "Folder of a SemCoT checkpoint, which gets the best worked examples."})
     words_column: str | None = option(
         None, "Words of the examples, those that the generator was trained on: the `words_column` of `semcot distill`."
     )
-    split: str = option("validation", "Split of the dataset whose questions decide; the examples are training rows.")
-    dry_run: bool = option(False, "Print the comparison and leave the checkpoint as it is.")
-    dtype: str = option("auto", "Data type of the weights.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -66,16 +63,5 @@ def run(argv: Sequence[str]) -> None:
     if examples:
         print(f"Words of the examples ({column}), as the generator should write them: {examples[0]['words']}")
     best = compared.results[0]
-    print("On new questions the best of several is worth a little less than here.")
-    if args.split == "test":
-        print("This was the test split: accuracy on it is no longer that on new questions.")
-    if best.own:
-        print("The checkpoint's own examples are the best: nothing was written.")
-    elif args.dry_run:
-        print("Nothing was written (--dry_run).")
-    else:
-        calibrated = model.config.escalation is not None
-        write_few_shot(args.model, best.examples, trust_remote_code=args.trust_remote_code)
-        print(f"{len(best.examples)} worked examples are written into {args.model}.")
-        if calibrated:
-            print("The rule of escalation was removed, since it was calibrated on other answers: calibrate again.")
+    write = partial(write_few_shot, args.model, best.examples, trust_remote_code=args.trust_remote_code)
+    write_best(args, model, best.own, "examples are", f"{len(best.examples)} worked examples are", write)

@@ -14,6 +14,7 @@ COMMANDS = {
     "calibrate": "fit when implicit answers are kept and when the host reasons in words, on validation questions",
     "answer-prompt": "choose the text before an answer on validation questions",
     "few-shot": "choose the number of worked examples for the host on validation questions",
+    "candidates": "choose the number of candidate thoughts on validation questions",
     "generate": "answer the questions of a JSONL file with any model; resumable",
     "serve": "answer over HTTP, with OpenAI's API: /v1/chat/completions and /v1/completions",
     "page": "show a checkpoint's answers with and without implicit tokens in the browser",

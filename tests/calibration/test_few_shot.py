@@ -1,7 +1,7 @@
 """Tests of `compare_few_shot` and `semcot few-shot`: counts, what is written, what stays, bad input."""
 
 import pytest
-from evaluation_models import answering_host, coin_flip_tokenizer, tiny_llama
+from evaluation_models import coin_flip_tokenizer, tiny_words_semcot
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
@@ -12,7 +12,7 @@ from semcot_hf.data.loading import write_splits
 from semcot_hf.data.tasks import coin_flip
 from semcot_hf.distillation.words import fits_thought, worked_examples
 from semcot_hf.evaluation import answer_questions, evaluate
-from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.inference.prompting import with_answer_prompt
 from semcot_hf.inference.templates import change_few_shot, few_shot_messages
 from semcot_hf.modeling.checksums_semcot import tokenizer_checksum
 
@@ -27,19 +27,7 @@ def train():
 @pytest.fixture
 def saved(tmp_path):
     tokenizer = coin_flip_tokenizer()
-    generator = tiny_llama(tokenizer, 16, seed=5).double()
-    for weight in generator.parameters():
-        weight.data *= 4
-    model = SemCoTForCausalLM.from_host_generator_pretrained(
-        answering_host(tokenizer, positions=1024),
-        generator,
-        num_implicit_tokens=60,
-        generator_mode="sequential",
-        projection="vocabulary",
-        thought_length="adaptive",
-        end_of_thought_token_ids=list(range(0, len(tokenizer), 9)),
-        answer_prompt_ids=answer_prompt_ids(tokenizer),
-    )
+    model = tiny_words_semcot(tokenizer, 60)
     tokenizer = with_answer_prompt(tokenizer)
     model.config.tokenizer_checksum = tokenizer_checksum(tokenizer)
     model.save_pretrained(tmp_path / "model")

@@ -38,6 +38,7 @@ SMALL = {
     "semcot evaluate": "--max_eval_samples 3 --max_new_tokens 4 --latency_samples 1",
     "semcot calibrate": "--max_eval_samples 40 --max_new_tokens 4 --latency_samples 1",
     "semcot answer-prompt": "--max_eval_samples 4 --max_new_tokens 4",
+    "semcot candidates": "--max_eval_samples 4 --max_new_tokens 4",
     "semcot few-shot": "--max_train_samples 12 --max_eval_samples 4 --max_new_tokens 4",
     "semcot generate": "--max_new_tokens 4",
     "semcot data": "",

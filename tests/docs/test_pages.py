@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = ("demo", "align", "distill", "evaluate", "generate", "condense", "convert", "data check", "page", "serve")
-COMMANDS += ("calibrate", "answer-prompt", "few-shot", "bench methods", "bench speed", "bench alignment")
+COMMANDS += ("calibrate", "answer-prompt", "few-shot", "candidates", "bench methods", "bench speed", "bench alignment")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
