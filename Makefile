@@ -65,7 +65,7 @@ bench: $(VENV)/.installed ## Run every method of the benchmark with 1, 4 and 16 
 REAL_MODELS ?= ../shared/models
 REAL_DATA ?= ../shared/data
 REAL_SETS ?= elements multiarith svamp commonsense_qa gsm8k coin_flip
-REAL_VARIANTS ?= words plan open paper stages stages_k1
+REAL_VARIANTS ?= words plan open few_shot paper stages stages_k1
 REAL_PAIRS ?= qwen2.5-coder-1.5b+qwen2.5-coder-0.5b qwen2.5-coder-1.5b+gemma-3-270m qwen2.5-coder-0.5b+gemma-3-270m
 real: $(VENV)/.installed ## Train and evaluate pairs of pretrained models in REAL_MODELS on the paper's sets in REAL_DATA
 	@if [ -d $(REAL_MODELS) ] && [ -d $(REAL_DATA) ]; then \
