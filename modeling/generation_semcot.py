@@ -129,6 +129,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
         else:
             _check_prefix(cache, columns)
+            _check_cropped(cache)
             if not layout.found:
                 logger.warning_once(
                     "Some prompts do not end on the answer prompt this model was trained with "
@@ -438,6 +439,17 @@ def _check_prefix(cache: Cache | None, columns: int | Tensor) -> None:
             f"past_key_values holds {cached} columns that this model's generate did not make, but implicit tokens "
             f"go before column {first}: pass a cache of at most the columns before it, one returned by generate, "
             "or num_implicit_tokens=0."
+        )
+
+
+def _check_cropped(cache: Any) -> None:
+    """Raise ValueError for a returned cache that was cropped to the prompts, with padding where slots are unused."""
+    slots: Slots | None = getattr(cache, "implicit_slots", None)
+    cached = 0 if cache is None else int(cache.get_seq_length())
+    if slots is not None and slots.start < cached and bool(slots.unused.any()):
+        raise ValueError(
+            f"past_key_values is a cache of an earlier call that was cropped to {cached} columns, whose rows were "
+            "padded to thoughts of different lengths: start with a new cache, or pass one question at a time."
         )
 
 

@@ -45,7 +45,8 @@ class CandidatesResult:
     Args:
         candidates: number and weight.
         own: whether they are the model's own.
-        semcot: row of the report of `evaluate`, with `accuracy` and `ci95`, fractions, and `seconds_per_query`.
+        semcot: row of the report of `evaluate`, with `accuracy` and `ci95`; fractions.
+        seconds: mean time of an answer, that of its batch divided by the batch's questions.
         generator: that of the generator alone, after the most probable of as many thoughts.
         difference: to the model's own, with implicit tokens, as `compare_runs` gives it; `None` for its own.
     """
@@ -53,6 +54,7 @@ class CandidatesResult:
     candidates: Candidates
     own: bool
     semcot: dict[str, Any]
+    seconds: float
     generator: dict[str, Any]
     difference: dict[str, Any] | None
 
@@ -103,9 +105,9 @@ def compare_candidates(
             "pass a SemCoT checkpoint of the recipe 'words'."
         )
     settings = cast(Any, model.config)
-    own = Candidates(settings.num_candidates, settings.candidate_host_weight)
+    own = Candidates(settings.num_candidates, float(settings.candidate_host_weight))
     tried = {
-        Candidates(number, own.host_weight if number == 1 else weight)
+        Candidates(number, own.host_weight if number == 1 else float(weight))
         for number in config.num_candidates
         for weight in config.host_weights
     }
@@ -122,6 +124,7 @@ def compare_candidates(
             named[name],
             named[name] == own,
             one.rows["semcot"],
+            one.seconds,
             compared[firsts[named[name].number]].rows["generator"],
             one.difference,
         )

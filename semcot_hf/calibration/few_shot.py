@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..inference.settings import thinks_in_words, with_overrides
 from ..inference.templates import change_few_shot, few_shot_messages
 from ..options import option
+from ..storage import text_digest
 from .variants import Change, VariantConfig, compare_variants, write_variant
 
 
@@ -101,9 +102,9 @@ def compare_few_shot(
         {"query": asked["content"], "words": answered["words"], "answer": answered["answer"]}
         for asked, answered in zip(*[iter(few_shot_messages(tokenizer))] * 2, strict=True)
     ]
-    given = [{name: str(row[name]) for name in ("query", "words", "answer")} for row in examples]
+    given = [{name: _text(row.get(name)) for name in ("query", "words", "answer")} for row in examples]
     known = [own, *(given[:number] for number in config.few_shot_examples)]
-    shown = {json.dumps(rows, ensure_ascii=False): rows for rows in known}
+    shown = {f"{len(rows)} worked examples ({text_digest([json.dumps(rows)])[:16]})": rows for rows in known}
     changes: dict[str, Change] = {name: partial(change_few_shot, examples=rows) for name, rows in shown.items()}
     further = {next(iter(changes)): ["generator"]}
     compared = compare_variants(model, tokenizer, dataset, changes, config, further=further, progress=progress)
@@ -113,6 +114,10 @@ def compare_few_shot(
     ]
     generator = next(iter(compared.values())).rows["generator"]
     return FewShotComparison(sorted(found, key=lambda result: -result.semcot["accuracy"]), generator)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def write_few_shot(

@@ -10,7 +10,10 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.evaluate import evaluate
+from ..evaluation.predictions import read_predictions
 from ..evaluation.summary import compare_runs
+from ..inference.answering import Answerer
+from ..inference.settings import AnswerSettings
 from ..modeling.checksums_semcot import tokenizer_checksum
 from ..modeling.configuration_semcot import SemCoTConfig, file_checksum
 from ..modeling.folders_semcot import ReplacedFolder
@@ -57,10 +60,12 @@ class Compared:
     Args:
         rows: rows of the report of `evaluate`, by method.
         difference: to the first variant, with implicit tokens, as `compare_runs` gives it; `None` for that itself.
+        seconds: mean time of an answer with implicit tokens, that of its batch divided by the batch's questions.
     """
 
     rows: dict[str, dict[str, Any]]
     difference: dict[str, Any] | None
+    seconds: float
 
 
 def compare_variants(
@@ -86,7 +91,8 @@ def compare_variants(
         progress: see `progress_bar`'s `show`.
 
     Raises:
-        ValueError: as the changes; no question is answered then.
+        ValueError: as the changes, or for a variant whose prompts leave no room in the context; no question is
+            answered then.
     """
     rows, settings = list(dataset), cast(Any, model.config)
     before = {name: getattr(settings, name) for name in _CHANGED}
@@ -94,9 +100,11 @@ def compare_variants(
         try:
             # All are made before the first question is answered, each from the model as it was.
             made = []
-            for change in changes.values():
+            for name, change in changes.items():
                 settings.update(before)
                 changed = change(settings, tokenizer)
+                answering = AnswerSettings(method="semcot", max_new_tokens=config.max_new_tokens)
+                _check_context(name, Answerer(model, changed, answering), rows)
                 made.append((changed, {name: getattr(settings, name) for name in _CHANGED}))
             folders = [Path(config.output_dir or temporary, text_digest([name])[:16]) for name in changes]
             found = {}
@@ -119,10 +127,19 @@ def compare_variants(
                 )
                 compared = {row["method"]: row for row in compare_runs(folder, folders[0], seed=config.seed)}
                 difference = None if folder == folders[0] else compared["semcot"]
-                found[name] = Compared({row["method"]: row for row in report["rows"]}, difference)
+                answers = read_predictions(folder / "predictions-semcot.jsonl")
+                seconds = sum(answer["seconds"] for answer in answers) / len(answers)
+                found[name] = Compared({row["method"]: row for row in report["rows"]}, difference, seconds)
         finally:
             settings.update(before)
     return found
+
+
+def _check_context(name: str, answerer: Answerer, rows: Sequence[Mapping[str, Any]]) -> None:
+    longest = max((len(prompt) for prompt in answerer.prompts(row["query"] for row in rows)), default=0)
+    problem = answerer.context_problem(longest)
+    if problem is not None:
+        raise ValueError(f"{name}: {problem}. Leave this out, or choose shorter examples or questions.")
 
 
 def write_variant(folder: str | Path, change: Change, *, trust_remote_code: bool = False) -> None:

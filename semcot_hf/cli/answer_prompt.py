@@ -46,6 +46,7 @@ def run(argv: Sequence[str]) -> None:
     )
     best = results[0]
     write = partial(write_answer_prompt, args.model, best.answer_prompt, trust_remote_code=args.trust_remote_code)
-    written = write_best(args, model, best.own, "answer prompt is", f"{best.answer_prompt!r} is", write)
-    if written and thinks_in_words(model):
+    kept, written = "The checkpoint's own answer prompt is the best", f"{best.answer_prompt!r} is written into"
+    changed = write_best(args, model, best.own, kept, written, write)
+    if changed and thinks_in_words(model):
         print("The generator alone learned to answer after the old one: evaluate it before, to be fair to it.")

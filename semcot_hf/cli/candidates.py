@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
                 percent(result.semcot["accuracy"]),
                 percent_interval(result.semcot["ci95"]),
                 "" if result.difference is None else p_value(result.difference["p"]),
-                duration(result.semcot["seconds_per_query"]),
+                duration(result.seconds),
                 percent(result.generator["accuracy"]),
             ]
             for result in results
@@ -54,8 +54,8 @@ def run(argv: Sequence[str]) -> None:
     )
     best = results[0]
     number, weight = best.candidates
-    written = (
-        f"{number} candidates and a weight of {weight:g} are" if number > 1 else "One thought for each question is"
-    )
+    found = f"{number} candidates and a weight of {weight:g} are" if number > 1 else "num_candidates=1 is"
     write = partial(write_candidates, args.model, best.candidates, trust_remote_code=args.trust_remote_code)
-    write_best(args, model, best.own, "number and weight are", written, write)
+    write_best(
+        args, model, best.own, "The checkpoint's own number and weight are the best", f"{found} written into", write
+    )

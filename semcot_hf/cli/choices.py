@@ -21,7 +21,7 @@ class ChoiceArguments:
 
 
 def write_best(
-    args: Any, model: PreTrainedModel, own: bool, what: str, written: str, write: Callable[[], None]
+    args: Any, model: PreTrainedModel, own: bool, best: str, written: str, write: Callable[[], None]
 ) -> bool:
     """Write the best variant into the checkpoint unless it is the own one, and print what to know about the choice.
 
@@ -29,8 +29,8 @@ def write_best(
         args: with the fields of `ChoiceArguments`.
         model: the checkpoint's model.
         own: whether the best variant is that of the checkpoint.
-        what: what it is called, for "The checkpoint's own ... the best".
-        written: what is written, for "... written into FOLDER".
+        best: says so of the own one, for "...: nothing was written."
+        written: says so of another one, for "... FOLDER."
         write: writes it.
 
     Returns:
@@ -40,13 +40,13 @@ def write_best(
     if args.split == "test":
         print("This was the test split: accuracy on it is no longer that on new questions.")
     if own:
-        print(f"The checkpoint's own {what} the best: nothing was written.")
+        print(f"{best}: nothing was written.")
     elif args.dry_run:
         print("Nothing was written (--dry_run).")
     else:
         calibrated = getattr(model.config, "escalation", None) is not None
         write()
-        print(f"{written} written into {args.model}.")
+        print(f"{written} {args.model}.")
         if calibrated:
             print("The rule of escalation was removed, since it was calibrated on other answers: calibrate again.")
         return True

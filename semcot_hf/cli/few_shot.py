@@ -30,6 +30,8 @@ def run(argv: Sequence[str]) -> None:
 
     data, args = parse("semcot few-shot", (DataArguments, FewShotArguments), argv)
     check_checkpoint(args.model)
+    if args.split == "train":
+        raise ValueError("split='train': the examples are training rows, whose answers they show. Take another split.")
     splits = load_splits(data, args.split, "train")
     rows, train = splits[args.split], splits["train"]
     model, tokenizer = load_model(args)
@@ -37,6 +39,11 @@ def run(argv: Sequence[str]) -> None:
     examples = worked_examples(
         ((row, row) for row in train), column, max(args.few_shot_examples), fits_thought(cast(Any, model), tokenizer)
     )
+    if len(examples) < max(args.few_shot_examples):
+        raise ValueError(
+            f"few_shot_examples={args.few_shot_examples}, words_column={column!r}: only {len(examples)} of the first "
+            "thousand training rows have such words that fit into a thought. Lower the numbers, or take other words."
+        )
     compared = compare_few_shot(model, tokenizer, rows, examples, args)
     header = ["worked examples", "accuracy", "95 % interval", "p against the own", "cut off"]
     table = [
@@ -63,5 +70,10 @@ def run(argv: Sequence[str]) -> None:
     if examples:
         print(f"Words of the examples ({column}), as the generator should write them: {examples[0]['words']}")
     best = compared.results[0]
+    number = len(best.examples)
+    kept = "The checkpoint's own examples are the best" if number else "The host is best without examples"
+    written = f"{number} worked example{'s are' if number > 1 else ' is'} written into"
+    if not number:
+        written = "The host is best without examples, and they were removed from"
     write = partial(write_few_shot, args.model, best.examples, trust_remote_code=args.trust_remote_code)
-    write_best(args, model, best.own, "examples are", f"{len(best.examples)} worked examples are", write)
+    write_best(args, model, best.own, kept, written, write)

@@ -91,6 +91,7 @@ def test_every_prompt_stands_alone(saved, rows, monkeypatch):
     compared = [{"method": "semcot", "difference": 0.0, "p": 1.0}]
     monkeypatch.setattr(variants, "evaluate", answered)
     monkeypatch.setattr(variants, "compare_runs", lambda *_, **__: compared)
+    monkeypatch.setattr(variants, "read_predictions", lambda path: [{"seconds": 1.0}])
     prompts = [TAUGHT, POOR, "\nSo:", "\nIt is:"]
     compare_answer_prompts(model, tokenizer, rows, answer_prompts=prompts, **OPTIONS)
     bare = prompt_text(tokenizer, "Is it?").removesuffix(OWN)

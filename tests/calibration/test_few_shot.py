@@ -5,7 +5,7 @@ from evaluation_models import coin_flip_tokenizer, tiny_words_semcot
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM
-from semcot_hf.calibration.few_shot import FewShotConfig, compare_few_shot, write_few_shot
+from semcot_hf.calibration.few_shot import FewShotConfig, compare_few_shot
 from semcot_hf.cli.main import main
 from semcot_hf.data import load_reasoning_dataset
 from semcot_hf.data.loading import write_splits
@@ -106,10 +106,18 @@ def test_the_best_examples_are_written_without_the_weights(saved, loaded, exampl
     model, tokenizer = SemCoTForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
     assert [message["content"] for message in few_shot_messages(tokenizer)[::2]] == [r["query"] for r in examples[:2]]
     assert model.config.few_shot_ids and model.config.tokenizer_checksum == tokenizer_checksum(tokenizer)
+    assert main([*command, "--split", "train"]) == 1
+    assert "split='train': the examples are training rows" in capsys.readouterr().err
+    assert main([*command, "--words_column", "none"]) == 1
+    assert "words_column='none': only 0 of the first thousand training rows" in capsys.readouterr().err
     # Written is written: now they are the checkpoint's own.
     assert main(command) == 0
     assert "own examples are the best" in capsys.readouterr().out and files(saved) == after
-    write_few_shot(saved, [])
+    rows = rows_that_suit(*loaded, [])
+    write_splits({"train": train, "validation": rows, "test": rows[:1]}, tmp_path / "other")
+    command[command.index("--dataset") + 1] = str(tmp_path / "other")
+    assert main([*command, "--few_shot_examples", "0"]) == 0
+    assert "The host is best without examples, and they were removed from" in capsys.readouterr().out
     taken = files(saved)
     assert all(taken[name] == before[name] for name in before if name != "tokenizer_config.json")
 
@@ -121,6 +129,17 @@ def test_models_without_words_and_bad_numbers_are_refused(loaded, examples, save
         compare_few_shot(model.host, tokenizer, [], examples, **OPTIONS)
     with pytest.raises(ValueError, match=r"few_shot_examples=\[4\]: there are only 3 examples"):
         compare_few_shot(model, tokenizer, [], examples, few_shot_examples=[4], **OPTIONS)
+    for words in ({"words": None}, {}):
+        with pytest.raises(ValueError, match="examples has a row without words: .*Complete it"):
+            row = {"query": "?", "answer": "yes", **words}
+            compare_few_shot(model, tokenizer, [], [row], few_shot_examples=[1], **OPTIONS)
+    long = [{"query": "Is it? " * 500, "words": "heads", "answer": "yes"}]
+    model.generate = lambda *_, **__: pytest.fail("generate was called")
+    with pytest.raises(
+        ValueError, match="1 worked examples .*a prompt of .* tokens .*Leave this out, or choose shorter"
+    ):
+        compare_few_shot(model, tokenizer, coin_flip.generate(2, seed=1), long, few_shot_examples=[0, 1], **OPTIONS)
+    del model.generate
     assert model.config.to_dict() == before
     for numbers in ([], 4, [0, -1]):
         with pytest.raises(ValueError, match="few_shot_examples=.*: give a list of one or more numbers"):

@@ -195,6 +195,24 @@ def test_a_cache_goes_on_after_examples(tiny_semcot):
     assert second.sequences[0].tolist() == text
 
 
+def test_a_cropped_cache_of_thoughts_of_different_lengths_is_refused(tiny_semcot):
+    model = tiny_semcot(**FIELDS, **WORDS).eval()
+    options = dict(max_new_tokens=2, do_sample=False, eos_token_id=None, return_dict_in_generate=True)
+    for make in (shown, plain):
+        batch = padded([make(body) for body in [*BODIES, [31, 32, 33, 34], [60, 61]]])
+        first = model.generate(**batch, **options)
+        cache = first.past_key_values
+        assert cache.implicit_slots.unused.any()
+        cache.crop(2 - cache.get_seq_length())
+        with pytest.raises(ValueError, match="cropped to 2 columns, whose rows were padded to thoughts"):
+            model.generate(**batch, past_key_values=cache, **options)
+        one = {name: part[1:2] for name, part in batch.items()}
+        alone = model.generate(**one, **options)
+        alone.past_key_values.crop(2 - alone.past_key_values.get_seq_length())
+        again = model.generate(**one, past_key_values=alone.past_key_values, **options)
+        assert torch.equal(again.sequences, alone.sequences)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", *STATEFUL])
 def test_candidates_are_scored_after_the_examples(tiny_lm, tiny_semcot, family):
     host = tiny_lm(family.partition("-")[0], **{**HOSTS, **STATEFUL}[family])
