@@ -14,7 +14,8 @@ from transformers.utils import ModelOutput, logging
 from .answer_recorder_semcot import AnswerRecorder, HeldStreamer, used_ids
 from .escalation_semcot import ANSWER_SIGNALS, ROUTER_SIGNALS, SIGNALS, Escalation
 from .few_shot_semcot import without_few_shot
-from .generation_semcot import SemCoTGenerationMixin, holds_tokens
+from .generation_semcot import SemCoTGenerationMixin
+from .given_caches_semcot import holds_tokens
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache, hidden_settings
 from .splicing_semcot import Slots, check_layout, context_of, positions_from_mask, prompt_layout

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .answer_recorder_semcot import recorder_first
 from .candidates_semcot import SemCoTCandidatesMixin
 from .few_shot_semcot import few_shot_prefix
+from .given_caches_semcot import check_cropped, check_prefix, held_rows, held_tokens, holds_tokens, slots_behind
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, prefix_cache
 from .splicing_semcot import (
@@ -108,7 +109,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
         # A cache of an earlier turn contains its implicit tokens; a zero-width placeholder keeps their count.
         held = holds_tokens(cache, getattr(generation_config, "is_assistant", False))
         if held:
-            count = _held_tokens(cache, num_implicit_tokens, implicit_embeddings)
+            count = held_tokens(cache, num_implicit_tokens, implicit_embeddings)
         hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         if count == 0:
             check_first_ids(input_ids, cache, self.config.get_text_config().vocab_size)
@@ -123,13 +124,13 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
         check_context(layout.longest, count, asked_tokens(input_ids, kwargs), context_of(host_config))
         columns, slots = layout.columns, None
         if held:
-            columns = _held_rows(cache.implicit_columns, input_ids.shape[0])
+            columns = held_rows(cache.implicit_columns, input_ids.shape[0])
             slots = getattr(cache, "implicit_slots", None)
-            slots = slots and slots._replace(unused=_held_rows(slots.unused, input_ids.shape[0]))
+            slots = slots and slots._replace(unused=held_rows(slots.unused, input_ids.shape[0]))
             implicit_embeddings = torch.empty(input_ids.shape[0], count, 0, device=input_ids.device)
         else:
-            _check_prefix(cache, columns)
-            _check_cropped(cache)
+            check_prefix(cache, columns)
+            check_cropped(cache)
             if not layout.found:
                 logger.warning_once(
                     "Some prompts do not end on the answer prompt this model was trained with "
@@ -141,7 +142,7 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
                 queries = generator_queries(input_ids, mask, columns, self._pad_id(), layout.extent)
                 implicit_embeddings, implicit_attention_mask = self._make_tokens(*queries, count)
             implicit_embeddings, slots = packed(implicit_embeddings, implicit_attention_mask)
-            slots = slots and _slots_behind(cache, slots)
+            slots = slots and slots_behind(cache, slots)
             if cache is None and not (layout.gaps or layout.behind):
                 cache = self._few_shot_cache(input_ids, mask, slots, generation_config, kwargs)
                 kwargs |= {} if cache is None else {"past_key_values": cache}
@@ -426,80 +427,6 @@ class SemCoTGenerationMixin(GenerationMixin, SemCoTCandidatesMixin):
             for name in ("pad_token_id", "eos_token_id")
         )
         return inferred_mask(input_ids, pad, end)
-
-
-def _check_prefix(cache: Cache | None, columns: int | Tensor) -> None:
-    """Raise ValueError if a cache of the prompts' first columns reaches beyond the place of the implicit tokens."""
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    if cached == 0:
-        return
-    first = columns if isinstance(columns, int) else int(columns.min())
-    if cached > first:
-        raise ValueError(
-            f"past_key_values holds {cached} columns that this model's generate did not make, but implicit tokens "
-            f"go before column {first}: pass a cache of at most the columns before it, one returned by generate, "
-            "or num_implicit_tokens=0."
-        )
-
-
-def _check_cropped(cache: Any) -> None:
-    """Raise ValueError for a returned cache that was cropped to the prompts, with padding where slots are unused."""
-    slots: Slots | None = getattr(cache, "implicit_slots", None)
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    if slots is not None and slots.start < cached and bool(slots.unused.any()):
-        raise ValueError(
-            f"past_key_values is a cache of an earlier call that was cropped to {cached} columns, whose rows were "
-            "padded to thoughts of different lengths: start with a new cache, or pass one question at a time."
-        )
-
-
-def holds_tokens(cache: Any, is_assistant: bool) -> bool:
-    """Return whether a cache contains the implicit tokens of an earlier `generate`.
-
-    A cache that was cropped to fewer columns is a prefix; an assistant's is cropped by a loop that counts text only.
-    """
-    cached = int(cache.get_seq_length()) if hasattr(cache, "implicit_columns") else 0
-    if cached == 0:
-        return False
-    columns = cache.implicit_columns
-    last = columns if isinstance(columns, int) else int(columns.max())
-    return is_assistant or cached >= last + cache.implicit_count
-
-
-def _held_tokens(cache: Any, num_implicit_tokens: int | None, implicit_embeddings: Tensor | None) -> int:
-    """Return the number of implicit tokens in a cache; raise ValueError if the call asks for others."""
-    if num_implicit_tokens not in (None, cache.implicit_count) or implicit_embeddings is not None:
-        raise ValueError(
-            f"past_key_values holds {cache.implicit_count} implicit tokens from its first turn: leave "
-            "implicit_embeddings and num_implicit_tokens out, or start with a new cache."
-        )
-    return cache.implicit_count
-
-
-def _held_rows(values: Any, batch: int) -> Any:
-    """Return what a cache says of each row's tokens for `batch` rows, also after `batch_repeat_interleave`."""
-    if isinstance(values, int) or len(values) == batch:
-        return values
-    if batch % len(values):
-        raise ValueError(
-            f"past_key_values holds the implicit tokens of {len(values)} rows, input_ids has {batch}: pass as many."
-        )
-    return values.repeat_interleave(batch // len(values))
-
-
-def _slots_behind(cache: Cache | None, slots: Slots) -> Slots:
-    """Return the slots, of which the unused ones follow the columns in a cache of the prompts.
-
-    Raises:
-        ValueError: for a cache with sliding windows, which count columns, so that unused slots would narrow them.
-    """
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    if cached and cache is not None and any(cache.is_sliding):
-        raise ValueError(
-            f"past_key_values holds {cached} columns of a host with sliding windows, and the questions have different "
-            "numbers of implicit tokens: leave past_key_values out, or pass one question at a time."
-        )
-    return slots._replace(start=cached)
 
 
 def _tokens_in(kwargs: dict[str, Any]) -> tuple[Any, Any, Slots | None]:
