@@ -26,15 +26,7 @@ def run(argv: Sequence[str]) -> None:
     rows = load_splits(data, args.split)[args.split]
     model, tokenizer = load_model(args)
     results = compare_candidates(model, tokenizer, rows, args)
-    header = [
-        "candidates",
-        "host's weight",
-        "SemCoT",
-        "95 % interval",
-        "p against the own",
-        "per question",
-        "generator alone",
-    ]
+    header = ["candidates", "weight", "SemCoT", "95 % interval", "p vs own", "time", "generator"]
     print_table(
         header,
         [
@@ -50,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
             for result in results
         ],
         right=header,
-        title=f"{len(rows)} questions of {data.dataset}, {args.batch_size} at once",
+        title=f"{len(rows)} questions of {data.dataset}, {args.batch_size} at once; weight of the host; generator alone",
     )
     best = results[0]
     number, weight = best.candidates
