@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> None:
     rows = load_splits(data, args.split)[args.split]
     model, tokenizer = load_model(args)
     results = compare_candidates(model, tokenizer, rows, args)
-    header = ["candidates", "weight", "SemCoT", "95 % interval", "p vs own", "time", "generator"]
+    header = ["candidates", "weight", "SemCoT", "95 % interval", "p vs own", "time", "alone"]
     print_table(
         header,
         [
@@ -42,9 +42,10 @@ def run(argv: Sequence[str]) -> None:
             for result in results
         ],
         right=header,
-        title=f"{len(rows)} questions of {data.dataset}, {args.batch_size} at once; weight of the host; generator alone",
+        title=f"{len(rows)} questions of {data.dataset}, {args.batch_size} at once",
     )
     best = results[0]
+    print("weight: of the host in the choice; alone: the generator, after the most probable of as many thoughts")
     number, weight = best.candidates
     found = f"{number} candidates and a weight of {weight:g} are" if number > 1 else "num_candidates=1 is"
     write = partial(write_candidates, args.model, best.candidates, trust_remote_code=args.trust_remote_code)

@@ -94,7 +94,7 @@ def test_the_best_is_written_without_the_weights(saved, rows, tmp_path, capsys):
     assert "Nothing was written" in capsys.readouterr().out
     assert main(command) == 0
     printed, after = capsys.readouterr().out, files(saved)
-    assert f"{len(rows)} questions of" in printed and "generator" in printed
+    assert f"{len(rows)} questions of" in printed and "alone: the generator" in printed
     assert f"4 candidates and a weight of 1 are written into {saved}" in printed
     assert "The rule of escalation was removed" in printed
     changed = {name for name in after if after[name] != before.get(name)}
