@@ -2,12 +2,14 @@
 
 import ast
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from lowest_versions import PROJECT, PYPROJECT, all_floors, floors
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for folder in ("semcot_hf", "modeling") for path in (ROOT / folder).rglob("*.py"))
@@ -83,6 +85,18 @@ def test_every_dependency_has_a_floor():
     assert all_floors()
     with pytest.raises(ValueError, match="torch declares no lowest version: add one with >="):
         floors(["torch"])
+
+
+def test_what_is_installed_at_its_floor_accepts_the_floors_of_the_others():
+    # Without the network no other version's requirements are known; `make test-floor` installs all floors.
+    lowest = {canonicalize_name(one.name): next(iter(one.specifier)).version for one in map(Requirement, all_floors())}
+    at_floor = [name for name, floor in lowest.items() if Version(metadata.version(name)) == Version(floor)]
+    assert at_floor
+    for name in at_floor:
+        for requirement in map(Requirement, metadata.requires(name) or []):
+            floor = lowest.get(canonicalize_name(requirement.name))
+            if floor is not None and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                assert requirement.specifier.contains(floor), f"{name} {lowest[name]} requires {requirement}"
 
 
 def test_every_folder_of_the_package_is_listed():
