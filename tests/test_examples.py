@@ -27,6 +27,7 @@ from semcot_hf.data.tasks import elements, facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.evaluation.statistics import accuracy_interval
+from semcot_hf.inference.settings import read_thought_prompt
 
 pytest_plugins = ["distillation_fixtures"]
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -152,6 +153,7 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     done = subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
     assert "### svamp, h, g, words" in done.stdout and "| host, explicit CoT | " in done.stdout
     assert "(prompt tuning) | " in done.stdout
+    assert re.search(r"^Trained on \d+ rows: 2 steps, 0 minutes, \S+ PFLOP\.$", done.stdout, re.MULTILINE)
     kept = output / "results" / "svamp--h--g--words.jsonl.gz"
     header = next(line for line in done.stdout.splitlines() if line.startswith("| row |"))
     timed = "seconds a question | of explicit CoT's time"
@@ -160,9 +162,9 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
         written = [json.loads(line) for line in file]
     rows = [row for row in written if "index" in row]
     times = {(row["method"], row["batch_size"]) for row in written if "median" in row}
-    assert {("no_cot", 1), ("semcot", 1), ("semcot", 2), ("generator", 2)} <= times and len(rows) + len(times) == len(
-        written
-    )
+    assert {("no_cot", 1), ("semcot", 1), ("semcot", 2), ("generator", 2)} <= times
+    [training_line] = [row for row in written if "training" in row]
+    assert training_line["training"]["train_steps"] == 2 and len(rows) + len(times) + 1 == len(written)
     assert {row["method"] for row in rows} >= {"semcot", "semcot_hard", "generator", "other_question"}
     assert all(isinstance(row["correct"], bool) and "question" not in row for row in rows)
     assert not {"query", "answer", "output"} & {name for row in rows for name in row}
@@ -194,6 +196,16 @@ def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
     assert [len(rows) for rows in made] == [720, 200]
     assert all(elements.solve(row["query"]) == row["answer"] for rows in made for row in rows)
     assert files_of("elements", data, output) == ([train], test)
+
+
+def test_a_host_alone_is_told_to_think_and_shown_examples_of_its_set(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    flags = {name: load("real/variants.py").host_flags(name) for name in ("svamp", "commonsense_qa", "coin_flip")}
+    assert flags["svamp"] == ["--methods", "cot", "condensed"]
+    asked = ["--cot_instruction", "Think step by step, and end with the letter of the answer."]
+    assert flags["commonsense_qa"] == ["--methods", "cot", *asked]
+    assert flags["coin_flip"][1:4] == ["cot", "condensed", "--cot_instruction"]
+    assert read_thought_prompt(flags["coin_flip"][-1])[-1]["role"] == "assistant"
 
 
 def test_the_words_of_a_set_get_its_own_answer_prompt(tmp_path, monkeypatch):

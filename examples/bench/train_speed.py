@@ -31,8 +31,8 @@ from semcot_hf import (
     SemCoTForCausalLM,
     build_alignment_encoder,
 )
-from semcot_hf.bench.methods.training import OperationCounter, operation_counter
 from semcot_hf.evaluation.environment import environment
+from semcot_hf.training.operations import OperationCounter, operation_counter
 
 PARTS = ("stage1", "stage2", "operations", "memory")
 # Where memory is measured: the trainer's, the same with activation checkpointing, the whole sequence through the host.

@@ -26,7 +26,7 @@ def overview(sections: Iterable[Section]) -> str:
     """Return one table with a row for each pair: accuracies, and the number of questions where it is another one."""
     columns = ["set", "host", "generator", "variant", *COLUMNS.values(), "p against the generator alone"]
     lines = [columns, ["---"] * len(columns)]
-    for parts, verdicts, _ in sections:
+    for parts, verdicts, *_ in sections:
         own = len(verdicts["semcot"]) if "semcot" in verdicts else 0
         cells = []
         for method in COLUMNS:

@@ -13,7 +13,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from verdicts import write_verdicts
@@ -78,8 +77,7 @@ def main() -> None:
         flags = shlex.split(arguments.align_flags)
         given = ("--host", arguments.host, "--dataset", data, "--output_dir", encoder, "--seed", arguments.seed)
         semcot("align", *given, *flags)
-    if not (folder / "training.json").is_file():
-        start = time.time()
+    if not (model / "train_results.json").is_file():
         models = ("--host", arguments.host, "--generator", arguments.generator)
         again = ("--save_strategy", "steps", "--save_steps", 50, "--save_total_limit", 1)
         if any(model.glob("checkpoint-*")):
@@ -88,11 +86,10 @@ def main() -> None:
         if arguments.align_flags is not None:
             given += ("--alignment_encoder", encoder)
         semcot("distill", "--recipe", arguments.recipe, *models, *given, *again, *shlex.split(arguments.distill_flags))
-        write_json(folder / "training.json", {"seconds_of_the_last_run": round(time.time() - start)})
     report = folder / "report"
     flags = shlex.split(arguments.evaluate_flags)
     semcot("evaluate", "--model", model, "--dataset", data, "--output_dir", report, *flags)
-    write_verdicts(report, folder / "verdicts.jsonl.gz")
+    write_verdicts(report, folder / "verdicts.jsonl.gz", training=model / "train_results.json")
 
 
 if __name__ == "__main__":

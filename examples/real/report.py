@@ -69,9 +69,19 @@ def _row(method: str, verdicts: dict[str, dict[int, dict]], times: Times) -> dic
     return row
 
 
+def budget(training: dict[str, float]) -> str:
+    """Return what the training took in a sentence; of a training that was cut off, the time of its last run."""
+    operations = training["total_flos"]
+    counted = "" if operations is None else f", {operations / 1e15:.2g} PFLOP"
+    rows, steps, minutes = training["train_samples"], training["train_steps"], training["train_runtime"] / 60
+    return f"Trained on {rows:,} rows: {steps:,} steps, {minutes:.0f} minutes{counted}."
+
+
 def main(paths: list[str]) -> None:
-    for parts, verdicts, times in read_sections(paths):
+    for parts, verdicts, times, training in read_sections(paths):
         print(f"### {', '.join(parts)}\n\n{table(verdicts, times)}\n")
+        if training:
+            print(budget(training), end="\n\n")
 
 
 if __name__ == "__main__":

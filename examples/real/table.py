@@ -19,14 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pair
 import report
-from variants import ARITHMETIC, PAIRS, PROMPT_TUNING, SETS, VARIANTS, WORDS, files_of
+from variants import PAIRS, PROMPT_TUNING, SETS, VARIANTS, WORDS, files_of, host_flags
 from verdicts import write_verdicts
 
 
 def evaluate_host(host: Path, data: Path, folder: Path, name: str, arguments: argparse.Namespace) -> None:
     """Evaluate a host alone on a set, in its own words and by prompt tuning; keep its verdicts beside the pairs'."""
-    methods = ["cot", *(["condensed"] if name in ARITHMETIC else [])]
-    flags = ["--methods", *methods, *shlex.split(arguments.evaluate_flags)]
+    flags = [*host_flags(name), *shlex.split(arguments.evaluate_flags)]
     pair.semcot("evaluate", "--model", host, "--dataset", data, "--output_dir", folder, *flags)
     tuned = folder / "prompt_tuning"
     # The bench names a task's folder by the path of its data, which is another for each pair and variant.
@@ -54,7 +53,8 @@ def main() -> None:
     parser.add_argument("--prompt_tuning_flags", default="", help="Further flags of the host's prompt tuning.")
     parser.add_argument(
         "--evaluate_flags",
-        default="--batch_size 32 --latency_samples 16 --latency_batch_sizes 1 16",
+        default="--max_new_tokens 24 --max_reasoning_tokens 300 --batch_size 32 "
+        "--latency_samples 16 --latency_batch_sizes 1 16",
         help="Flags of semcot evaluate, in one text; by default few times are measured, since chains take minutes.",
     )
     arguments = parser.parse_args()

@@ -17,13 +17,20 @@ TRAIN = {
 # Rows of the sets that are made here: what a pretrained host knows, behind a walk that the generator can learn.
 GENERATED = {"elements": {"train": 720, "test": 200}}
 SETS = (*TRAIN, *GENERATED)
-# A set's words and answer prompt, where they are not what the recipe chooses by itself.
+# A set's words and answer prompt, where the recipe does not choose them by itself.
 WORDS = {
     "elements": "--words_column reasoning --num_implicit_tokens 64 --answer_prompt 'The atomic number is'",
     "coin_flip": "--answer_prompt 'The answer (yes or no) is:'",
 }
-# The worked examples of the host's condensed CoT are equations.
 ARITHMETIC = ("multiarith", "gsm8k", "svamp")
+# For the host's explicit CoT, where it would answer at once or in programs.
+INSTRUCTIONS = {
+    "elements": "Follow the walk bottle by bottle, then state the atomic number.",
+    "commonsense_qa": "Think step by step, and end with the letter of the answer.",
+    "coin_flip": "Think step by step, and end with yes or no.",
+}
+# Worked examples of the host's condensed CoT; the built-in ones are equations.
+PROMPTS = {"elements": "elements_prompt.json", "coin_flip": "coin_flip_prompt_closing.json"}
 PAIRS = (
     "qwen2.5-coder-1.5b+qwen2.5-coder-0.5b",
     "qwen2.5-coder-1.5b+gemma-3-270m",
@@ -43,8 +50,7 @@ class Variant:
     """How a pair is trained.
 
     Args:
-        recipe, flags: of `semcot distill`.
-        methods: of `semcot evaluate`.
+        recipe, flags, methods: of `semcot distill` and `semcot evaluate`.
         sets: those for which it has rows.
         align: flags of `semcot align`, for stage 1 before it; without it, there is no encoder.
     """
@@ -72,6 +78,14 @@ VARIANTS = {
         "paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", ("no_cot", "semcot"), SETS, STAGE_1
     ),
 }
+
+
+def host_flags(name: str) -> list[str]:
+    """Return the flags of `semcot evaluate` for a host alone: its methods, and what it is told and shown."""
+    methods = ["cot", *(["condensed"] if name in (*ARITHMETIC, *PROMPTS) else [])]
+    told = ["--cot_instruction", INSTRUCTIONS[name]] if name in INSTRUCTIONS else []
+    shown = ["--thought_prompt", str(Path(__file__).with_name(PROMPTS[name]))] if name in PROMPTS else []
+    return ["--methods", *methods, *told, *shown]
 
 
 def files_of(name: str, data: Path, output: Path) -> tuple[list[Path], Path]:

@@ -16,19 +16,29 @@ KEPT = (
     "route", "confidence",
 )  # fmt: skip
 
+TRAINING = ("train_samples", "train_steps", "train_runtime", "total_flos")
 
 # Seconds a question: methods by batch size, each with its median and its machine.
 Times = dict[int, dict[str, tuple[float, str]]]
-# Set, host, generator and variant; verdicts by method and question; times.
-Section = tuple[list[str], dict[str, dict[int, dict]], Times]
+# Set, host, generator and variant; verdicts by method and question; times; what the training took, if it is known.
+Training = dict[str, float]
+Section = tuple[list[str], dict[str, dict[int, dict]], Times, Training]
 
 
-def write_verdicts(report: Path, path: Path, others: Mapping[str, Path] | None = None) -> None:
-    """Write what is kept of a folder of `semcot evaluate`: answers, also of files of `others` by method, and times."""
+def write_verdicts(
+    report: Path, path: Path, others: Mapping[str, Path] | None = None, training: Path | None = None
+) -> None:
+    """Write what is kept of a folder of `semcot evaluate`: answers, also of files of `others` by method, and times.
+
+    Of `training`, a file of `semcot distill`, the rows, steps, seconds and operations are kept.
+    """
     summary = json.loads((report / "report.json").read_text())
     machine = "{cpu}, {threads} threads, {device}".format(**summary["environment"])
     files = {path.stem.removeprefix("predictions-"): path for path in sorted(report.glob("predictions-*.jsonl"))}
     with gzip.open(path, "wt") as file:
+        if training is not None:
+            results = json.loads(training.read_text())
+            file.write(json.dumps({"training": {name: results.get(name) for name in TRAINING}}) + "\n")
         for method, predictions in {**files, **(others or {})}.items():
             for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
                 kept = {name: row[name] for name in KEPT if row.get(name) is not None}
@@ -59,13 +69,18 @@ def read_times(path: Path) -> Times:
     return times
 
 
+def read_training(path: Path) -> Training:
+    """Return what the training took, where it is known."""
+    return next((row["training"] for row in _lines(path) if "training" in row), {})
+
+
 def _lines(path: Path) -> list[dict]:
     with gzip.open(path, "rt") as file:
         return [json.loads(line) for line in file]
 
 
 def read_sections(paths: Iterable[str]) -> Iterator[Section]:
-    """Yield set, host, generator and variant of each file of a pair, with its verdicts and times and its host's."""
+    """Yield set, host, generator and variant of each file of a pair, verdicts and times with its host's, training."""
     for path in map(Path, paths):
         parts = path.name.removesuffix(".jsonl.gz").split("--")
         if len(parts) < 3:
@@ -76,4 +91,5 @@ def read_sections(paths: Iterable[str]) -> Iterator[Section]:
         for file in found:
             for size, measured in read_times(file).items():
                 times.setdefault(size, {}).update(measured)
-        yield parts, {method: rows for file in found for method, rows in read(file).items()}, times
+        verdicts = {method: rows for file in found for method, rows in read(file).items()}
+        yield parts, verdicts, times, read_training(path)

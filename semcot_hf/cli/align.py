@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ..alignment.config import SemCoTAlignmentConfig
 from ..alignment.trainer import SemCoTAlignmentTrainer
+from ..training.operations import train
 from ..training.processes import end_training
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
@@ -22,8 +23,9 @@ def run(argv: Sequence[str]) -> None:
         eval_dataset=splits.get("validation"),
         peft_config=peft.peft_config,
     )
-    trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
+    output = train(trainer, resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
+    trainer.save_metrics("train", output.metrics, combined=False)
     end_training(trainer)
     host, folder, model = map(shlex.quote, (models.host, args.output_dir, f"{args.output_dir}-model"))
     print(

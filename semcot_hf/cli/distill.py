@@ -11,6 +11,7 @@ from ..distillation.config import SemCoTDistillationConfig
 from ..distillation.trainer import SemCoTDistillationTrainer
 from ..modeling import SemCoTForCausalLM
 from ..options import option
+from ..training.operations import train
 from ..training.processes import end_training
 from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
@@ -129,8 +130,9 @@ def run(argv: Sequence[str]) -> None:
         alignment_encoder=generator.alignment_encoder,
         peft_config=peft.peft_config,
     )
-    trainer.train(resume_from_checkpoint=resume_point(args.resume_from_checkpoint))
+    output = train(trainer, resume_point(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
+    trainer.save_metrics("train", output.metrics, combined=False)
     end_training(trainer)
     folder, report = map(shlex.quote, (args.output_dir, f"{args.output_dir}-evaluation"))
     print(

@@ -48,6 +48,11 @@ class EvaluationConfig:
     answer_prompt: str | None = option(
         None, "Text after the generation prompt; by default the one that the model was trained with."
     )
+    cot_instruction: str | None = option(
+        None,
+        "Text after each question for explicit CoT alone, such as 'Think step by step, and end with the letter of the "
+        "answer.': without it, hosts answer some questions at once.",
+    )
     thought_prompt: str | None = option(
         None,
         "Worked examples for the method condensed: a JSON file of chat messages, or 'equations' for the built-in "

@@ -104,6 +104,7 @@ def evaluate(
         max_new_tokens=config.max_new_tokens,
         max_reasoning_tokens=config.max_reasoning_tokens,
         answer_prompt=config.answer_prompt,
+        cot_instruction=config.cot_instruction,
         few_shot=few_shot,
         chat=config.chat,
         thought_prompt=None if config.thought_prompt is None else read_thought_prompt(config.thought_prompt),

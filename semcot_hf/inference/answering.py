@@ -26,7 +26,7 @@ from .decoding import (
     used_tokens,
 )
 from .escalating import SignalFunction, answers_by_rule, longest_answer, rule_of
-from .prompting import FEW_SHOT_METHODS, Query, encode_prompts, pad_left
+from .prompting import FEW_SHOT_METHODS, Query, encode_prompts, pad_left, with_instruction
 from .settings import (
     IMPLICIT_METHODS,
     TEXT_METHODS,
@@ -196,6 +196,8 @@ class Answerer:
             yield from self._by_words.prompts(queries)
             return
         ends = [] if self.method == "cot" else self._ends
+        if self.method == "cot" and self.settings.cot_instruction is not None:
+            queries = (with_instruction(query, self.settings.cot_instruction) for query in queries)
         encoded = encode_prompts(
             self.tokenizer,
             queries,

@@ -76,6 +76,18 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query, *, few_shot: b
     return cast(str, rendered)
 
 
+def with_instruction(query: Query, instruction: str) -> Query:
+    r"""Return a question (text or chat messages) with an instruction on a new line at its end.
+
+    >>> with_instruction([{"role": "user", "content": "What is 2+3?"}], "Think step by step.")
+    [{'role': 'user', 'content': 'What is 2+3?\nThink step by step.'}]
+    """
+    if isinstance(query, str):
+        return f"{query.rstrip()}\n{instruction}"
+    *before, last = query
+    return [*before, {**last, "content": f"{last['content'].rstrip()}\n{instruction}"}]
+
+
 def default_answer_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
     r"""Return the first of `ANSWER_PROMPTS` that keeps the tokens of the prompt before it for this tokenizer.
 

@@ -419,3 +419,42 @@ def test_every_training_of_semcot_is_told_its_precision(tokenizer, toy_host, tmp
     BENCH_METHODS["semcot"].train(toy_setup(tokenizer, host, toy_host, tmp_path, 1, 1e-3))
     # Left out, the trainers would take bfloat16 on a GPU, where those of the other methods do not.
     assert told == {"SemCoTAlignmentConfig": False, "SemCoTDistillationConfig": False}
+
+
+# Options of each training of stage 2 that are not the paper's.
+ABLATIONS = {
+    "semcot": {},
+    "semcot_no_encoder": {"alignment_view": "mean_pooled"},
+    "semcot_no_alignment": {"alpha": 0.0},
+    "semcot_no_warmup": {"projection_warmup": 0.0},
+    "semcot_host_generator": {},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_differ_from_semcot_in_what_they_leave_out_alone(name, tokenizer, toy_host, tmp_path, monkeypatch):
+    class Begins(Exception):
+        """Stage 2 begins."""
+
+    def begin(**options):
+        raise Begins(options)
+
+    monkeypatch.setattr(semcot, "SemCoTDistillationTrainer", begin)
+    fresh_model(tokenizer, 1, 48).save_pretrained(tmp_path / "generator")
+    tokenizer.save_pretrained(tmp_path / "generator")
+    host = AutoModelForCausalLM.from_pretrained(toy_host)
+    with pytest.raises(Begins) as begun:
+        BENCH_METHODS[name].train(toy_setup(tokenizer, host, tmp_path / "generator", tmp_path, 1, 1e-3))
+    options = begun.value.args[0]
+    args, model, lora = options["args"], options["model"], options["peft_config"]
+    paper = {"alpha": 0.25, "alignment_view": "embedding", "projection_warmup": 0.1}
+    assert {option: getattr(args, option) for option in paper} == paper | ABLATIONS[name]
+    assert (options["alignment_encoder"] is None) == (name in ("semcot_no_encoder", "semcot_no_alignment"))
+    if name != "semcot_host_generator":
+        assert model.generator.config.num_hidden_layers == 1 and lora is None
+        return
+    # A copy of the host, of which adapters are trained and whose states are read as they are.
+    pairs = list(zip(model.generator.parameters(), host.base_model.parameters(), strict=True))
+    assert all(torch.equal(own, other) and own is not other for own, other in pairs)
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (16, 32, {"q_proj", "v_proj"})
+    assert model.config.projection == "identity"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from semcot_hf.bench.methods.latents import LatentModel
 from semcot_hf.bench.methods.pause import PauseModel, PromptTuningModel
 from semcot_hf.bench.methods.softcot import SoftCoTModel
 from semcot_hf.bench.methods.token_rows import tokenize_rows
-from semcot_hf.bench.methods.training import OperationCounter, TrainingSetup
+from semcot_hf.bench.methods.training import TrainingSetup
 from semcot_hf.bench.tasks.pretraining import fresh_model
 from semcot_hf.data.tasks import facts
 from semcot_hf.demo import HOST_PATH
 from semcot_hf.inference.prompting import answer_prompt_ids
+from semcot_hf.training.operations import OperationCounter
 
 
 @pytest.fixture(scope="module")
@@ -408,17 +410,49 @@ def test_icot_removes_eight_tokens_a_stage_and_all_in_the_last_quarter(tokenizer
     assert {1} <= set(jitters) - {0} <= {1, 2} and jitters.count(0) > 0.9 * len(jitters)
 
 
-@pytest.mark.parametrize("name", ["no_cot", "cot"])
-def test_baselines_learn_the_answer_at_once_or_after_the_reasoning(name, tokenizer, tmp_path, texts_of_steps):
-    setup = a_setup(tokenizer, tmp_path, 4)
-    rows = {tuple(row.prompt): row for row in tokenize_rows(tokenizer, setup.train_rows)}
-    CURRICULA[name][0](setup)
+@pytest.mark.parametrize(
+    ("name", "column"), [("no_cot", None), ("cot", "reasoning"), ("condensed", "condensed_reasoning")]
+)
+def test_baselines_learn_the_answer_at_once_or_after_the_reasoning(name, column, tokenizer, tmp_path, texts_of_steps):
+    setup, learned = a_setup(tokenizer, tmp_path, 4), {}
+    for told, row in zip(setup.train_rows, tokenize_rows(tokenizer, setup.train_rows), strict=True):
+        words = told[column] if column else ""
+        learned[tuple(row.prompt)] = tokenizer(words, add_special_tokens=False)["input_ids"] + row.answer
+    BENCH_METHODS[name].train(setup)
     assert len(texts_of_steps) == 4
     for texts, count in texts_of_steps:
         assert count == 0
+        assert [text for _, text in texts] == [learned[tuple(prompt)] for prompt, _ in texts]
+
+
+@pytest.mark.parametrize("name", ["coconut", "pause_staged"])
+def test_curricula_have_the_setups_latents_per_step_and_stages(name, tokenizer, tmp_path, texts_of_steps, ages):
+    # The graph's: one latent for each of six steps, unlike the default.
+    setup = replace(a_setup(tokenizer, tmp_path, 12), coconut=(1, 6))
+    rows = {tuple(row.prompt): row for row in tokenize_rows(tokenizer, setup.train_rows)}
+    trained = BENCH_METHODS[name].train(setup)
+    assert [count for _, count in texts_of_steps] == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 6, 6]
+    assert trained.model.config.num_implicit_tokens == 6
+    for texts, count in texts_of_steps:
         for prompt, text in texts:
             row = rows[tuple(prompt)]
-            assert text == (row.answer if name == "no_cot" else row.reasoning + row.answer)
+            assert text == [token for step in row.steps[count:] for token in step] + row.answer
+    # The last stage begins one step after the sixth latent.
+    assert [max(found) for found in ages] == [1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["codi", "simcot_codi"])
+def test_codi_is_trained_with_six_latents_and_gamma_1(name, tokenizer, tmp_path):
+    # At a learning rate of 0 the loss of all rows is that of the model that comes back.
+    setup = replace(a_setup(tokenizer, tmp_path, 1), batch_size=8, learning_rate=0.0)
+    trained = BENCH_METHODS[name].train(setup)
+    host, rows = trained.model.host, tokenize_rows(tokenizer, setup.train_rows)
+    teacher, student, hidden, latents = codi_slowly(host, trained.model.projection, rows, 6)
+    expected = teacher + student + hidden
+    if name == "simcot_codi":
+        expected = expected + decoded_slowly(host, latents, rows, tokenizer.eos_token_id, 6)
+    assert hidden.item() > 0.1
+    assert trained.losses == [(1, pytest.approx(expected.item(), rel=1e-3))]
 
 
 @pytest.fixture

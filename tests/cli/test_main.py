@@ -204,6 +204,10 @@ def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path, capsys):
     assert following[following.index("--alignment_encoder") + 1] == encoder
     assert SentenceTransformer(encoder).encode(["It ends in Bern."]).shape[0] == 1
     assert main(["distill", *flags, "--alignment_encoder", encoder, "--output_dir", model]) == 0
+    for folder in (encoder, model):
+        results = json.loads((tmp_path / folder / "train_results.json").read_text())
+        assert (results["train_samples"], results["train_steps"]) == (8, 2)
+        assert results["total_flos"] > 1e6 and results["train_runtime"] > 0
     assert not any("lora" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
     before = AutoModelForCausalLM.from_pretrained(GENERATOR_PATH).model.state_dict()
     after = SemCoTForCausalLM.from_pretrained(model).generator.state_dict()

@@ -69,6 +69,17 @@ def test_no_cot_and_cot_are_the_hosts_own(model, host, tokenizer):
         assert outputs(model, tokenizer, QUERIES, method=method) == outputs(host, tokenizer, QUERIES, method=method)
 
 
+def test_the_cot_instruction_stands_after_the_question_of_explicit_cot_alone(model, tokenizer):
+    chat = [{"role": "user", "content": QUERIES[0]}]
+    for method in ("cot", "no_cot", "semcot"):
+        told, plain = (
+            list(Answerer(model, tokenizer, AnswerSettings(method=method, cot_instruction=text)).prompts(queries))
+            for text, queries in (("It ends up.", [QUERIES[0], chat]), (None, [f"{QUERIES[0]}\nIt ends up.", chat]))
+        )
+        assert told[0] == told[1]
+        assert (told[0] == plain[0]) == (method == "cot") and (told[1] == plain[1]) == (method != "cot")
+
+
 def test_semcot_is_the_models_generate(model, tokenizer):
     [prompt] = encode_prompts(tokenizer, QUERIES[:1], method="semcot")
     direct = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]

@@ -14,7 +14,8 @@ from ...alignment.trainer import SemCoTAlignmentTrainer
 from ...distillation.config import SemCoTDistillationConfig
 from ...distillation.trainer import SemCoTDistillationTrainer
 from ...modeling import SemCoTForCausalLM
-from .training import OperationCounter, Trained, TrainingSetup, count_trainable, logged_losses, training_arguments
+from ...training.operations import OperationCounter
+from .training import Trained, TrainingSetup, count_trainable, logged_losses, training_arguments
 
 # The paper's weight of the semantic alignment (GSM8K).
 ALPHA = 0.25

@@ -1,13 +1,11 @@
-"""The training that the methods share: their inputs and results, one Trainer, and the count of its operations."""
+"""The training that the methods share: their inputs and results, and one Trainer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,6 +19,7 @@ from transformers import (
 )
 
 from ...training.adapters import HALF
+from ...training.operations import OperationCounter
 
 # The stage of a curriculum at a progress in [0, 1).
 Stage = Callable[[float], int]
@@ -106,63 +105,6 @@ class _ResetOptimizer(TrainerCallback):
         if stage != self.last:
             kwargs["optimizer"].state.clear()
             self.last = stage
-
-
-def operation_counter() -> FlopCounterMode:
-    """Return torch's counter of floating point operations, extended to attention on a CPU.
-
-    >>> with operation_counter() as counter:
-    ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
-    >>> counter.get_total_flops()
-    48
-    """
-    # torch has no formula for attention on a CPU.
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    formulas = {
-        attention: lambda *shapes, out_shape=None, **options: sdpa_flop_count(*shapes[:3]),
-        backward: lambda *shapes, out_shape=None, **options: sdpa_backward_flop_count(*shapes[:4]),
-    }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
-
-
-class OperationCounter(TrainerCallback):
-    """Estimate the floating point operations of a training, forward and backward, from about `samples` of its steps.
-
-    Matrix products and attention are counted as torch counts them: a multiplication and an addition are one operation
-    each. What a trainer computes before its first step is not counted.
-
-    Args:
-        samples: number of counted steps, evenly spaced, so that each stage of a curriculum has its weight.
-    """
-
-    def __init__(self, samples: int = 20) -> None:
-        self.samples, self.steps = samples, 0
-        self.counted: list[int] = []
-        self.mode: FlopCounterMode | None = None
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start to count, at the sampled steps."""
-        if state.global_step % max(1, state.max_steps // self.samples) == 0:
-            self.mode = operation_counter()
-            self.mode.__enter__()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Store the count of a sampled step."""
-        self.steps = state.max_steps
-        if self.mode is not None:
-            self.mode.__exit__(None, None, None)
-            self.counted.append(self.mode.get_total_flops())
-            self.mode = None
-
-    @property
-    def total(self) -> float:
-        """Operations of all steps: the mean of the counted ones times the number of steps."""
-        return sum(self.counted) / len(self.counted) * self.steps
 
 
 def fit(

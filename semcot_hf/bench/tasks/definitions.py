@@ -19,7 +19,8 @@ from .rows import (
 class BenchTask:
     """A generated task.
 
-    Hosts are pretrained on explicit reasoning and answers at once, never on the short words of SemCoT (soft words).
+    Hosts are pretrained on explicit reasoning and answers at once. In most tasks this reasoning is also the words of
+    SemCoT (soft words), see `words_column`; no host has learned the shorter ones of the graph and countdown.
 
     Args:
         answer_type: see `check_answer`.
