@@ -249,14 +249,18 @@ def _budget_text(budget: dict) -> str:
 
 def _table(rows: Sequence[dict]) -> str:
     header = ["method", "accuracy [95 %]", "of explicit CoT", "sd over seeds", "controls: other, mean, noise, none"]
-    header += ["p of controls", "latency / no CoT", "compiled: generator, all", "new tokens", "implicit tokens"]
+    header += ["p of controls", "ms a question", "latency / no CoT", "of explicit CoT's time"]
+    header += ["compiled: generator, all", "new tokens", "implicit tokens", "thoughts not ended"]
     header += ["generator / host", "trained parameters", "training s", "training TFLOP", "seen questions"]
     header += ["learning rate", "p against soft words", "p over generator alone", "p over no CoT"]
     lines = []
-    explicit = next((row["accuracy"] for row in rows if row["method"] == "cot"), None)
+    reasoning: dict = next((row for row in rows if row["method"] == "cot"), {})
+    explicit, chain = reasoning.get("accuracy"), reasoning.get("latency_ratio")
     for row in rows:
         low, high = (100 * bound for bound in row["ci95"])
-        operations = row["training_operations"]
+        operations, seconds, ratio = row["training_operations"], row["seconds_per_query"], row["latency_ratio"]
+        # Reports of earlier versions did not count them.
+        unended = row.get("thoughts_not_ended")
         controls = [row["controls"].get(name) for name in ("other_question", "mean", "noise", "none")]
         lines.append(
             [
@@ -266,10 +270,13 @@ def _table(rows: Sequence[dict]) -> str:
                 f"{100 * row['sd_over_seeds']:.1f} ({len(row['seeds'])})",
                 "" if controls[0] is None else ", ".join(map(_percent, controls)),
                 ", ".join(f"{value:.4f}" for value in row["control_p_values"].values()),
+                "" if seconds is None else f"{1000 * seconds:.1f}",
                 _ratios(row, "latency_ratio"),
+                f"{ratio / chain:.2f}" if ratio and chain else "",
                 _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
                 f"{row['new_tokens_per_query']:.1f}",
                 f"{row['implicit_tokens']:g}" if row["implicit_tokens"] % 1 == 0 else f"{row['implicit_tokens']:.1f}",
+                f"{unended:g}" if unended else "",
                 _ratios(row, "generator_share"),
                 f"{row['trainable_parameters']:,}",
                 f"{row['training_seconds']:.0f}",

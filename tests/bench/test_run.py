@@ -246,6 +246,7 @@ def fake_run(folder, method, accuracy, ratio, seed=0, n=200, generator_share=Non
         lines = [json.dumps({"index": index, "correct": index < share * n}) for index in range(n)]
         (folder / "evaluation" / f"predictions-{file}.jsonl").write_text("\n".join(lines) + "\n")
     row = {"accuracy": sum(verdicts) / n, "n": n, "new_tokens_per_query": 2.0, "implicit_tokens": 4, "by_steps": []}
+    row["thoughts_not_ended"] = 7
     made_parts = [{**row, "method": part, "accuracy": share} for part, share in parts.items()]
     run = {
         "settings": {**SMALL, "task": "coin_flip", "method": method, "seed": seed, **BUDGET},
@@ -286,13 +287,15 @@ def test_the_report_compares_every_method_with_explicit_cot_no_cot_and_soft_word
     assert markdown(report) == written
     row = next(line for line in written.splitlines() if line.startswith("| SemCoT (soft words) |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2] == "98.0 %" and cells[4:8] == [
+    assert cells[2] == "98.0 %" and cells[4:10] == [
         "50.0, 50.0, 50.0, 50.0",
         "1.0000, 1.0000, 1.0000",
+        "100.0",
         "1.20",
+        "0.13",
         "1.25, 1.35",
     ]
-    assert cells[10] == "0.33"
+    assert cells[12:14] == ["7", "0.33"]
     # A control that answers other questions than no tokens do.
     folder, n = tmp_path / "soft" / "evaluation", 200
     lines = [json.dumps({"index": index, "correct": index >= n / 2}) for index in range(n)]
