@@ -27,6 +27,7 @@ from semcot_hf.data.tasks import elements, facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.evaluation.statistics import accuracy_interval
+from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.settings import read_thought_prompt
 
 pytest_plugins = ["distillation_fixtures"]
@@ -453,6 +454,30 @@ def test_the_tables_of_real_pairs_are_those_of_their_verdicts(monkeypatch, capsy
         load(f"real/{script}.py").main(list(map(str, files)))
         printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
         assert len(printed) > 25 and not [line for line in printed if line not in page]
+
+
+def test_candidates_of_a_generator_of_another_tokenizer_are_its_own_words(
+    tmp_path, monkeypatch, tiny_lm, tiny_tokenizer
+):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    generator, model, data = (tmp_path / name for name in ("generator", "model", "test.jsonl"))
+    tiny_lm(hidden_size=16, dtype=torch.float32, max_position_embeddings=512).save_pretrained(generator)
+    tiny_tokenizer.save_pretrained(generator)
+    row = (EXAMPLES / "data" / "arithmetic" / "test.jsonl").read_text().splitlines()[0]
+    data.write_text(row)
+    paths = (str(HOST_PATH), str(generator))
+    pair = SemCoTForCausalLM.from_host_generator_pretrained(*paths, recipe="words", num_implicit_tokens=5)
+    pair.save_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(HOST_PATH)
+    tokenizer.save_pretrained(model)
+    command = f"candidates.py --model {model} --data {data} --output {tmp_path}/made.jsonl.gz --num_candidates 2"
+    monkeypatch.setattr(sys, "argv", command.split())
+    load("real/candidates.py").main()
+    with gzip.open(tmp_path / "made.jsonl.gz", "rt") as file:
+        [made] = map(json.loads, file)
+    [prompt] = Answerer(pair, tokenizer).prompts([json.loads(row)["query"]])
+    [said] = pair.implicit_text(torch.tensor([prompt]))
+    assert made["candidates"][0]["thought"] == said and pair.config.separate_generator_tokenizer
 
 
 def test_the_rules_of_candidates_are_those_of_their_verdicts(monkeypatch):

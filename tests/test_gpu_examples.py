@@ -107,6 +107,7 @@ def test_all_steps_of_the_gpu_runs_at_tiny_scale(gpu_flags, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Scale: tiny. Device: cpu. These are no figures of models" in done.stdout
     assert "| **the generator alone**, in words | " in done.stdout and "semcot, traced" in done.stdout
+    assert "| host, explicit CoT | " in done.stdout and "\nTrained on 8 rows: 2 steps" in done.stdout
     output = tmp_path / "gpu"
     rows = json.loads((output / "latency.json").read_text())["rows"]
     assert {row["batch_size"] for row in rows} == {1, 2} and all(row["median"] > 0 for row in rows)

@@ -1,4 +1,4 @@
-"""Seconds a question of SemCoT models and of their host at once; with captured graphs where tokens come in one pass.
+"""Seconds a question of SemCoT models and of their host; with captured graphs where tokens come in one pass.
 
     python examples/gpu/latency.py --models runs/gpu/words/model runs/gpu/paper/model --test gsm8k/test.txt \\
         --output runs/gpu/latency.json
@@ -41,13 +41,17 @@ def rows_of(path: str, queries: list[str], arguments: argparse.Namespace) -> lis
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     models = {"no_cot": ("no_cot", model), "semcot": ("semcot", model)}
-    if model.config.generator_mode == "parallel":
+    if model.config.generator_mode == "sequential":
+        # Both models have the same host, which need not reason twice.
+        models["cot"] = ("cot", model)
+    else:
         compiled = copy.copy(model)
         captured = {"mode": "reduce-overhead", "dynamic": False}
         compiled.compile_generator(**(captured if device.type == "cuda" else {"backend": "eager"}))
         models["semcot, captured" if device.type == "cuda" else "semcot, traced"] = ("semcot", compiled)
+    limits = {name: getattr(arguments, name) for name in ("max_new_tokens", "max_reasoning_tokens")}
     answerers = {
-        name: Answerer(each, tokenizer, AnswerSettings(method=method, max_new_tokens=arguments.max_new_tokens))
+        name: Answerer(each, tokenizer, AnswerSettings(method=method, **limits))
         for name, (method, each) in models.items()
     }
     lengths = [len(prompt) for prompt in answerers["semcot"].prompts(queries)]
@@ -69,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=20, help="Questions.")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1], help="Questions at once.")
     parser.add_argument("--max_new_tokens", type=int, default=24, help="Longest answer.")
+    parser.add_argument("--max_reasoning_tokens", type=int, default=300, help="Longest chain of explicit CoT.")
     arguments = parser.parse_args(argv)
     if missing := [path for path in arguments.models if not Path(path).is_dir()]:
         parser.error(f"--models {' '.join(missing)}: not there; run the steps that train them first.")

@@ -36,7 +36,7 @@ SCALES = {
         distill="--eval_strategy no --report_to none --save_steps 100",
         words="--words_num_train_epochs 2 --per_device_train_batch_size 16",
         paper="--num_train_epochs 1 --per_device_train_batch_size 32",
-        evaluate="--batch_size 128 --max_new_tokens 24 --latency_samples 0",
+        evaluate="--batch_size 128 --max_new_tokens 24 --max_reasoning_tokens 300 --latency_samples 0",
         speed="--sizes qwen2.5-7b --batch_sizes 1 8 64 --prompt_lengths 128 --implicit_tokens 5 --answer_tokens 8 "
         "--device cuda --methods no_cot cot semcot_parallel semcot_sequential semcot_parallel_compiled",
         latency="--samples 20 --batch_sizes 1 16 64",
@@ -48,7 +48,7 @@ SCALES = {
         evaluate="--max_eval_samples 3 --max_new_tokens 2 --latency_samples 0",
         speed="--sizes toy --batch_sizes 1 2 --prompt_lengths 16 --implicit_tokens 2 --answer_tokens 2 --cot_tokens 4 "
         "--device cpu --threads 1 --seconds 0.05 --methods no_cot semcot_parallel",
-        latency="--samples 2 --batch_sizes 1 2 --max_new_tokens 2",
+        latency="--samples 2 --batch_sizes 1 2 --max_new_tokens 2 --max_reasoning_tokens 4",
     ),
 }
 STEPS = ("words", "paper", "latency", "speed")
@@ -64,7 +64,7 @@ def command_of(step: str, scale: Scale, output: Path, host: str, generator: str,
         words = [Path(__file__).with_name("latency.py"), "--models", *models, "--test", test]
         return [*words, "--output", output / "latency.json", *shlex.split(scale.latency)]
     variant = VARIANTS[step]
-    methods = WORD_METHODS if step == "words" else variant.methods
+    methods = ("cot", *WORD_METHODS) if step == "words" else variant.methods
     flags = f"{variant.flags} {scale.distill} {getattr(scale, step)}"
     words = [Path(__file__).parents[1] / "real" / "pair.py", "--recipe", variant.recipe, "--output", output / step]
     words += ["--host", host, "--generator", generator, "--train", *train, "--test", test]

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 
 import report
-from verdicts import read, read_times
+from verdicts import read, read_times, read_training
 
 
 def summary(state: dict, output: Path) -> str:
@@ -18,6 +18,8 @@ def summary(state: dict, output: Path) -> str:
     for step in ("words", "paper"):
         if (path := output / step / "verdicts.jsonl.gz").is_file():
             lines += ["", f"## {step}", "", report.table(read(path), read_times(path))]
+            training = read_training(path)
+            lines += ["", report.budget(training)] if training else []
     if (path := output / "latency.json").is_file():
         lines += ["", "## Seconds a question", "", "| model | method | batch | median |", "|---|---|---|---|"]
         cells = ("model", "method", "batch_size")

@@ -3,10 +3,9 @@
     python examples/real/candidates.py --model runs/real/pair/model --data runs/real/pair/data/test.jsonl \
         --output runs/real/candidates.jsonl.gz --num_candidates 8
 
-For each question the most probable words and others that are drawn, with their log-probabilities by generator and host
-(`SemCoTConfig`). A candidate is right if its words state the answer or end in a calculation of it; "most frequent
-result" is self-consistency of the generator alone. The host's own answers, after the most probable words ("first") and
-after the candidate that `--host_weight` chooses ("chosen"), are kept, too. Goes on where it was cut off.
+For each question the most probable words and others, with their log-probabilities by generator and host. A candidate
+is right if its words state the answer or end in a calculation of it; "most frequent result" is self-consistency. The
+host's answers after the most probable words ("first") and the chosen candidate are kept. Goes on where it was cut off.
 """
 
 import argparse
@@ -64,6 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = SemCoTForCausalLM.from_pretrained(arguments.model, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    reader = model.words_tokenizer() if model.config.separate_generator_tokenizer else tokenizer
     rows, path, found = rows_of([arguments.data]), Path(arguments.output), []
     model.config.num_candidates = number = arguments.num_candidates
     answerer = Answerer(model, tokenizer, AnswerSettings(method="semcot", max_new_tokens=24))
@@ -74,7 +74,7 @@ def main() -> None:
     while len(found) < len(rows):
         part = range(len(found), min(len(found) + arguments.batch_size, len(rows)))
         thoughts, generator, host = model.candidate_thoughts(*pad_left([prompts[index] for index in part], 0))
-        texts = tokenizer.batch_decode([[word for word in said if word >= 0] for said in thoughts.words.tolist()])
+        texts = reader.batch_decode([[word for word in said if word >= 0] for said in thoughts.words.tolist()])
         made = []
         for place, (text, own, read) in enumerate(zip(texts, generator.tolist(), host.tolist(), strict=True)):
             whole, answer = completed(text), rows[part[place // number]]["answer"]
