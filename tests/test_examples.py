@@ -154,7 +154,7 @@ def test_the_words_recipe_on_pairs_and_sets(tmp_path):
     done = subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True)
     assert "### svamp, h, g, words" in done.stdout and "| host, explicit CoT | " in done.stdout
     assert "(prompt tuning) | " in done.stdout
-    assert re.search(r"^Trained on \d+ rows: 2 steps, 0 minutes, \S+ PFLOP\.$", done.stdout, re.MULTILINE)
+    assert re.search(r"^Trained on \d+ rows: 2 steps, 0 minutes and \S+ TFLOP\.$", done.stdout, re.MULTILINE)
     kept = output / "results" / "svamp--h--g--words.jsonl.gz"
     header = next(line for line in done.stdout.splitlines() if line.startswith("| row |"))
     timed = "seconds a question | of explicit CoT's time"

@@ -36,15 +36,14 @@ def same_length(queries: list[str], lengths: list[int], count: int) -> list[str]
 
 
 def rows_of(path: str, queries: list[str], arguments: argparse.Namespace) -> list[dict]:
-    """Return the figures of one model."""
+    """Return the figures of one model; the host of the first one also reasons at length."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     models = {"no_cot": ("no_cot", model), "semcot": ("semcot", model)}
-    if model.config.generator_mode == "sequential":
-        # Both models have the same host, which need not reason twice.
+    if path == arguments.models[0]:
         models["cot"] = ("cot", model)
-    else:
+    if model.config.generator_mode == "parallel":
         compiled = copy.copy(model)
         captured = {"mode": "reduce-overhead", "dynamic": False}
         compiled.compile_generator(**(captured if device.type == "cuda" else {"backend": "eager"}))
@@ -80,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     queries = [row["query"] for rows in load_reasoning_dataset(arguments.test).values() for row in rows]
     rows = [row for path in arguments.models for row in rows_of(path, queries, arguments)]
     with open(arguments.output, "w") as file:
-        json.dump({"max_new_tokens": arguments.max_new_tokens, "rows": rows}, file, indent=1)
+        limits = {name: getattr(arguments, name) for name in ("max_new_tokens", "max_reasoning_tokens")}
+        json.dump({**limits, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

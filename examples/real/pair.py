@@ -77,12 +77,12 @@ def main() -> None:
         flags = shlex.split(arguments.align_flags)
         given = ("--host", arguments.host, "--dataset", data, "--output_dir", encoder, "--seed", arguments.seed)
         semcot("align", *given, *flags)
-    if not (model / "train_results.json").is_file():
+    if not all((model / name).is_file() for name in ("train_results.json", "config.json")):
         models = ("--host", arguments.host, "--generator", arguments.generator)
         again = ("--save_strategy", "steps", "--save_steps", 50, "--save_total_limit", 1)
         if any(model.glob("checkpoint-*")):
             again += ("--resume_from_checkpoint", "True")
-        given = ("--dataset", data, "--output_dir", model, "--seed", arguments.seed)
+        given = ("--dataset", data, "--output_dir", model, "--seed", arguments.seed, "--count_operations", "True")
         if arguments.align_flags is not None:
             given += ("--alignment_encoder", encoder)
         semcot("distill", "--recipe", arguments.recipe, *models, *given, *again, *shlex.split(arguments.distill_flags))

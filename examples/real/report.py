@@ -70,11 +70,12 @@ def _row(method: str, verdicts: dict[str, dict[int, dict]], times: Times) -> dic
 
 
 def budget(training: dict[str, float]) -> str:
-    """Return what the training took in a sentence; of a training that was cut off, the time of its last run."""
-    operations = training["total_flos"]
-    counted = "" if operations is None else f", {operations / 1e15:.2g} PFLOP"
-    rows, steps, minutes = training["train_samples"], training["train_steps"], training["train_runtime"] / 60
-    return f"Trained on {rows:,} rows: {steps:,} steps, {minutes:.0f} minutes{counted}."
+    """Return in a sentence what the training took."""
+    rows = f" on {training['train_samples']:,} rows" if "train_samples" in training else ""
+    after = f", those after step {training['resumed_at_step']:,} in" if "resumed_at_step" in training else ","
+    counted = f" and {training['total_flos'] / 1e12:,.3g} TFLOP" if "total_flos" in training else ""
+    steps, minutes = training["train_steps"], training["train_runtime"] / 60
+    return f"Trained{rows}: {steps:,} steps{after} {minutes:.0f} minutes{counted}."
 
 
 def main(paths: list[str]) -> None:

@@ -16,12 +16,13 @@ KEPT = (
     "route", "confidence",
 )  # fmt: skip
 
-TRAINING = ("train_samples", "train_steps", "train_runtime", "total_flos")
+TRAINING = ("train_samples", "train_steps", "train_runtime", "total_flos", "resumed_at_step")
 
 # Seconds a question: methods by batch size, each with its median and its machine.
 Times = dict[int, dict[str, tuple[float, str]]]
-# Set, host, generator and variant; verdicts by method and question; times; what the training took, if it is known.
+# What a training took, where it is known.
 Training = dict[str, float]
+# Set, host, generator and variant; verdicts by method and question; times; the training.
 Section = tuple[list[str], dict[str, dict[int, dict]], Times, Training]
 
 
@@ -38,7 +39,8 @@ def write_verdicts(
     with gzip.open(path, "wt") as file:
         if training is not None:
             results = json.loads(training.read_text())
-            file.write(json.dumps({"training": {name: results.get(name) for name in TRAINING}}) + "\n")
+            kept = {name: results[name] for name in TRAINING if name in results}
+            file.write(json.dumps({"training": kept}) + "\n")
         for method, predictions in {**files, **(others or {})}.items():
             for row in sorted(read_json_lines(predictions), key=lambda row: row["index"]):
                 kept = {name: row[name] for name in KEPT if row.get(name) is not None}
@@ -80,7 +82,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def read_sections(paths: Iterable[str]) -> Iterator[Section]:
-    """Yield set, host, generator and variant of each file of a pair, verdicts and times with its host's, training."""
+    """Yield what is known of each file of a pair; verdicts and times of its host alone are added to its own."""
     for path in map(Path, paths):
         parts = path.name.removesuffix(".jsonl.gz").split("--")
         if len(parts) < 3:

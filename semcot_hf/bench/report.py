@@ -26,11 +26,13 @@ BUDGET = (
 _NOTES = (
     "Accuracies are means over seeds. Brackets hold 95 % intervals: Wilson's, for the choice of questions; with "
     "several seeds, widened to the percentiles of resampled seeds and questions, which is a rough bound with two or "
-    "three seeds. Latencies are relative to the untouched host answering at once, parameters of the generator to the "
-    "host's. Controls replace the implicit tokens with another question's, their mean, noise, or none; their p-values "
-    "compare the first three with none. Further p-values compare a row with SemCoT (soft words), with the generator "
-    "alone, and with no CoT (fine-tuned, or where that did not run the untouched host) on the same questions: "
-    "McNemar's exact test for one seed, a two-sided paired sign-flip test for several and for controls."
+    "three seeds. Milliseconds are medians of one question at a time. Latencies are relative to the untouched host "
+    "answering at once, parameters of the generator to the host's. Thoughts not ended reached the limit of tokens; "
+    "they are means over seeds. Controls replace the implicit tokens with another question's, their mean, noise, or "
+    "none; their p-values compare the first three with none. Further p-values compare a row with SemCoT (soft words),"
+    " with the generator alone, and with no CoT (fine-tuned, or where that did not run the untouched host) on the "
+    "same questions: McNemar's exact test for one seed, a two-sided paired sign-flip test for several and for "
+    "controls."
 )
 
 
@@ -248,7 +250,8 @@ def _budget_text(budget: dict) -> str:
 
 
 def _table(rows: Sequence[dict]) -> str:
-    header = ["method", "accuracy [95 %]", "of explicit CoT", "sd over seeds", "controls: other, mean, noise, none"]
+    header = ["method", "accuracy [95 %]", "of explicit CoT's accuracy", "sd over seeds"]
+    header += ["controls: other, mean, noise, none"]
     header += ["p of controls", "ms a question", "latency / no CoT", "of explicit CoT's time"]
     header += ["compiled: generator, all", "new tokens", "implicit tokens", "thoughts not ended"]
     header += ["generator / host", "trained parameters", "training s", "training TFLOP", "seen questions"]
@@ -276,7 +279,7 @@ def _table(rows: Sequence[dict]) -> str:
                 _ratios(row, "compiled_generator_ratio", "compiled_ratio"),
                 f"{row['new_tokens_per_query']:.1f}",
                 f"{row['implicit_tokens']:g}" if row["implicit_tokens"] % 1 == 0 else f"{row['implicit_tokens']:.1f}",
-                f"{unended:g}" if unended else "",
+                "" if unended is None else f"{unended:.3g} of {row['n']}",
                 _ratios(row, "generator_share"),
                 f"{row['trainable_parameters']:,}",
                 f"{row['training_seconds']:.0f}",

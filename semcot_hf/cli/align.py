@@ -7,14 +7,13 @@ from ..alignment.config import SemCoTAlignmentConfig
 from ..alignment.trainer import SemCoTAlignmentTrainer
 from ..training.operations import train
 from ..training.processes import end_training
-from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
+from .arguments import CountArguments, DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 
 def run(argv: Sequence[str]) -> None:
     """Train the encoder on the (reasoning, condensed reasoning) pairs of a dataset and save it in `--output_dir`."""
-    data, models, peft, args = parse(
-        "semcot align", (DataArguments, ModelArguments, PeftArguments, SemCoTAlignmentConfig), argv
-    )
+    parts = (DataArguments, ModelArguments, PeftArguments, CountArguments, SemCoTAlignmentConfig)
+    data, models, peft, measured, args = parse("semcot align", parts, argv)
     splits = load_splits(data, "train")
     trainer = SemCoTAlignmentTrainer(
         model=models.host,
@@ -23,9 +22,8 @@ def run(argv: Sequence[str]) -> None:
         eval_dataset=splits.get("validation"),
         peft_config=peft.peft_config,
     )
-    output = train(trainer, resume_point(args.resume_from_checkpoint))
+    train(trainer, resume_point(args.resume_from_checkpoint), count_operations=measured.count_operations)
     trainer.save_model(args.output_dir)
-    trainer.save_metrics("train", output.metrics, combined=False)
     end_training(trainer)
     host, folder, model = map(shlex.quote, (models.host, args.output_dir, f"{args.output_dir}-model"))
     print(

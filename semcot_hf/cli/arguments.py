@@ -61,6 +61,17 @@ class ModelArguments:
 
 
 @dataclass
+class CountArguments:
+    """What is measured of a training."""
+
+    count_operations: bool = option(
+        False,
+        "Estimate the floating point operations from some twenty steps, for train_results.json. These steps take "
+        "longer and round otherwise.",
+    )
+
+
+@dataclass
 class PeftArguments:
     """Adapters instead of whole layers, with TRL's flags."""
 

@@ -13,7 +13,7 @@ from ..modeling import SemCoTForCausalLM
 from ..options import option
 from ..training.operations import train
 from ..training.processes import end_training
-from .arguments import DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
+from .arguments import CountArguments, DataArguments, ModelArguments, PeftArguments, load_splits, parse, resume_point
 
 # Defaults of the recipes, where they differ from those of the flags.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -99,11 +99,18 @@ def thought_token_id(thought: str | None, generator: str) -> int | None:
 
 def run(argv: Sequence[str]) -> None:
     """Train the generator against the frozen host and save the SemCoT checkpoint in `--output_dir`."""
-    parts = (DataArguments, ModelArguments, GeneratorArguments, PeftArguments, SemCoTDistillationConfig)
+    parts = (
+        DataArguments,
+        ModelArguments,
+        GeneratorArguments,
+        PeftArguments,
+        CountArguments,
+        SemCoTDistillationConfig,
+    )
     recipe = parse("semcot distill", parts, list(argv))[2].recipe
     if recipe not in RECIPES:
         raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
-    data, models, generator, peft, args = parse("semcot distill", parts, list(argv), RECIPES[recipe])
+    data, models, generator, peft, measured, args = parse("semcot distill", parts, list(argv), RECIPES[recipe])
     splits = load_splits(data, "train")
     model = SemCoTForCausalLM.from_host_generator_pretrained(
         models.host,
@@ -130,9 +137,8 @@ def run(argv: Sequence[str]) -> None:
         alignment_encoder=generator.alignment_encoder,
         peft_config=peft.peft_config,
     )
-    output = train(trainer, resume_point(args.resume_from_checkpoint))
+    train(trainer, resume_point(args.resume_from_checkpoint), count_operations=measured.count_operations)
     trainer.save_model(args.output_dir)
-    trainer.save_metrics("train", output.metrics, combined=False)
     end_training(trainer)
     folder, report = map(shlex.quote, (args.output_dir, f"{args.output_dir}-evaluation"))
     print(

@@ -51,7 +51,7 @@ class EvaluationConfig:
     cot_instruction: str | None = option(
         None,
         "Text after each question for explicit CoT alone, such as 'Think step by step, and end with the letter of the "
-        "answer.': without it, hosts answer some questions at once.",
+        "answer.': without it, hosts answer some questions at once. Escalation does not have it.",
     )
     thought_prompt: str | None = option(
         None,

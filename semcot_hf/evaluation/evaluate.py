@@ -86,7 +86,7 @@ def evaluate(
     Returns:
         The report: `answer_type`, `rows`, `controls`, `environment`, `command`, `seed`, `verdict`,
         `tokens_carry_reasoning`, `comparisons`, `by_k`, `escalation`, `latency`, `model`, `dataset`, `max_new_tokens`,
-        `max_reasoning_tokens`, `batch_size`. Accuracies are fractions.
+        `max_reasoning_tokens`, `cot_instruction`, `batch_size`. Accuracies are fractions.
 
     Raises:
         TypeError: for an override that is not a field.
@@ -126,6 +126,7 @@ def evaluate(
         raise ValueError(f"signals={config.signals} are those of the method 'semcot', got methods={methods}.")
     if config.token_counts and "semcot" not in methods:
         raise ValueError(f"token_counts={config.token_counts} needs the method 'semcot', got methods={methods}.")
+    _check_instruction(config, methods)
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type
     for index, gold in enumerate(golds):
         try:
@@ -162,6 +163,8 @@ def evaluate(
             "seed": config.seed,
             "compiled_generator": getattr(model, "_compiled_tokens", None) is not None,
         }
+        if config.cot_instruction:
+            fingerprint["cot_instruction"] = config.cot_instruction
         if config.max_reasoning_tokens is not None:
             fingerprint["max_reasoning_tokens"] = config.max_reasoning_tokens
         if config.num_candidates is not None:
@@ -231,6 +234,7 @@ def evaluate(
         "dataset": config.dataset_name,
         "max_new_tokens": config.max_new_tokens,
         "max_reasoning_tokens": settings.reasoning_limit,
+        "cot_instruction": config.cot_instruction,
         "batch_size": config.batch_size,
         "latency": latency,
     }
@@ -239,6 +243,20 @@ def evaluate(
         write_atomically(folder / "report.md", markdown_report(report))
         write_json(folder / "report.json", report)
     return report
+
+
+def _check_instruction(config: EvaluationConfig, methods: Sequence[str]) -> None:
+    """Raise a ValueError for an instruction of explicit CoT where nothing would have it, or escalation would not."""
+    if not config.cot_instruction:
+        return
+    if "cot" not in methods:
+        raise ValueError(f"cot_instruction={config.cot_instruction!r} is of the method 'cot', got methods={methods}.")
+    if "escalated" in methods or config.signals:
+        raise ValueError(
+            f"cot_instruction={config.cot_instruction!r}: escalation asks questions alone, so explicit CoT would not "
+            f"be what it escalates to. Leave it out, or 'escalated' and signals (methods={methods}, "
+            f"signals={config.signals})."
+        )
 
 
 def _make_jobs(

@@ -245,6 +245,8 @@ def markdown_report(report: Report) -> str:
     paragraphs = [f"# Evaluation of {report['model']}{of}"]
     if report["verdict"]:
         paragraphs.append(f"**{report['verdict']}**")
+    if report.get("cot_instruction"):
+        paragraphs.append(f"Explicit CoT was told: {report['cot_instruction']}")
     if report["latency"]:
         size = next(iter(report["latency"]["methods"].values()))[0]["batch_size"]
         paragraphs.append(

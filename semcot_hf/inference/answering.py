@@ -196,7 +196,7 @@ class Answerer:
             yield from self._by_words.prompts(queries)
             return
         ends = [] if self.method == "cot" else self._ends
-        if self.method == "cot" and self.settings.cot_instruction is not None:
+        if self.method == "cot" and self.settings.cot_instruction:
             queries = (with_instruction(query, self.settings.cot_instruction) for query in queries)
         encoded = encode_prompts(
             self.tokenizer,

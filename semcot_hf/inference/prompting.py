@@ -77,15 +77,22 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, query: Query, *, few_shot: b
 
 
 def with_instruction(query: Query, instruction: str) -> Query:
-    r"""Return a question (text or chat messages) with an instruction on a new line at its end.
+    r"""Return a question (text or chat messages) with an instruction on a new line after the user's last words.
 
     >>> with_instruction([{"role": "user", "content": "What is 2+3?"}], "Think step by step.")
     [{'role': 'user', 'content': 'What is 2+3?\nThink step by step.'}]
     """
     if isinstance(query, str):
         return f"{query.rstrip()}\n{instruction}"
-    *before, last = query
-    return [*before, {**last, "content": f"{last['content'].rstrip()}\n{instruction}"}]
+    place = max((place for place, message in enumerate(query) if message["role"] == "user"), default=None)
+    if place is None:
+        return query
+    said = query[place]["content"]
+    if isinstance(said, str):
+        said = f"{said.rstrip()}\n{instruction}"
+    else:
+        said = [*said, {"type": "text", "text": instruction}]
+    return [*query[:place], {**query[place], "content": said}, *query[place + 1 :]]
 
 
 def default_answer_prompt(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -94,8 +94,8 @@ def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     Traceback (most recent call last):
     ...
     TypeError: unknown options max_token: AnswerSettings has method, num_implicit_tokens, max_new_tokens, \
-max_reasoning_tokens, answer_prompt, cot_instruction, few_shot, chat, stop, temperature, thought_prompt, escalation, \
-signals, num_candidates.
+max_reasoning_tokens, answer_prompt, few_shot, chat, stop, temperature, thought_prompt, escalation, signals, \
+num_candidates, cot_instruction.
     """
     known = [field.name for field in fields(config) if field.init]  # type: ignore[arg-type]  # any dataclass
     unknown = [name for name in overrides if name not in known]
@@ -124,8 +124,6 @@ class AnswerSettings:
             the rule of "escalated", or `max_new_tokens`.
         answer_prompt: text after the generation prompt; `None` means the one that the model was trained with,
             or `default_answer_prompt` for a model without.
-        cot_instruction: text that "cot" puts on a new line after each question, such as "Think step by step."; `None`
-            asks the question alone.
         few_shot: rows with query, reasoning and answer that are shown before each question (plain causal LMs only).
         chat: whether to use the tokenizer's chat template; `None` means wherever it has one.
         stop: text that ends an answer where no chat template is used, and is left out of it; `None` sets none. Those
@@ -138,6 +136,8 @@ class AnswerSettings:
         num_candidates: thoughts that a generator makes for each question. Of the methods with implicit tokens and of
             "words" the host reads one of them, as `SemCoTConfig` says; "generator" goes on with the one that it finds
             most probable itself. `None` means the model's own number.
+        cot_instruction: text that "cot" puts on a new line after the question that is asked, such as "Think step by
+            step."; `None` asks the question alone, as "escalated" always does.
     """
 
     method: str | None = None
@@ -145,7 +145,6 @@ class AnswerSettings:
     max_new_tokens: int = 256
     max_reasoning_tokens: int | None = None
     answer_prompt: str | None = None
-    cot_instruction: str | None = None
     few_shot: Sequence[Mapping] = ()
     chat: bool | None = None
     stop: str | None = NEXT_QUESTION
@@ -154,6 +153,7 @@ class AnswerSettings:
     escalation: bool | float | Mapping[str, Any] | Escalation | None = None
     signals: Sequence[str] = ()
     num_candidates: int | None = None
+    cot_instruction: str | None = None
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_new_tokens")

@@ -295,7 +295,7 @@ def test_the_report_compares_every_method_with_explicit_cot_no_cot_and_soft_word
         "0.13",
         "1.25, 1.35",
     ]
-    assert cells[12:14] == ["7", "0.33"]
+    assert cells[12:14] == ["7 of 200", "0.33"]
     # A control that answers other questions than no tokens do.
     folder, n = tmp_path / "soft" / "evaluation", 200
     lines = [json.dumps({"index": index, "correct": index >= n / 2}) for index in range(n)]

@@ -197,7 +197,7 @@ def test_lora_flags_train_adapters_only_and_save_them_merged(tmp_path, capsys):
 
     flags = ["--dataset", "facts", "--max_train_samples", "8", "--max_eval_samples", "4", "--max_steps", "2"]
     flags += ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--report_to", "none"]
-    flags += ["--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true"]
+    flags += ["--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true", "--count_operations"]
     encoder, model = str(tmp_path / "an encoder"), str(tmp_path / "model")
     assert main(["align", *flags, "--output_dir", encoder]) == 0
     following = shlex.split(capsys.readouterr().out.partition("Next: semcot ")[2])

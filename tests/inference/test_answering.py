@@ -80,6 +80,28 @@ def test_the_cot_instruction_stands_after_the_question_of_explicit_cot_alone(mod
         assert (told[0] == plain[0]) == (method == "cot") and (told[1] == plain[1]) == (method != "cot")
 
 
+def test_an_instruction_stands_at_the_end_of_what_the_user_says_last():
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]
+    told = prompting.with_instruction(chat, "c")
+    assert told[1] == chat[1] and told[0]["content"] == [*chat[0]["content"], {"type": "text", "text": "c"}]
+    assert prompting.with_instruction([], "c") == []
+
+
+def test_evaluation_names_the_cot_instruction_and_refuses_it_where_it_misleads(model, host, tokenizer, tmp_path):
+    rows, options = coin_flip.generate(2, split="test"), {"max_new_tokens": 2, "latency_samples": 0, "progress": False}
+    options["controls"] = False
+    told = {**options, "output_dir": str(tmp_path), "methods": ["cot"], "cot_instruction": "It ends up."}
+    assert evaluate(host, tokenizer, rows, **told)["cot_instruction"] == "It ends up."
+    assert "Explicit CoT was told: It ends up." in (tmp_path / "report.md").read_text()
+    with pytest.raises(ValueError, match="cot_instruction: 'It ends up.' there"):
+        evaluate(host, tokenizer, rows, **{**told, "cot_instruction": "Think."})
+    with pytest.raises(ValueError, match="is of the method 'cot', got methods=\\('no_cot',\\)"):
+        evaluate(host, tokenizer, rows, **{**told, "methods": ["no_cot"]})
+    for escalating in ({"methods": ["cot", "semcot", "escalated"], "escalate": "0.5"}, {"signals": ["thought_ended"]}):
+        with pytest.raises(ValueError, match="escalation asks questions alone"):
+            evaluate(model, tokenizer, rows, cot_instruction="Think.", **options, **escalating)
+
+
 def test_semcot_is_the_models_generate(model, tokenizer):
     [prompt] = encode_prompts(tokenizer, QUERIES[:1], method="semcot")
     direct = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
