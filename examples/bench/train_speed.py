@@ -183,7 +183,7 @@ class Bench:
         trainer.train()
         plain, found = PlainDistillation(trainer, self.rows["reasoning"], self.options.batch_size), {}
         for epoch, phase in enumerate(("first", "projection", "generator")):
-            counted = counter.counted[epoch * self.options.steps :][: self.options.steps]
+            counted = list(counter.counted.values())[epoch * self.options.steps :][: self.options.steps]
             plain.phase(phase == "generator")
             with operation_counter() as counted_plain:
                 plain.step(0)
