@@ -26,7 +26,7 @@ from semcot_hf.cli.main import main
 from semcot_hf.data.tasks import elements, facts
 from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
 from semcot_hf.evaluation import answer_questions
-from semcot_hf.evaluation.statistics import accuracy_interval
+from semcot_hf.evaluation.statistics import accuracy_interval, mcnemar
 from semcot_hf.inference.answering import Answerer
 from semcot_hf.inference.settings import read_thought_prompt
 
@@ -544,9 +544,14 @@ def test_the_table_of_methods_on_facts_is_that_of_its_report():
     assert len(task["rows"]) > 20 and {"prompt_tuning", "lrt", "semcot_soft_words/generator"} <= {
         row["method"] for row in task["rows"]
     }
+    untouched = next(row["verdicts"][0] for row in task["rows"] if row["method"].endswith("/no_cot"))
     for row in task["rows"]:
         verdicts = row["verdicts"][0]
         right, n = verdicts.count("1"), len(verdicts)
+        p = mcnemar([each == "1" for each in verdicts], [each == "1" for each in untouched])
+        shown = "" if verdicts is untouched else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+        [line] = [line for line in page.splitlines() if line.startswith(f"| {row['title']} | {100 * right / n:.1f} %")]
+        assert line.endswith(f"| {shown} |")
         low, high = accuracy_interval(right, n)
         assert n == 500 and row["accuracy"] == right / n
         other = (row["controls"] or {}).get("other_question")
