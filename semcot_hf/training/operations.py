@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput, has_length
 
+from ..storage import write_json
+
 RESULTS_NAME = "train_results.json"
 
 
@@ -141,5 +143,7 @@ def train(
     output.metrics["train_steps"] = output.global_step
     if counter.first:
         output.metrics["resumed_at_step"] = counter.first
-    trainer.save_metrics("train", output.metrics, combined=False)
+    if trainer.is_world_process_zero():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, output.metrics)
     return output

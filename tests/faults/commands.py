@@ -94,6 +94,9 @@ def result(name: str, output: Path) -> dict[str, Any]:
             for row in content["rows"]:
                 for key in ("seconds_per_query", "seconds_per_query_p95", "share_of_cot_time"):
                     row.pop(key, None)
+        elif path.name == "train_results.json":
+            results = json.loads(content)
+            content = {name: results[name] for name in ("train_samples", "train_steps")}
         elif path.suffix != ".safetensors":
             content = content.replace(place, b"PLACE")
         if path.name != "report.md" or name != "evaluate":
