@@ -562,6 +562,24 @@ def test_the_table_of_methods_on_facts_is_that_of_its_report():
         )
 
 
+def test_the_table_of_ablations_is_that_of_its_report():
+    page = (EXAMPLES.parent / "docs" / "benchmark.md").read_text()
+    report = json.loads((EXAMPLES / "bench" / "results" / "facts" / "ablations.json").read_text())
+    [task] = report["tasks"]
+    assert len(task["rows"]) == 5
+    for row in task["rows"]:
+        right, n = row["verdicts"][0].count("1"), len(row["verdicts"][0])
+        low, high = accuracy_interval(right, n)
+        shown = f"{100 * right / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        other, ratio = 100 * row["controls"]["other_question"], row["latency_ratio"]
+        assert f"| {row['title']} | {shown} | {other:.1f} | {ratio:.2f} |" in page
+        whole = task["rows"][0]["verdicts"][0]
+        p = mcnemar([each == "1" for each in row["verdicts"][0]], [each == "1" for each in whole])
+        ended = "" if row["method"] == "semcot" else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+        [line] = [line for line in page.splitlines() if line.startswith(f"| {row['title']} | {shown}")]
+        assert line.endswith(f"| {ended} |")
+
+
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_speed_of_the_endpoint(engine, tmp_path, monkeypatch):
     sizes = "--requests 3 --clients 2 --new_tokens 3 --reasoning_tokens 6 --blocks 2 --price 2".split()
