@@ -52,11 +52,11 @@ class OperationCounter(TrainerCallback):
     Args:
         samples: number of counted steps, evenly spaced, so that each stage of a curriculum has its weight; with 0 none
             are counted.
-        alone: steps that are counted by themselves, since they cost more than those after them, as where a cache is
-            filled.
+        alone: steps that are counted by themselves, as is the first that is made: they cost more than those after them
+            where a cache is filled.
     """
 
-    def __init__(self, samples: int = 20, alone: Collection[int] = (0,)) -> None:
+    def __init__(self, samples: int = 20, alone: Collection[int] = ()) -> None:
         self.samples, self.alone = samples, alone
         self.first, self.last = 0, 0
         self.counted: dict[int, int] = {}
@@ -77,7 +77,7 @@ class OperationCounter(TrainerCallback):
         if self.samples == 0:
             return
         every = -(-state.max_steps // self.samples)
-        if state.global_step % every == every // 2 or state.global_step in self.alone:
+        if state.global_step % every == every // 2 or self._is_alone(state.global_step):
             self.mode = operation_counter()
             self.mode.__enter__()
 
@@ -96,11 +96,20 @@ class OperationCounter(TrainerCallback):
             self.mode.__exit__(None, None, None)
             self.mode = None
 
+    def _is_alone(self, step: int) -> bool:
+        return step == self.first or step in self.alone
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the counted steps tell of all that were made; not where a training stops before the first sample."""
+        others = any(not self._is_alone(step) for step in self.counted)
+        return bool(self.counted) and (others or len(self.counted) == self.last - self.first)
+
     @property
     def total(self) -> float:
         """Operations of the steps that were made: those alone, and the mean of the others times their number."""
-        alone = [count for step, count in self.counted.items() if step in self.alone]
-        others = [count for step, count in self.counted.items() if step not in self.alone]
+        alone = [count for step, count in self.counted.items() if self._is_alone(step)]
+        others = [count for step, count in self.counted.items() if not self._is_alone(step)]
         left = self.last - self.first - len(alone)
         return float(sum(alone)) + (sum(others) / len(others) * left if others else 0.0)
 
@@ -126,7 +135,7 @@ def train(
     if trainer.is_world_process_zero():
         path.unlink(missing_ok=True)
     whole = not (args.torch_compile or args.n_gpu > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
-    alone = (0, getattr(args, "words_max_steps", 0))
+    alone = (getattr(args, "words_max_steps", 0),)
     counter = OperationCounter(20 if count_operations and whole else 0, alone)
     trainer.add_callback(counter)
     try:
@@ -136,7 +145,7 @@ def train(
         trainer.remove_callback(counter)
     # transformers' own is of all parameters, frozen or not, and all tokens of a batch.
     output.metrics.pop("total_flos", None)
-    if counter.counted:
+    if counter.sampled:
         output.metrics["total_flos"] = counter.total * args.world_size
     if has_length(trainer.train_dataset):
         output.metrics["train_samples"] = len(trainer.train_dataset)

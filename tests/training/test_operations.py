@@ -63,12 +63,17 @@ def test_what_was_made_is_counted_of_a_training_that_stops_and_of_one_that_is_re
     trainer = trainer_of(tmp_path, Squares(), max_steps=12)
     trainer.add_callback(StopAt())
     assert train(trainer, count_operations=True).metrics["total_flos"] == CACHE + 4 * STEP
-    options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6}
+    # Stopped before the first sample, of which nothing follows.
+    trainer = trainer_of(tmp_path, Squares(), max_steps=1000)
+    trainer.add_callback(StopAt())
+    assert "total_flos" not in train(trainer, count_operations=True).metrics
+    # The step from which a training goes on fills its cache again.
+    options = {"max_steps": 120, "save_strategy": "steps", "save_steps": 60}
     train(trainer_of(tmp_path, Squares(), **options), count_operations=True)
     again = trainer_of(tmp_path, Squares(), **options)
-    metrics = train(again, str(tmp_path / "checkpoint-6"), count_operations=True).metrics
-    assert (metrics["resumed_at_step"], metrics["train_steps"]) == (6, 12)
-    assert metrics["total_flos"] == CACHE + 6 * STEP
+    metrics = train(again, str(tmp_path / "checkpoint-60"), count_operations=True).metrics
+    assert (metrics["resumed_at_step"], metrics["train_steps"]) == (60, 120)
+    assert metrics["total_flos"] == CACHE + 60 * STEP
     assert not any(isinstance(one, OperationCounter) for one in again.callback_handler.callbacks)
 
 

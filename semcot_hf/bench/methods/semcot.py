@@ -134,7 +134,7 @@ def _trained(
     encoder: str | None = None,
 ) -> Trained:
     """Train a model by stage 2, in `steps` steps of all phases."""
-    counter = OperationCounter(alone=(0, args.words_max_steps))
+    counter = OperationCounter(alone=(args.words_max_steps,))
     trainer = SemCoTDistillationTrainer(
         model=model,
         args=args,
