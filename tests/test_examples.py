@@ -202,10 +202,10 @@ def test_the_sets_of_the_table_have_files(tmp_path, monkeypatch):
 def test_a_host_alone_is_told_to_think_and_shown_examples_of_its_set(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
     flags = {name: load("real/variants.py").host_flags(name) for name in ("svamp", "commonsense_qa", "coin_flip")}
-    assert flags["svamp"] == ["--methods", "cot", "condensed"]
+    assert flags["svamp"] == ["--methods", "cot", "condensed", "--max_thought_tokens", "64"]
     asked = ["--cot_instruction", "Think step by step, and end with the letter of the answer."]
     assert flags["commonsense_qa"] == ["--methods", "cot", *asked]
-    assert flags["coin_flip"][1:4] == ["cot", "condensed", "--cot_instruction"]
+    assert flags["coin_flip"][1:6] == ["cot", "condensed", "--max_thought_tokens", "64", "--cot_instruction"]
     assert read_thought_prompt(flags["coin_flip"][-1])[-1]["role"] == "assistant"
 
 

@@ -82,10 +82,11 @@ VARIANTS = {
 
 def host_flags(name: str) -> list[str]:
     """Return the flags of `semcot evaluate` for a host alone: its methods, and what it is told and shown."""
-    methods = ["cot", *(["condensed"] if name in (*ARITHMETIC, *PROMPTS) else [])]
+    # Thoughts as long as the pairs' longest.
+    condensed = ["condensed", "--max_thought_tokens", "64"] if name in (*ARITHMETIC, *PROMPTS) else []
     told = ["--cot_instruction", INSTRUCTIONS[name]] if name in INSTRUCTIONS else []
     shown = ["--thought_prompt", str(Path(__file__).with_name(PROMPTS[name]))] if name in PROMPTS else []
-    return ["--methods", *methods, *told, *shown]
+    return ["--methods", "cot", *condensed, *told, *shown]
 
 
 def files_of(name: str, data: Path, output: Path) -> tuple[list[Path], Path]:

@@ -58,6 +58,9 @@ class EvaluationConfig:
         "Worked examples for the method condensed: a JSON file of chat messages, or 'equations' for the built-in "
         "ones; by default the model's own thought prompt, or else equations.",
     )
+    max_thought_tokens: int | None = option(
+        None, "Most tokens of a thought of the method condensed; by default the model's own limit, and at least 48."
+    )
     chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
     seed: int = option(0, "Seed of the controls, the bootstrap and the choice of questions for latency.")
     latency_samples: int = option(50, "Questions whose latency is measured; 0 measures none.")
@@ -70,7 +73,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "batch_size", "max_new_tokens")
-        check_range(self, "[1, inf)", "max_reasoning_tokens", "num_candidates", optional=True)
+        check_range(self, "[1, inf)", "max_reasoning_tokens", "max_thought_tokens", "num_candidates", optional=True)
         check_range(self, "[0, inf)", "latency_samples")
         if self.latency_samples and (not self.latency_batch_sizes or min(self.latency_batch_sizes) < 1):
             raise ValueError(f"latency_batch_sizes={self.latency_batch_sizes}: give sizes of 1 or more.")

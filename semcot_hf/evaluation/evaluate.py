@@ -126,6 +126,10 @@ def evaluate(
         raise ValueError(f"signals={config.signals} are those of the method 'semcot', got methods={methods}.")
     if config.token_counts and "semcot" not in methods:
         raise ValueError(f"token_counts={config.token_counts} needs the method 'semcot', got methods={methods}.")
+    if config.max_thought_tokens is not None and "condensed" not in methods:
+        raise ValueError(
+            f"max_thought_tokens={config.max_thought_tokens} is of the method 'condensed', got methods={methods}."
+        )
     _check_instruction(config, methods)
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type
     for index, gold in enumerate(golds):
@@ -167,6 +171,8 @@ def evaluate(
             fingerprint["cot_instruction"] = config.cot_instruction
         if config.max_reasoning_tokens is not None:
             fingerprint["max_reasoning_tokens"] = config.max_reasoning_tokens
+        if config.max_thought_tokens is not None:
+            fingerprint["max_thought_tokens"] = config.max_thought_tokens
         if config.num_candidates is not None:
             fingerprint["num_candidates"] = config.num_candidates
         if config.signals:
@@ -290,7 +296,8 @@ def _make_jobs(
     for method in methods:
         signals = config.signals if method == "semcot" else ()
         prompts = words if method == "cot" else shown if method in FEW_SHOT_METHODS else direct
-        job = _Job(method, answerer(method, signals=signals), prompts)
+        limit = config.max_thought_tokens if method == "condensed" else None
+        job = _Job(method, answerer(method, limit, signals), prompts)
         if method == "condensed":
             job = replace(job, prompts=list(job.answerer.prompts(queries)))
         jobs.append(job)

@@ -171,6 +171,24 @@ def test_a_second_run_makes_nothing_again(finished, model, tokenizer, monkeypatc
     assert [row["method"] for row in compare_runs(finished[0], finished[0])] == METHODS
 
 
+def test_condensed_thoughts_may_be_longer_than_the_default(model, tokenizer, tmp_path):
+    """A rival that is cut off is no rival."""
+    options = dict(OPTIONS, methods=["condensed"], controls=False, latency_samples=0)
+    sizes = {}
+    for limit in (None, 3, 60):
+        folder = tmp_path / str(limit)
+        evaluate(model.host, tokenizer, ROWS, max_thought_tokens=limit, output_dir=folder, **options)
+        sizes[limit] = [record["thought_tokens"] for record in records_of(folder, "condensed")]
+    # This host goes on to any limit.
+    assert {*sizes[3]} == {3} and {*sizes[None]} == {48} and {*sizes[60]} == {60}
+    with pytest.raises(ValueError, match="another run .max_thought_tokens: 60 there"):
+        evaluate(model.host, tokenizer, ROWS, output_dir=tmp_path / "60", **options)
+    with pytest.raises(ValueError, match="max_thought_tokens=3 is of the method 'condensed'"):
+        evaluate(model.host, tokenizer, ROWS, max_thought_tokens=3, **dict(options, methods=["no_cot"]))
+    with pytest.raises(ValueError, match="max_thought_tokens=0"):
+        evaluate(model.host, tokenizer, ROWS, max_thought_tokens=0, **options)
+
+
 def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(
