@@ -104,16 +104,25 @@ class PeftArguments:
 
 
 def parse(
-    prog: str, dataclasses: Iterable[Any], argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+    prog: str,
+    dataclasses: Iterable[Any],
+    argv: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    wanted: Iterable[Any] | None = None,
 ) -> tuple[Any, ...]:
     """Parse flags and `--config FILE.yaml` into instances of the dataclasses.
 
     Args:
         defaults: values of flags that neither the command line nor the file sets.
+        wanted: those of the dataclasses that are made, and so checked, first; all of them by default. The flags of
+            the others follow in a namespace.
     """
     epilog = "--config FILE.yaml sets any of these flags by name; flags on the command line take precedence."
     parser = TrlParser(dataclasses, prog=prog, epilog=epilog)
     parser.set_defaults_with_config(**(defaults or {}))
+    if wanted is not None:
+        parser.dataclass_types = list(wanted)
     return parser.parse_args_and_config(args=argv)
 
 

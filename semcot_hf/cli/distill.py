@@ -107,7 +107,8 @@ def run(argv: Sequence[str]) -> None:
         CountArguments,
         SemCoTDistillationConfig,
     )
-    recipe = parse("semcot distill", parts, list(argv))[2].recipe
+    # Flags are checked with the recipe's defaults.
+    recipe = parse("semcot distill", parts, list(argv), wanted=(GeneratorArguments,))[0].recipe
     if recipe not in RECIPES:
         raise ValueError(f"recipe={recipe!r}: must be one of {tuple(RECIPES)}.")
     data, models, generator, peft, measured, args = parse("semcot distill", parts, list(argv), RECIPES[recipe])

@@ -146,6 +146,28 @@ def test_the_words_recipe_meets_rows_in_random_order(tmp_path, monkeypatch):
     assert orders == ["random", "group_by_length"]
 
 
+def test_flags_are_checked_with_the_defaults_of_the_recipe(tmp_path, monkeypatch, capsys):
+    """Worked examples need a words phase, which the recipe sets; it was refused before the recipe was known."""
+    made = []
+
+    def note(*args, **kwargs):
+        made.append(kwargs["args"])
+        raise ValueError("noted")
+
+    monkeypatch.setattr("semcot_hf.cli.distill.SemCoTDistillationTrainer", note)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("recipe: words\nfew_shot_examples: 4\n")
+    flags = ["--dataset", "facts", "--max_train_samples", "8", "--output_dir", str(tmp_path)]
+    for own in (["--recipe", "words", "--few_shot_examples", "4"], ["--config", str(settings)]):
+        assert main(["distill", *flags, *own]) == 1
+        assert capsys.readouterr().err.endswith("noted\n")
+    assert [(args.few_shot_examples, args.words_num_train_epochs) for args in made] == [(4, 2.0)] * 2
+    assert main(["distill", *flags, "--few_shot_examples", "4"]) == 1
+    assert "few_shot_examples=4 show words, which this training has none of" in capsys.readouterr().err
+    assert main(["distill", *flags, "--recipe", "word"]) == 1
+    assert "recipe='word': must be one of ('paper', 'words')" in capsys.readouterr().err
+
+
 def test_distill_makes_soft_words_that_start_from_a_word(tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
