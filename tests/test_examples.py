@@ -216,8 +216,7 @@ def variant_commands(monkeypatch):
     found = []
     for variant in variants.VARIANTS.values():
         for name in variant.sets:
-            words = variants.WORDS.get(name, "") if variant.recipe == "words" else ""
-            flags = shlex.split(f"--dataset {name} --output_dir runs/{name} {variant.flags} {words}")
+            flags = shlex.split(f"--dataset {name} --output_dir runs/{name} {variant.flags_for(name)}")
             found.append(["distill", "--recipe", variant.recipe, *flags])
             if variant.align is not None:
                 found.append(["align", "--dataset", name, "--output_dir", "runs/encoder", *shlex.split(variant.align)])
@@ -245,10 +244,12 @@ def test_a_host_alone_is_told_to_think_and_shown_examples_of_its_set(monkeypatch
     monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
     flags = {name: load("real/variants.py").host_flags(name) for name in ("svamp", "commonsense_qa", "coin_flip")}
     assert flags["svamp"] == ["--methods", "cot", "condensed", "--max_thought_tokens", "64"]
+    # A rival gets the answer prompt of the pairs.
+    assert flags["coin_flip"][-2:] == ["--answer_prompt", "The answer (yes or no) is:"]
     asked = ["--cot_instruction", "Think step by step, and end with the letter of the answer."]
     assert flags["commonsense_qa"] == ["--methods", "cot", *asked]
     assert flags["coin_flip"][1:6] == ["cot", "condensed", "--max_thought_tokens", "64", "--cot_instruction"]
-    assert read_thought_prompt(flags["coin_flip"][-1])[-1]["role"] == "assistant"
+    assert read_thought_prompt(flags["coin_flip"][-3])[-1]["role"] == "assistant"
 
 
 def test_the_words_of_a_set_get_its_own_answer_prompt(tmp_path, monkeypatch):
@@ -355,12 +356,20 @@ def test_candidates_and_the_rules_that_choose_among_them(tmp_path, monkeypatch, 
     assert again.startswith("4 of 4") and again.splitlines()[1:] == printed.splitlines()[2:]
     with gzip.open(output, "rt") as file:
         assert file.readlines() == lines
+    for flag in ("--num_candidates", "--host_weight"):
+        monkeypatch.setattr(sys, "argv", ["candidates.py", *command, flag, "2"])
+        with pytest.raises(ValueError, match=rf"holds another run \({flag[2:]}: .* there, 2.* now\)"):
+            example.main()
+    with gzip.open(output, "rt") as file:
+        assert file.readlines() == lines
 
     def one(own, host, result, right):
         return {"generator": own, "host": host, "result": result, "right": right}
 
     judged = [one(-1.0, -9.0, "2", False), one(-2.0, -4.0, "3", True), one(-3.0, -1.0, "4", False)]
     judged.append(one(-4.0, -9.0, "3", True))
+    # What states no result has no vote.
+    judged += [one(-5.0, -9.0, None, False)] * 3
     counts = example.rules([{"candidates": judged, "first": {"right": False}, "chosen": {"right": True}}])
     assert counts == {
         "most probable words": 0,

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from kept import kept_rows
 from pair import rows_of
 from transformers import AutoTokenizer
 
@@ -35,8 +36,8 @@ def chosen(row: dict, weight: float) -> dict:
 
 
 def most_frequent(row: dict) -> dict:
-    """Return the first candidate with the most frequent result."""
-    counts = Counter(one["result"] for one in row["candidates"])
+    """Return the first candidate with the most frequent result; thoughts without one do not count."""
+    counts = Counter(one["result"] for one in row["candidates"] if one["result"] is not None)
     return max(row["candidates"], key=lambda one: counts[one["result"]])
 
 
@@ -61,16 +62,15 @@ def main() -> None:
     parser.add_argument("--host_weight", type=float, default=0.5, help="Of the choice after which the host answers.")
     parser.add_argument("--batch_size", type=int, default=8, help="Questions at once.")
     arguments = parser.parse_args()
+    path = Path(arguments.output)
+    found = kept_rows(path, vars(arguments), "model", "data", "num_candidates", "host_weight")
     model = SemCoTForCausalLM.from_pretrained(arguments.model, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     reader = model.words_tokenizer() if model.config.separate_generator_tokenizer else tokenizer
-    rows, path, found = rows_of([arguments.data]), Path(arguments.output), []
+    rows = rows_of([arguments.data])
     model.config.num_candidates = number = arguments.num_candidates
     answerer = Answerer(model, tokenizer, AnswerSettings(method="semcot", max_new_tokens=24))
     prompts = list(answerer.prompts([row["query"] for row in rows]))
-    if path.is_file():
-        with gzip.open(path, "rt") as file:
-            found = [json.loads(line) for line in file]
     while len(found) < len(rows):
         part = range(len(found), min(len(found) + arguments.batch_size, len(rows)))
         thoughts, generator, host = model.candidate_thoughts(*pad_left([prompts[index] for index in part], 0))

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import torch
+from kept import kept_rows
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTForCausalLM, load_reasoning_dataset
@@ -50,11 +51,10 @@ def main() -> None:
         said = {row["index"]: row["thought"] for row in map(json.loads, file) if row["method"] == "words"}
     output, table = Path(arguments.output), model.get_input_embeddings()
     rows = [{**row, "index": index, "thought": said[index]} for index, row in enumerate(rows) if index in said]
-    words = [table(torch.tensor(tokenizer(row["thought"], add_special_tokens=False)["input_ids"])) for row in rows]
-    done = set()
-    if output.is_file():
-        with gzip.open(output, "rt") as file:
-            done = {tuple(row["merge"]) for row in map(json.loads, file)}
+    ids = [tokenizer(row["thought"], add_special_tokens=False)["input_ids"] for row in rows]
+    words = [table(torch.tensor(part, dtype=torch.long)) for part in ids]
+    found = kept_rows(output, vars(arguments), "model", "data", "verdicts", "max_new_tokens")
+    done = {tuple(row["merge"]) for row in found}
     for size, decay in MERGES:
         if (size, decay) in done:
             continue

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pair
 import report
-from variants import PAIRS, PROMPT_TUNING, SETS, VARIANTS, WORDS, files_of, host_flags
+from variants import PAIRS, PROMPT_TUNING, SETS, VARIANTS, files_of, host_flags
 from verdicts import write_verdicts
 
 
@@ -73,8 +73,7 @@ def main() -> None:
                 command = [sys.executable, str(Path(__file__).with_name("pair.py")), "--recipe", variant.recipe]
                 command += ["--host", str(models / host), "--generator", str(models / generator)]
                 command += ["--train", *map(str, train), "--test", str(test), "--output", str(folder)]
-                words = WORDS.get(name, "") if variant.recipe == "words" else ""
-                command += ["--distill_flags", f"{variant.flags} {words} {arguments.distill_flags}"]
+                command += ["--distill_flags", f"{variant.flags_for(name)} {arguments.distill_flags}"]
                 if variant.align is not None:
                     command += ["--align_flags", f"{variant.align} {arguments.align_flags}"]
                     command += ["--encoder", str(output / f"{name}--{host}--encoder")]

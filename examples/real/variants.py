@@ -1,5 +1,6 @@
 """The sets, pairs and variants of the table of pretrained models."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +10,15 @@ from semcot_hf.data.tasks import GENERATED_TASKS
 # MultiArith's training rows alone are few.
 TRAIN = {
     "multiarith": ("multiarith", "gsm8k"),
-    "gsm8k": ("gsm8k",),
-    "svamp": ("svamp",),
-    "commonsense_qa": ("commonsense_qa",),
-    "coin_flip": ("coin_flip",),
+    **{name: (name,) for name in ("gsm8k", "svamp", "commonsense_qa", "coin_flip")},
 }
 # Rows of the sets that are made here: what a pretrained host knows, behind a walk that the generator can learn.
 GENERATED = {"elements": {"train": 720, "test": 200}}
 SETS = (*TRAIN, *GENERATED)
 # A set's words and answer prompt, where the recipe does not choose them by itself.
-WORDS = {
-    "elements": "--words_column reasoning --num_implicit_tokens 64 --answer_prompt 'The atomic number is'",
+WORDS = {"elements": "--words_column reasoning --num_implicit_tokens 64"}
+ANSWER_PROMPTS = {
+    "elements": "--answer_prompt 'The atomic number is'",
     "coin_flip": "--answer_prompt 'The answer (yes or no) is:'",
 }
 ARITHMETIC = ("multiarith", "gsm8k", "svamp")
@@ -31,11 +30,8 @@ INSTRUCTIONS = {
 }
 # Worked examples of the host's condensed CoT; the built-in ones are equations.
 PROMPTS = {"elements": "elements_prompt.json", "coin_flip": "coin_flip_prompt_closing.json"}
-PAIRS = (
-    "qwen2.5-coder-1.5b+qwen2.5-coder-0.5b",
-    "qwen2.5-coder-1.5b+gemma-3-270m",
-    "qwen2.5-coder-0.5b+gemma-3-270m",
-)
+PAIRS = [f"qwen2.5-coder-{pair}" for pair in ("1.5b+qwen2.5-coder-0.5b", "1.5b+gemma-3-270m", "0.5b+gemma-3-270m")]
+AT_ONCE = ("no_cot", "semcot")
 WORD_METHODS = ("no_cot", "semcot", "semcot_hard", "words", "generator", "generator_no_cot")
 TUNED = "--use_peft True --lora_r 32 --lora_alpha 64 --lora_dropout 0 --lora_target_modules all-linear"
 
@@ -61,6 +57,11 @@ class Variant:
     sets: tuple[str, ...]
     align: str | None = None
 
+    def flags_for(self, name: str) -> str:
+        """Return the flags of `semcot distill` for a set, in one text."""
+        words = WORDS.get(name, "") if self.recipe == "words" else ""
+        return f"{self.flags} {words} {ANSWER_PROMPTS.get(name, '')}"
+
 
 VARIANTS = {
     # Words that end in the answer, which the host copies.
@@ -71,12 +72,10 @@ VARIANTS = {
     # The same, and four worked examples that show the host how to go on.
     "few_shot": Variant("words", "--words_column open_equations --few_shot_examples 4", WORD_METHODS, ARITHMETIC),
     # Five tokens from one pass, trained through the host; stage 2 of the paper without alignment.
-    "paper": Variant("paper", f"{STAGE_2} --alpha 0", ("no_cot", "semcot"), SETS),
+    "paper": Variant("paper", f"{STAGE_2} --alpha 0", AT_ONCE, SETS),
     # Both stages of the paper, with five tokens and with one.
-    "stages": Variant("paper", f"{STAGE_2} --alpha 0.25", ("no_cot", "semcot"), SETS, STAGE_1),
-    "stages_k1": Variant(
-        "paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", ("no_cot", "semcot"), SETS, STAGE_1
-    ),
+    "stages": Variant("paper", f"{STAGE_2} --alpha 0.25", AT_ONCE, SETS, STAGE_1),
+    "stages_k1": Variant("paper", f"{STAGE_2} --alpha 0.25 --num_implicit_tokens 1", AT_ONCE, SETS, STAGE_1),
 }
 
 
@@ -86,7 +85,7 @@ def host_flags(name: str) -> list[str]:
     condensed = ["condensed", "--max_thought_tokens", "64"] if name in (*ARITHMETIC, *PROMPTS) else []
     told = ["--cot_instruction", INSTRUCTIONS[name]] if name in INSTRUCTIONS else []
     shown = ["--thought_prompt", str(Path(__file__).with_name(PROMPTS[name]))] if name in PROMPTS else []
-    return ["--methods", "cot", *condensed, *told, *shown]
+    return ["--methods", "cot", *condensed, *told, *shown, *shlex.split(ANSWER_PROMPTS.get(name, ""))]
 
 
 def files_of(name: str, data: Path, output: Path) -> tuple[list[Path], Path]:
