@@ -101,7 +101,7 @@ def run_method(
 
     Args:
         settings, questions: what to run.
-        folder: of the run; an unfinished run there is replaced.
+        folder: of the run; an unfinished run there is made anew, and other files in it stay.
         compiled_latency: also measure a SemCoT model with its generator compiled, and with the forward of both hosts
             (its own and the untouched one) compiled too. A finished run is not measured again for it.
 
@@ -125,7 +125,7 @@ def run_method(
             remedy="Choose another output_dir, or delete it.",
         )
         return known
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     trains = settings.method != UNTRAINED
     rate, search = _search(settings, questions, folder.parent / "search.json", work) if trains else (0.0, None)

@@ -129,6 +129,16 @@ def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkey
     assert run_method(settings(), others, folder) == made
 
 
+def test_an_unfinished_run_is_made_anew_beside_what_the_user_keeps_there(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/checkpoint").write_text("cut off")
+    (tmp_path / "model.safetensors").write_text("mine")
+    monkeypatch.setattr(runs, "_train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_method(settings(), questions(), tmp_path)
+    assert not any((tmp_path / "work").iterdir()) and (tmp_path / "model.safetensors").read_text() == "mine"
+
+
 def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(tmp_path, monkeypatch):
     accuracies = {3e-4: 0.5, 1e-3: 0.75, 2e-3: 0.75}
     asked = []
