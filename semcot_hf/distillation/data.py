@@ -119,7 +119,7 @@ def schema_row(example: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name} has the columns {sorted(example)}: needs query and answer (with reasoning and steps), or TRL's "
             "prompt and completion. Rename them, or load the dataset with load_reasoning_dataset(columns=...)."
         )
-    prompt = example.get("prompt")
+    prompt = None if "query" in columns else example.get("prompt")
     if isinstance(prompt, list) and len(prompt) > 1:
         logger.warning_once(
             f"{name}: of a conversation the last user's message is the query; system messages and earlier turns are "

@@ -149,12 +149,13 @@ def test_training_prompts_are_the_pipeline_prompts(tiny_tokenizer, rows):
     assert chat["input_ids"][-size:] == answer_prompt_ids(tiny_tokenizer)
 
 
-@pytest.mark.parametrize("form", ["paper", "prompt_completion", "conversational"])
+@pytest.mark.parametrize("form", ["paper", "paper_beside_others", "prompt_completion", "conversational"])
 def test_dataset_forms_give_the_same_tokens(parts, tiny_tokenizer, tmp_path, form):
     row = {"query": "1 + 1?", "reasoning": "1 + 1 = 2.", "answer": "2"}
     completion = "1 + 1 = 2. #### 2"
     forms = {
         "paper": row,
+        "paper_beside_others": {**row, "prompt": "Solve the problem.", "completion": None},
         "prompt_completion": {"prompt": "1 + 1?", "completion": completion},
         "conversational": {
             "prompt": [{"role": "user", "content": "1 + 1?"}],
