@@ -122,6 +122,14 @@ def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkey
     others = replace(questions(), test=facts.generate(8, seed=2, split="test"))
     with pytest.raises(ValueError, match=r"holds another run \(test: .*'digest'.* there, .* now\)"):
         run_method(settings(), others, folder)
+    with pytest.raises(ValueError, match=r"holds another run \(max_new_tokens: 16 there, 256 now\)"):
+        run_method(settings(), replace(questions(), max_new_tokens=256), folder)
+    with pytest.raises(ValueError, match=r"holds another run \(answer_type: 'sequence' there, 'choice' now\)"):
+        run_method(settings(), replace(questions(), answer_type="choice"), folder)
+    assert run_method(settings(), questions(), folder) == made
+    # As written before runs told how their answers are checked.
+    del made["questions"]["max_new_tokens"], made["questions"]["answer_type"]
+    (folder / "run.json").write_text(json.dumps(made))
     assert run_method(settings(), questions(), folder) == made
     # As written before runs told their questions.
     del made["questions"]
@@ -160,8 +168,18 @@ def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(t
         settings(learning_rates=tuple(accuracies), steps=10, seed=2), questions(), tmp_path / "search.json", tmp_path
     )
     assert again == best and len(asked) == 3
-    runs._search(given, replace(questions(), train=questions().validation), tmp_path / "search.json", tmp_path)
-    assert len(asked) == 6
+    # Test questions have no part in it.
+    others = replace(questions(), test=questions().validation)
+    assert runs._search(given, others, tmp_path / "search.json", tmp_path)[0] == best and len(asked) == 3
+    stored = json.loads((tmp_path / "search.json").read_text())
+    del stored["questions"]["max_new_tokens"], stored["questions"]["answer_type"]
+    (tmp_path / "search.json").write_text(json.dumps(stored))
+    assert runs._search(given, others, tmp_path / "search.json", tmp_path)[0] == best and len(asked) == 3
+    for count, change in enumerate(
+        ({"train": questions().validation}, {"max_new_tokens": 256}, {"answer_type": "choice"}), start=2
+    ):
+        runs._search(given, replace(questions(), **change), tmp_path / "search.json", tmp_path)
+        assert len(asked) == 3 * count
 
 
 def test_budgets_multiply_the_steps_and_share_one_search(tmp_path, monkeypatch):
@@ -186,7 +204,7 @@ def test_budgets_multiply_the_steps_and_share_one_search(tmp_path, monkeypatch):
 def test_a_run_from_before_there_were_budgets_is_one_of_budget_1(tmp_path, monkeypatch):
     folder = tmp_path / "seed0"
     folder.mkdir()
-    stored = {"settings": json.loads(json.dumps(vars(settings()))), "questions": questions().split_digests()}
+    stored = {"settings": json.loads(json.dumps(vars(settings()))), "questions": questions().identity()}
     del stored["settings"]["budget"]
     (folder / "run.json").write_text(json.dumps(stored))
     assert run_method(settings(), questions(), folder) == stored
@@ -387,6 +405,8 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
     # Runs of earlier versions do not tell their questions.
     told = {split: {"rows": 7, "digest": split} for split in ("train", "validation", "test")}
     other[0]["questions"] = told
+    # Nor do all that do how they are checked.
+    one[0]["questions"] = {**told, "answer_type": "sequence", "max_new_tokens": 16}
     report = write_report([one, other], tmp_path / "out", command="x")
     budget = report["tasks"][0]["budget"]
     assert [budget[f"{split}_questions"] for split in ("train", "validation", "eval")] == [7, 7, 200]
@@ -400,6 +420,9 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
     other[0]["settings"]["steps"] = 2
     one[0]["questions"] = {**told, "test": {"rows": 7, "digest": "others"}}
     with pytest.raises(ValueError, match=r"differ in test questions \(others: no_cot/seed0; test: pause/seed0\)"):
+        write_report([one, other], tmp_path / "out", command="x")
+    one[0]["questions"], other[0]["questions"] = ({**told, "max_new_tokens": limit} for limit in (16, 256))
+    with pytest.raises(ValueError, match=r"differ in max_new_tokens \(16: no_cot/seed0; 256: pause/seed0\)"):
         write_report([one, other], tmp_path / "out", command="x")
 
 
