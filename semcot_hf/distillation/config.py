@@ -156,6 +156,11 @@ class SemCoTDistillationConfig(_BaseConfig):
         """Whether there is a words phase."""
         return self.words_max_steps > 0 or self.words_num_train_epochs > 0
 
+    @property
+    def teaches_only_words(self) -> bool:
+        """Whether nothing follows the words phase."""
+        return self.teaches_words and self.max_steps <= 0 and self.num_train_epochs == 0
+
     def to_dict(self) -> dict[str, Any]:
         # TrainingArguments.to_dict masks every field whose name ends with "_token" as a secret.
         return {**super().to_dict(), "steps_per_token": self.steps_per_token}

@@ -138,7 +138,7 @@ def tokenize_dataset(
     """Return the dataset as token ids (`tokenize_row`), with the `length` and `reasoning` of each row.
 
     Args:
-        dataset: an `IterableDataset` is tokenized while it is read.
+        dataset: an `IterableDataset` is tokenized while it is read; only its first rows are checked for words.
         name: the dataset's name in errors.
         tokenizer: its chat template ends a prompt with the answer prompt.
         num_proc: processes that tokenize.
@@ -155,10 +155,11 @@ def tokenize_dataset(
         raise ValueError(f"{name} is empty: pass at least one row.")
     arguments = {"name": name, "tokenizer": tokenizer, "settings": settings}
     if isinstance(dataset, IterableDataset):
-        return dataset.map(_checked_row, fn_kwargs=arguments, remove_columns=columns)
-    tokenized = dataset.map(
-        _checked_row, fn_kwargs=arguments, remove_columns=columns, num_proc=num_proc, desc=f"Tokenizing {name}"
-    )
+        tokenized = dataset.map(_checked_row, fn_kwargs=arguments, remove_columns=columns)
+    else:
+        tokenized = dataset.map(
+            _checked_row, fn_kwargs=arguments, remove_columns=columns, num_proc=num_proc, desc=f"Tokenizing {name}"
+        )
     if settings.thoughts is not None:
         check_words(tokenized, name, settings.thoughts, columns)
     return tokenized
