@@ -653,6 +653,32 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
     assert 2 <= n == budget["eval_questions"] < 8 and 40 < budget["train_questions"] < 60
 
 
+def test_a_dataset_that_cannot_be_benched_is_told_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("semcot_hf.bench.run.run_method", lambda *_: pytest.fail("a run is made"))
+
+    def bench(folder, **changes):
+        # The first task's runs come before those of the dataset.
+        tasks, own = ["facts", str(tmp_path / folder)], {"host": str(HOST_PATH), "generator": str(GENERATOR_PATH)}
+        run_bench(BenchSettings(str(tmp_path / "out"), task=tasks, methods=["no_cot"], **own, **{**SMALL, **changes}))
+
+    def write(folder, **answers):
+        (tmp_path / folder).mkdir()
+        for split, golds in answers.items():
+            rows = [{"query": f"{split} {i}?", "reasoning": "1", "answer": gold} for i, gold in enumerate(golds)]
+            (tmp_path / folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("tests", test=["1", "2"])
+    with pytest.raises(ValueError, match=r"split='train': '.*tests' has only test\. Pass a source with train rows"):
+        bench("tests")
+    write("odd", train=["1", "2"], validation=["3", "four", "5"], test=["6", "7"])
+    told = r"task='.*odd': row 1 of validation has the answer 'four', which is not numeric as those of test are"
+    with pytest.raises(ValueError, match=told):
+        bench("odd")
+    # Without a search nobody checks answers of validation questions.
+    with pytest.raises(pytest.fail.Exception, match="a run is made"):
+        bench("odd", learning_rates=[1e-3])
+
+
 def test_settings_of_a_run_are_the_tasks_own_unless_flags_say_otherwise():
     def made(task, **given):
         run = _run_settings(BenchSettings("x", **given), task, SOFT_WORDS, 0, 1.0, "host", "generator")
