@@ -71,7 +71,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
             prompt/completion; of a conversation, the last user's message is the query. Streams are allowed.
             `eval_dataset` may be a dict of several.
         processing_class: the host's tokenizer; loaded from where the model or its host comes from when `None`.
-        alignment_encoder: the encoder of stage 1, as a SentenceTransformer or path; required if `args.alpha` > 0.
+        alignment_encoder: the encoder of stage 1, as a SentenceTransformer or path; required if `args.alpha` > 0, else
+            refused.
         data_collator, callbacks, optimizers, kwargs: as in `Trainer`.
         peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
 

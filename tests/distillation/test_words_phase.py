@@ -399,7 +399,7 @@ def test_training_rows_become_examples_that_the_host_is_shown(tiny_folder, sums,
         for trainer in (shown, plain)
     ]
     assert rows[0]["teacher_ids"] == rows[1]["teacher_ids"] and rows[0]["prompt_ids"] != rows[1]["prompt_ids"]
-    with pytest.raises(ValueError, match="few_shot_examples=2 show words, which this training has none of"):
+    with pytest.raises(ValueError, match="few_shot_examples=2 is for words, which this training has none of"):
         words_trainer(tiny_folder, tmp_path / "none", sums, words_max_steps=0, max_steps=2, few_shot_examples=2)
 
 
