@@ -37,15 +37,16 @@ class QuestionSet:
     answer_type: str
     max_new_tokens: int
 
-    def split_digests(self) -> dict[str, dict]:
-        """Return the number of rows and a digest of each split, which identify the questions of a run."""
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the questions of a run: rows and digest of each split, and how they are answered."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: {"rows": len(rows), "digest": text_digest(rows)} for name, rows in splits.items()}
+        digests = {name: {"rows": len(rows), "digest": text_digest(rows)} for name, rows in splits.items()}
+        return {**digests, "answer_type": self.answer_type, "max_new_tokens": self.max_new_tokens}
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that determines a run's result; a finished run is only reused under the same settings.
+    """Everything that determines a run's result besides its questions; it is only reused where both are the same.
 
     The fields are those of `BenchSettings` and `TrainingSetup`, for one run; `budget` is one of `budgets`. A run has
     steps * budget * batch_size questions; SemCoT's other stages see further ones, which `seen_questions` of the result
@@ -101,31 +102,31 @@ def run_method(
 
     Args:
         settings, questions: what to run.
-        folder: of the run; an unfinished run there is replaced.
+        folder: of the run; an unfinished run there is made anew, and other files in it stay.
         compiled_latency: also measure a SemCoT model with its generator compiled, and with the forward of both hosts
             (its own and the untouched one) compiled too. A finished run is not measured again for it.
 
     Returns:
-        `settings`; `questions`, the rows and digest of each split; `training`: seconds, seen questions, operations,
+        `settings`; `questions`, as `QuestionSet.identity` gives them; `training`: seconds, seen questions, operations,
         trainable parameters, the generator's size relative to the host, learning rate, losses; `latency`: seconds per
         question and the ratio to the untouched host answering at once, measured in turn; and `report` of `evaluate`.
 
     Raises:
         ValueError: when the folder holds a finished run of other settings or questions, which stays untouched.
     """
-    folder, digests = Path(folder), questions.split_digests()
+    folder, identity = Path(folder), questions.identity()
     path, work = folder / "run.json", folder / "work"
     if path.exists():
         known = json.loads(path.read_text())
         check_same_run(
-            # Runs of earlier versions had one budget.
-            {"budget": 1.0, **known["settings"], **known.get("questions", digests)},
-            {**asdict(settings), **digests},
+            # Runs of earlier versions had one budget, and did not tell all of their questions.
+            {"budget": 1.0, **identity, **known["settings"], **known.get("questions", {})},
+            {**asdict(settings), **identity},
             place=str(folder),
             remedy="Choose another output_dir, or delete it.",
         )
         return known
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     trains = settings.method != UNTRAINED
     rate, search = _search(settings, questions, folder.parent / "search.json", work) if trains else (0.0, None)
@@ -133,7 +134,7 @@ def run_method(
     report = _evaluate(settings, trained, questions, folder)
     run = {
         "settings": asdict(settings),
-        "questions": digests,
+        "questions": identity,
         "training": {
             "seconds": round(seconds, 1),
             "seen_questions": trained.seen_questions or trained.trained * settings.all_steps * settings.batch_size,
@@ -204,9 +205,9 @@ def _search(
         return settings.learning_rates[0], None
     fixed = {"seed": 0, "eval_questions": 0, "latency_samples": 0}
     asked = as_json({name: fixed.get(name, value) for name, value in asdict(settings).items() if name != "budget"})
-    digests = {split: rows for split, rows in questions.split_digests().items() if split != "test"}
+    identity = {name: value for name, value in questions.identity().items() if name != "test"}
     known = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("settings") == asked and known.get("questions", digests) == digests:
+    if known.get("settings") == asked and {**identity, **known.get("questions", {})} == identity:
         found = known["accuracy"]
     else:
         steps = max(1, round(settings.steps * settings.search_share))
@@ -214,7 +215,7 @@ def _search(
         for rate in sorted(settings.learning_rates):
             trained, _ = _train(replace(settings, seed=0), questions, rate, steps, work)
             found.append([rate, _accuracy(trained, settings, questions, questions.validation)])
-        write_json(path, {"settings": asked, "questions": digests, "steps": steps, "accuracy": found})
+        write_json(path, {"settings": asked, "questions": identity, "steps": steps, "accuracy": found})
     best = max(found, key=lambda pair: (pair[1], -pair[0]))
     return best[0], found
 

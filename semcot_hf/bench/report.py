@@ -209,10 +209,12 @@ def _budget(runs: Sequence[dict]) -> dict:
     """Return the settings that a task's runs share, with the actual numbers of questions."""
     names = [f"{run['settings']['method']}/seed{run['settings']['seed']}" for run in runs]
     shared = [(name, [run["settings"][name] for run in runs]) for name in BUDGET]
-    # Runs of earlier versions did not store their questions.
+    # Runs of earlier versions did not store their questions, or not how they are answered.
     questions = [run.get("questions") for run in runs]
     for split in ("train", "validation", "test"):
         shared.append((f"{split} questions", [found and found[split]["digest"] for found in questions]))
+    for name in ("answer_type", "max_new_tokens"):
+        shared.append((name, [found and found.get(name) for found in questions]))
     for what, values in shared:
         groups = defaultdict(list)
         for name, value in zip(names, values, strict=True):

@@ -9,8 +9,9 @@ from typing import Any
 from datasets import disable_progress_bars
 from transformers import AutoTokenizer
 
-from ..answers import infer_answer_type
+from ..answers import check_answer, infer_answer_type
 from ..data import load_reasoning_dataset
+from ..data.loading import pick_split
 from ..demo import GENERATOR_PATH, HOST_PATH
 from ..modeling.sources_semcot import shares_tokenizer
 from ..options import option
@@ -82,7 +83,8 @@ def run_bench(settings: BenchSettings, command: str = "semcot bench methods") ->
         command: the command that the report names.
 
     Raises:
-        ValueError: for unknown tasks or methods, or settings that contradict each other.
+        ValueError: for unknown tasks or methods, settings that contradict each other, or a dataset without one of the
+            splits or with an answer that cannot be checked.
     """
     tasks = list(BENCH_TASKS) if "all" in settings.task else settings.task
     methods = chosen(settings.methods)
@@ -101,7 +103,8 @@ def run_bench(settings: BenchSettings, command: str = "semcot bench methods") ->
     ]
     folders = [output / folder_name(task) / method / run_name(seed, budget) for task, budget, seed, method in plan]
     finished = [(folder / "run.json").exists() for folder in folders]
-    questions: dict[str, QuestionSet] = {}
+    # Of all tasks before the first run, since those of a dataset may be refused.
+    questions = {} if settings.report_only else {task: _questions(settings, task) for task in tasks}
     models: dict[str, tuple[str, str]] = {}
     with progress_bar("bench", len(plan), sum(finished), not settings.report_only, lines=True) as advance:
         for number, ((task, budget, seed, method), folder) in enumerate(zip(plan, folders, strict=True)):
@@ -111,7 +114,6 @@ def run_bench(settings: BenchSettings, command: str = "semcot bench methods") ->
                 continue
             if task not in models:
                 models[task] = _models(settings, task)
-                questions[task] = _questions(settings, task)
             run_settings = _run_settings(settings, task, method, seed, budget, *models[task])
             start = time.monotonic()
             run = run_method(run_settings, questions[task], folder, settings.compiled_latency)
@@ -176,9 +178,23 @@ def _questions(settings: BenchSettings, task: str) -> QuestionSet:
         made = {split: own.generate(count, DATA_SEED, split) for split, count in counts.items()}
         return QuestionSet(**made, answer_type=own.answer_type, max_new_tokens=own.max_new_tokens)
     splits = load_reasoning_dataset(task)
-    found = {split: list(splits[split])[:count] for split, count in counts.items()}
+    found = {split: list(pick_split(splits, split, task))[:count] for split, count in counts.items()}
     answer_type = infer_answer_type([row["answer"] for row in found["test"]])
+    # The search checks answers of validation questions.
+    for split in ("test", *(["validation"] if len(settings.learning_rates) > 1 else [])):
+        _check_golds(task, split, [row["answer"] for row in found[split]], answer_type)
     return QuestionSet(**found, answer_type=answer_type, max_new_tokens=settings.max_new_tokens)
+
+
+def _check_golds(task: str, split: str, golds: list[str], answer_type: str) -> None:
+    for index, gold in enumerate(golds):
+        try:
+            check_answer("", gold, answer_type)
+        except ValueError as error:
+            raise ValueError(
+                f"task={task!r}: row {index} of {split} has the answer {gold!r}, which is not {answer_type} as those "
+                "of test are: correct the row, or drop it."
+            ) from error
 
 
 def _run_settings(

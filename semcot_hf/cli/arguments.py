@@ -193,9 +193,9 @@ def load_model(arguments: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 
 
 def resume_point(value: str | bool | None) -> str | bool | None:
-    """Return the value of `--resume_from_checkpoint`: a folder, or True ("true") for the last complete checkpoint.
+    """Return the value of `--resume_from_checkpoint`: a folder, "true" (the last complete checkpoint) or "false".
 
-    >>> resume_point("true"), resume_point("runs/model/checkpoint-10"), resume_point(None)
-    (True, 'runs/model/checkpoint-10', None)
+    >>> resume_point("true"), resume_point("False"), resume_point("runs/model/checkpoint-10"), resume_point(None)
+    (True, False, 'runs/model/checkpoint-10', None)
     """
-    return True if str(value).lower() == "true" else value
+    return {"true": True, "false": False}.get(str(value).lower(), value)

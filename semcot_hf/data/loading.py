@@ -224,9 +224,7 @@ def _mapping(source: str, names: list[str], all_names: list[str], columns: Mappi
             raise ValueError(f"columns={dict(columns)!r}: {source!r} has no column {column!r}, but {listed}.")
     mapping = {field: columns.get(field, field) for field in fields if columns.get(field, field) in names}
     for field, stand_in in (("query", "prompt"), ("answer", "completion")):
-        if field in mapping:
-            mapping.pop(stand_in, None)
-        elif stand_in not in mapping and not (field == "answer" and "reasoning" in mapping):
+        if not {field, stand_in} & set(mapping) and not (field == "answer" and "reasoning" in mapping):
             raise ValueError(
                 f"columns={dict(columns)!r}: {source!r} has no column for {field!r}; its columns are {listed}. "
                 f"Pass columns={{{field!r}: '<one of these>'}} (on the command line --columns {field}=<one of these>)."

@@ -136,8 +136,8 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
 
     Args:
         example: one row of the source.
-        columns: the source's column of each schema field; "prompt" and "completion" (TRL) can replace query, and
-            answer with reasoning.
+        columns: the source's column of each schema field; where there is none of query, or of answer, "prompt" or
+            "completion" (TRL, with reasoning) can replace it.
 
     Raises:
         ValueError: when a conversation has no text of the expected role, a list or dict stands in place of a text, or
@@ -151,9 +151,9 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
     fields = {field: example[column] for field, column in columns.items()}
     if isinstance(fields.get("query"), list):
         fields["query"] = turn_text(fields["query"], columns["query"], "user")
-    if "prompt" in fields:
+    if "prompt" in fields and "query" not in fields:
         fields["query"] = turn_text(fields["prompt"], columns["prompt"], "user")
-    if "completion" in fields:
+    if "completion" in fields and "answer" not in fields:
         fields["answer"] = turn_text(fields["completion"], columns["completion"], "assistant")
 
     def text(field: str) -> str:

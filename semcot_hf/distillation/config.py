@@ -143,11 +143,12 @@ class SemCoTDistillationConfig(_BaseConfig):
         check_range(self, "[0, 1)", "projection_warmup", "curriculum")
         check_range(self, "[1, inf)", "steps_per_token")
         check_range(self, "[0, inf)", "few_shot_examples")
-        if self.few_shot_examples and not (self.teaches_words or self.words_weight > 0):
-            raise ValueError(
-                f"few_shot_examples={self.few_shot_examples} show words, which this training has none of: set "
-                "words_num_train_epochs or words_max_steps, or few_shot_examples=0."
-            )
+        for name in ("few_shot_examples", "words_column"):
+            if getattr(self, name) and not (self.teaches_words or self.words_weight > 0):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for words, which this training has none of: set "
+                    f"words_num_train_epochs, words_max_steps or words_weight, or leave {name} out."
+                )
         if self.alignment_view not in ALIGNMENT_VIEWS:
             raise ValueError(f"alignment_view={self.alignment_view!r}: must be one of {ALIGNMENT_VIEWS}.")
 
@@ -155,6 +156,11 @@ class SemCoTDistillationConfig(_BaseConfig):
     def teaches_words(self) -> bool:
         """Whether there is a words phase."""
         return self.words_max_steps > 0 or self.words_num_train_epochs > 0
+
+    @property
+    def teaches_only_words(self) -> bool:
+        """Whether nothing follows the words phase."""
+        return self.teaches_words and self.max_steps <= 0 and self.num_train_epochs == 0
 
     def to_dict(self) -> dict[str, Any]:
         # TrainingArguments.to_dict masks every field whose name ends with "_token" as a secret.

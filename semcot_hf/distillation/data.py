@@ -119,7 +119,7 @@ def schema_row(example: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name} has the columns {sorted(example)}: needs query and answer (with reasoning and steps), or TRL's "
             "prompt and completion. Rename them, or load the dataset with load_reasoning_dataset(columns=...)."
         )
-    prompt = example.get("prompt")
+    prompt = None if "query" in columns else example.get("prompt")
     if isinstance(prompt, list) and len(prompt) > 1:
         logger.warning_once(
             f"{name}: of a conversation the last user's message is the query; system messages and earlier turns are "
@@ -138,7 +138,7 @@ def tokenize_dataset(
     """Return the dataset as token ids (`tokenize_row`), with the `length` and `reasoning` of each row.
 
     Args:
-        dataset: an `IterableDataset` is tokenized while it is read.
+        dataset: an `IterableDataset` is tokenized while it is read; only its first rows are checked for words.
         name: the dataset's name in errors.
         tokenizer: its chat template ends a prompt with the answer prompt.
         num_proc: processes that tokenize.
@@ -155,10 +155,11 @@ def tokenize_dataset(
         raise ValueError(f"{name} is empty: pass at least one row.")
     arguments = {"name": name, "tokenizer": tokenizer, "settings": settings}
     if isinstance(dataset, IterableDataset):
-        return dataset.map(_checked_row, fn_kwargs=arguments, remove_columns=columns)
-    tokenized = dataset.map(
-        _checked_row, fn_kwargs=arguments, remove_columns=columns, num_proc=num_proc, desc=f"Tokenizing {name}"
-    )
+        tokenized = dataset.map(_checked_row, fn_kwargs=arguments, remove_columns=columns)
+    else:
+        tokenized = dataset.map(
+            _checked_row, fn_kwargs=arguments, remove_columns=columns, num_proc=num_proc, desc=f"Tokenizing {name}"
+        )
     if settings.thoughts is not None:
         check_words(tokenized, name, settings.thoughts, columns)
     return tokenized

@@ -91,6 +91,11 @@ def frozen_encoder(
         ValueError: for an encoder that is missing, unused, or of another width than the host.
     """
     if args.alpha == 0:
+        if encoder is not None:
+            raise ValueError(
+                f"alignment_encoder is given, and alpha={args.alpha} has no use for it: raise alpha (0.25 by "
+                "default), or leave alignment_encoder out."
+            )
         return None
     if args.alignment_view == "mean_pooled":
         if encoder is not None:

@@ -17,9 +17,10 @@ Values = tuple[int, int, int, int, int, int | None, int]
 
 
 def prepare_words_phase(dataset: AnyDataset, args: SemCoTDistillationConfig) -> AnyDataset:
-    """Set `args.words_max_steps` where it follows from epochs, and return the rows of the run.
+    """Set the numbers of steps in `args` that follow from others, and return the rows of the run.
 
-    Rows without words are dropped if no other phase follows.
+    These are `words_max_steps` for epochs of the words phase, and `max_steps` for a stream whose words alone are
+    learned, since streams need it. Rows without words are dropped if no other phase follows.
 
     Args:
         dataset: tokenized training rows.
@@ -33,13 +34,21 @@ def prepare_words_phase(dataset: AnyDataset, args: SemCoTDistillationConfig) -> 
                 f"words_num_train_epochs={args.words_num_train_epochs}: train_dataset is a stream of unknown "
                 "length. Set words_max_steps."
             )
+        if args.teaches_only_words:
+            args.max_steps = args.words_max_steps
         return dataset
-    if args.max_steps <= 0 and args.num_train_epochs == 0:
+    if args.teaches_only_words:
         dataset = dataset.select([index for index, ids in enumerate(dataset["thought_ids"]) if ids])
     if args.words_max_steps == 0:
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.words_max_steps = math.ceil(args.words_num_train_epochs * len(dataset) / rows)
+        args.words_max_steps = math.ceil(args.words_num_train_epochs * steps_per_epoch(len(dataset), args))
     return dataset
+
+
+def steps_per_epoch(rows: int, args: TrainingArguments) -> int:
+    """Return the number of optimizer steps in an epoch, as `Trainer` counts them."""
+    whole = math.floor if args.dataloader_drop_last else math.ceil
+    batches = whole(rows / (args.train_batch_size * args.world_size))
+    return math.ceil(batches / args.gradient_accumulation_steps)
 
 
 def with_words_phase(words_max_steps: int, values: Values) -> Values:

@@ -1,5 +1,6 @@
 """SemCoTDistillationTrainer: stage 2, the training of the implicit-token generator against the frozen host."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -70,7 +71,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
             prompt/completion; of a conversation, the last user's message is the query. Streams are allowed.
             `eval_dataset` may be a dict of several.
         processing_class: the host's tokenizer; loaded from where the model or its host comes from when `None`.
-        alignment_encoder: the encoder of stage 1, as a SentenceTransformer or path; required if `args.alpha` > 0.
+        alignment_encoder: the encoder of stage 1, as a SentenceTransformer or path; required if `args.alpha` > 0, else
+            refused.
         data_collator, callbacks, optimizers, kwargs: as in `Trainer`.
         peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
 
@@ -99,7 +101,7 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         peft_config: "PeftConfig | None" = None,
         **kwargs: Any,
     ):
-        args = SemCoTDistillationConfig("semcot-distillation") if args is None else args
+        args = SemCoTDistillationConfig("semcot-distillation") if args is None else copy.copy(args)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
                 "compute_loss_func: stage 2 has its own losses. Leave it out, and weight them by alpha, step_weight, "
@@ -163,10 +165,12 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         self.args, self.processing_class = args, processing_class
         self._questions: dict[str, list[dict]] = {}
         self._question_cache: QuestionCache | None = None
-        rows = train_dataset
+        rows, only_words = train_dataset, args.teaches_only_words
         train_dataset = self._tokenize(train_dataset, "train_dataset")
         if args.teaches_words:
             train_dataset = prepare_words_phase(train_dataset, args)
+        # Where the words alone are learned from a stream, its max_steps hold them.
+        self._steps_added = 0 if only_words and args.max_steps > 0 else args.words_max_steps
         if isinstance(eval_dataset, dict):
             eval_dataset = {
                 name: self._prepare_eval(dataset, rows, f"eval_dataset[{name!r}]", f"eval_{name}")
@@ -240,7 +244,7 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         return optimizer
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        return with_words_phase(args.words_max_steps, super().set_initial_training_values(args, dataloader))
+        return with_words_phase(self._steps_added, super().set_initial_training_values(args, dataloader))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None and self.args.words_max_steps > 0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -31,6 +31,8 @@ _PROBLEMS = {
     "ends": "hold the end-of-thought token among their words",
 }
 _MOST_LEFT_OUT = 0.5
+# Rows that decide for all: on the column of the words and, of a stream, on whether it has them.
+FIRST_ROWS = 200
 # Training rows after which hosts score candidates.
 SCORING_EXAMPLES = 4
 
@@ -62,9 +64,9 @@ def choose_column(rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -
     """Return the column that the words are taken from if none is given; see `SemCoTDistillationConfig.words_column`.
 
     Args:
-        rows: the training rows, each as `words_of` takes it, of which the first 200 decide.
+        rows: the training rows, each as `words_of` takes it, of which the first `FIRST_ROWS` decide.
     """
-    read = list(islice(rows, 200))
+    read = list(islice(rows, FIRST_ROWS))
     for column in ("equations", "condensed_reasoning"):
         if sum(bool(words_of(example, row, column)) for example, row in read) > len(read) / 2:
             return column
@@ -225,31 +227,35 @@ def tokenize_words(text: str, answer: str, settings: WordSettings) -> dict[str, 
     return {"thought_ids": ids, "thought_targets": labels, "thought_problem": ""}
 
 
-def check_words(dataset: Dataset, name: str, settings: WordSettings, columns: list[str]) -> None:
+def check_words(dataset: Dataset | IterableDataset, name: str, settings: WordSettings, columns: list[str]) -> None:
     """Warn of the rows that the words phase leaves out, and count them.
 
     Args:
-        dataset: rows of `tokenize_words`.
+        dataset: rows of `tokenize_words`; of a stream, the first `FIRST_ROWS` are read.
         name: the dataset's name.
         columns: the columns before tokenization.
 
     Raises:
-        ValueError: if more than half of the training rows are left out.
+        ValueError: if more than half of these training rows are left out.
     """
-    problems: list[str] = list(dataset["thought_problem"])
+    if isinstance(dataset, IterableDataset):
+        problems, part = [row["thought_problem"] for row in islice(dataset, FIRST_ROWS)], "the first "
+    else:
+        problems, part = list(dataset["thought_problem"]), ""
     counts = {problem: problems.count(problem) for problem in _PROBLEMS if problem in problems}
     if not counts:
         return
     left_out = sum(counts.values())
     reasons = "; ".join(f"{count} {_PROBLEMS[problem]}" for problem, count in counts.items())
+    listed = f"{left_out} of {part}{len(problems)} rows"
     if name == "train_dataset" and left_out > _MOST_LEFT_OUT * len(problems):
         raise ValueError(
-            f"words_column={settings.column!r}: {left_out} of {len(problems)} rows of {name} cannot be learned as "
-            f"words ({reasons}). The columns are {columns}; num_implicit_tokens is {settings.limit + 1}. Choose "
-            f"another words_column ({', '.join(MADE_FROM_REASONING)} are made from the reasoning), write short "
-            "reasoning with `semcot condense`, or build the pair with more num_implicit_tokens."
+            f"words_column={settings.column!r}: {listed} of {name} cannot be learned as words ({reasons}). "
+            f"The columns are {columns}; num_implicit_tokens is {settings.limit + 1}. Choose another "
+            f"words_column ({', '.join(MADE_FROM_REASONING)} are made from the reasoning), write short reasoning "
+            "with `semcot condense`, or build the pair with more num_implicit_tokens."
         )
     logger.warning(
-        f"{name}: the words phase leaves out {left_out} of {len(problems)} rows ({reasons}); words_column is "
+        f"{name}: the words phase leaves out {listed} ({reasons}); words_column is "
         f"{settings.column!r} and num_implicit_tokens {settings.limit + 1}."
     )

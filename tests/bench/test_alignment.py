@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_a_sweep_keeps_its_runs_and_the_best_encoder(host, splits, tmp_path, mon
     assert report["best"] == best["label"] and best["losses"][0][1] > best["losses"][-1][1]
     # What is kept gives the ranks that the journal holds.
     [kept] = folder.glob("encoder-*")
-    assert str(kept) == report["encoder"] and not (folder / "work").exists()
+    assert str(kept) == report["encoder"] and not (folder / sweep.WORK).exists()
     train, validation = sweep._pairs(splits, centre(folder))
     assert len(train) + len(validation) == 60 and not set(train["query"]) & set(validation["query"])
     evaluator = PairRetrievalEvaluator(validation)
@@ -170,6 +171,22 @@ def test_a_sweep_keeps_its_runs_and_the_best_encoder(host, splits, tmp_path, mon
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     run(host, splits, folder, {"temperatures": [0.05, 0.5, 0.1]}, num_train_epochs=4)
     assert made[1] == "temperature 0.1" and len(read_json_lines(folder / "runs.jsonl")) == len(records) + 1
+
+
+def test_a_sweep_deletes_only_what_it_made(host, splits, tmp_path):
+    folder = tmp_path / "runs"
+    for own in ("encoder-gsm8k", "encoder-0123456789abcdef", "work"):
+        (folder / own).mkdir(parents=True)
+        (folder / own / "model.safetensors").write_text("mine")
+    (folder / "encoder-notes").write_text("mine")
+    before = {path.name for path in folder.iterdir()}
+    first, _ = run(host, splits, folder)
+    # A sweep of other settings in this folder replaces the encoder of the first one.
+    second, _ = run(host, splits, folder, seed=1)
+    assert first["encoder"] != second["encoder"]
+    made = {Path(second["encoder"]).name, "runs.jsonl", "report.md", "report.json", "embeddings.png"}
+    assert {path.name for path in folder.iterdir()} == before | made
+    assert all((folder / name).is_file() or (folder / name / "model.safetensors").is_file() for name in before)
 
 
 def test_implicit_tokens_are_embedded_as_the_encoder_embeds_them(host, tiny_tokenizer, splits, tmp_path):

@@ -122,11 +122,29 @@ def test_a_finished_run_is_kept_whatever_is_asked_of_its_folder(tmp_path, monkey
     others = replace(questions(), test=facts.generate(8, seed=2, split="test"))
     with pytest.raises(ValueError, match=r"holds another run \(test: .*'digest'.* there, .* now\)"):
         run_method(settings(), others, folder)
+    with pytest.raises(ValueError, match=r"holds another run \(max_new_tokens: 16 there, 256 now\)"):
+        run_method(settings(), replace(questions(), max_new_tokens=256), folder)
+    with pytest.raises(ValueError, match=r"holds another run \(answer_type: 'sequence' there, 'choice' now\)"):
+        run_method(settings(), replace(questions(), answer_type="choice"), folder)
+    assert run_method(settings(), questions(), folder) == made
+    # As written before runs told how their answers are checked.
+    del made["questions"]["max_new_tokens"], made["questions"]["answer_type"]
+    (folder / "run.json").write_text(json.dumps(made))
     assert run_method(settings(), questions(), folder) == made
     # As written before runs told their questions.
     del made["questions"]
     (folder / "run.json").write_text(json.dumps(made))
     assert run_method(settings(), others, folder) == made
+
+
+def test_an_unfinished_run_is_made_anew_beside_what_the_user_keeps_there(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/checkpoint").write_text("cut off")
+    (tmp_path / "model.safetensors").write_text("mine")
+    monkeypatch.setattr(runs, "_train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_method(settings(), questions(), tmp_path)
+    assert not any((tmp_path / "work").iterdir()) and (tmp_path / "model.safetensors").read_text() == "mine"
 
 
 def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(tmp_path, monkeypatch):
@@ -150,8 +168,18 @@ def test_the_search_takes_the_rate_that_is_best_on_validation_and_is_made_once(t
         settings(learning_rates=tuple(accuracies), steps=10, seed=2), questions(), tmp_path / "search.json", tmp_path
     )
     assert again == best and len(asked) == 3
-    runs._search(given, replace(questions(), train=questions().validation), tmp_path / "search.json", tmp_path)
-    assert len(asked) == 6
+    # Test questions have no part in it.
+    others = replace(questions(), test=questions().validation)
+    assert runs._search(given, others, tmp_path / "search.json", tmp_path)[0] == best and len(asked) == 3
+    stored = json.loads((tmp_path / "search.json").read_text())
+    del stored["questions"]["max_new_tokens"], stored["questions"]["answer_type"]
+    (tmp_path / "search.json").write_text(json.dumps(stored))
+    assert runs._search(given, others, tmp_path / "search.json", tmp_path)[0] == best and len(asked) == 3
+    for count, change in enumerate(
+        ({"train": questions().validation}, {"max_new_tokens": 256}, {"answer_type": "choice"}), start=2
+    ):
+        runs._search(given, replace(questions(), **change), tmp_path / "search.json", tmp_path)
+        assert len(asked) == 3 * count
 
 
 def test_budgets_multiply_the_steps_and_share_one_search(tmp_path, monkeypatch):
@@ -176,7 +204,7 @@ def test_budgets_multiply_the_steps_and_share_one_search(tmp_path, monkeypatch):
 def test_a_run_from_before_there_were_budgets_is_one_of_budget_1(tmp_path, monkeypatch):
     folder = tmp_path / "seed0"
     folder.mkdir()
-    stored = {"settings": json.loads(json.dumps(vars(settings()))), "questions": questions().split_digests()}
+    stored = {"settings": json.loads(json.dumps(vars(settings()))), "questions": questions().identity()}
     del stored["settings"]["budget"]
     (folder / "run.json").write_text(json.dumps(stored))
     assert run_method(settings(), questions(), folder) == stored
@@ -377,6 +405,8 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
     # Runs of earlier versions do not tell their questions.
     told = {split: {"rows": 7, "digest": split} for split in ("train", "validation", "test")}
     other[0]["questions"] = told
+    # Nor do all that do how they are checked.
+    one[0]["questions"] = {**told, "answer_type": "sequence", "max_new_tokens": 16}
     report = write_report([one, other], tmp_path / "out", command="x")
     budget = report["tasks"][0]["budget"]
     assert [budget[f"{split}_questions"] for split in ("train", "validation", "eval")] == [7, 7, 200]
@@ -390,6 +420,9 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(tmp_path):
     other[0]["settings"]["steps"] = 2
     one[0]["questions"] = {**told, "test": {"rows": 7, "digest": "others"}}
     with pytest.raises(ValueError, match=r"differ in test questions \(others: no_cot/seed0; test: pause/seed0\)"):
+        write_report([one, other], tmp_path / "out", command="x")
+    one[0]["questions"], other[0]["questions"] = ({**told, "max_new_tokens": limit} for limit in (16, 256))
+    with pytest.raises(ValueError, match=r"differ in max_new_tokens \(16: no_cot/seed0; 256: pause/seed0\)"):
         write_report([one, other], tmp_path / "out", command="x")
 
 
@@ -618,6 +651,32 @@ def test_any_host_and_dataset_can_be_benched(tmp_path):
     n = report["tasks"][0]["rows"][0]["n"]
     budget = report["tasks"][0]["budget"]
     assert 2 <= n == budget["eval_questions"] < 8 and 40 < budget["train_questions"] < 60
+
+
+def test_a_dataset_that_cannot_be_benched_is_told_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("semcot_hf.bench.run.run_method", lambda *_: pytest.fail("a run is made"))
+
+    def bench(folder, **changes):
+        # The first task's runs come before those of the dataset.
+        tasks, own = ["facts", str(tmp_path / folder)], {"host": str(HOST_PATH), "generator": str(GENERATOR_PATH)}
+        run_bench(BenchSettings(str(tmp_path / "out"), task=tasks, methods=["no_cot"], **own, **{**SMALL, **changes}))
+
+    def write(folder, **answers):
+        (tmp_path / folder).mkdir()
+        for split, golds in answers.items():
+            rows = [{"query": f"{split} {i}?", "reasoning": "1", "answer": gold} for i, gold in enumerate(golds)]
+            (tmp_path / folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("tests", test=["1", "2"])
+    with pytest.raises(ValueError, match=r"split='train': '.*tests' has only test\. Pass a source with train rows"):
+        bench("tests")
+    write("odd", train=["1", "2"], validation=["3", "four", "5"], test=["6", "7"])
+    told = r"task='.*odd': row 1 of validation has the answer 'four', which is not numeric as those of test are"
+    with pytest.raises(ValueError, match=told):
+        bench("odd")
+    # Without a search nobody checks answers of validation questions.
+    with pytest.raises(pytest.fail.Exception, match="a run is made"):
+        bench("odd", learning_rates=[1e-3])
 
 
 def test_settings_of_a_run_are_the_tasks_own_unless_flags_say_otherwise():

@@ -163,7 +163,7 @@ def test_flags_are_checked_with_the_defaults_of_the_recipe(tmp_path, monkeypatch
         assert capsys.readouterr().err.endswith("noted\n")
     assert [(args.few_shot_examples, args.words_num_train_epochs) for args in made] == [(4, 2.0)] * 2
     assert main(["distill", *flags, "--few_shot_examples", "4"]) == 1
-    assert "few_shot_examples=4 show words, which this training has none of" in capsys.readouterr().err
+    assert "few_shot_examples=4 is for words, which this training has none of" in capsys.readouterr().err
     assert main(["distill", *flags, "--recipe", "word"]) == 1
     assert "recipe='word': must be one of ('paper', 'words')" in capsys.readouterr().err
 

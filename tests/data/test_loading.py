@@ -270,6 +270,11 @@ def test_prompt_completion(tmp_path, conversational):
     assert row["reasoning"] == f"<<{number}+{number}={2 * number}>>" and row["answer"] == str(2 * number)
 
 
+def test_query_and_answer_are_read_beside_prompt_and_completion(tmp_path):
+    rows = [{**row, "prompt": "Solve the problem.", "completion": "n/a"} for row in questions(20)]
+    assert_sound(load_reasoning_dataset(write(tmp_path / "both.jsonl", rows)))
+
+
 def test_saved_dataset_loads_again(tmp_path):
     loaded = load_reasoning_dataset("graph", num_samples=12, num_validation=4, num_test=4)
     loaded.save_to_disk(tmp_path / "saved")

@@ -73,6 +73,13 @@ def test_conversations():
         row_of({"prompt": prompt[:1], "completion": "4"})
 
 
+def test_prompt_and_completion_count_only_without_query_and_answer():
+    row = row_of({"query": "2+2?", "answer": "4", "prompt": "Solve the problem.", "completion": ["n/a"]})
+    assert (row["query"], row["answer"]) == ("2+2?", "4")
+    row = row_of({"query": "2+2?", "prompt": None, "completion": "<<2+2=4>> #### 4"})
+    assert (row["query"], row["answer"], row["reasoning"]) == ("2+2?", "4", "<<2+2=4>>")
+
+
 def test_a_query_may_be_a_conversation():
     messages = [{"role": "user", "content": "Hi."}, {"role": "user", "content": "2+2?"}]
     assert row_of({"question": messages, "answer": "4"}, query="question", answer="answer")["query"] == "2+2?"

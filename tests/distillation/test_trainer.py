@@ -149,12 +149,13 @@ def test_training_prompts_are_the_pipeline_prompts(tiny_tokenizer, rows):
     assert chat["input_ids"][-size:] == answer_prompt_ids(tiny_tokenizer)
 
 
-@pytest.mark.parametrize("form", ["paper", "prompt_completion", "conversational"])
+@pytest.mark.parametrize("form", ["paper", "paper_beside_others", "prompt_completion", "conversational"])
 def test_dataset_forms_give_the_same_tokens(parts, tiny_tokenizer, tmp_path, form):
     row = {"query": "1 + 1?", "reasoning": "1 + 1 = 2.", "answer": "2"}
     completion = "1 + 1 = 2. #### 2"
     forms = {
         "paper": row,
+        "paper_beside_others": {**row, "prompt": "Solve the problem.", "completion": None},
         "prompt_completion": {"prompt": "1 + 1?", "completion": completion},
         "conversational": {
             "prompt": [{"role": "user", "content": "1 + 1?"}],
@@ -312,6 +313,7 @@ def test_parts_of_the_evaluation_loss_weigh_rows_as_it_does(parts, tiny_tokenize
         ({"alignment_view": "both"}, "alignment_view='both'"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: the losses of stage 2 do not support it"),
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0: the losses of stage 2 do not support it"),
+        ({"words_column": "plan"}, "words_column='plan' is for words, which this training has none of: set words_num"),
     ],
 )
 def test_config_refuses_values_out_of_range(tmp_path, options, message):
@@ -336,6 +338,17 @@ def test_an_encoder_of_another_width_is_refused(parts, tiny_lm, tiny_tokenizer, 
             train_dataset=rows,
             processing_class=tiny_tokenizer,
             alignment_encoder=encoder,
+        )
+
+
+def test_an_encoder_without_use_is_refused(parts, tiny_tokenizer, rows, tmp_path):
+    with pytest.raises(ValueError, match="alignment_encoder is given, and alpha=0.0 has no use for it: raise alpha"):
+        SemCoTDistillationTrainer(
+            model=parts(),
+            args=config(tmp_path),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            alignment_encoder="runs/encoder",
         )
 
 

@@ -4,14 +4,17 @@ import math
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from distillation_models import config, make_model, moved, snapshot
 from peft import LoraConfig
+from torch.utils.data import BatchSampler
 from transformers import AutoTokenizer
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM
 from semcot_hf.distillation.data import tokenize_row
 from semcot_hf.distillation.model import prepare_tokenizer
+from semcot_hf.distillation.phases import steps_per_epoch
 from semcot_hf.inference.answering import Answer
 from semcot_hf.inference.prompting import prompt_text
 
@@ -229,7 +232,7 @@ def test_columns_made_from_the_reasoning(tiny_folder, sums, tmp_path, tiny_token
 def test_epochs_count_the_rows_with_words(tiny_folder, sums, tmp_path):
     rows = sums.map(lambda row, index: {"condensed_reasoning": "" if index < 10 else "1+1"}, with_indices=True)
     alone = words_trainer(tiny_folder, tmp_path, rows, words_max_steps=0, words_num_train_epochs=2)
-    assert alone.args.words_max_steps == 7 and len(alone.train_dataset) == 14
+    assert alone.args.words_max_steps == 8 and len(alone.train_dataset) == 14
     both = words_trainer(tiny_folder, tmp_path, rows, words_max_steps=0, words_num_train_epochs=2, max_steps=3)
     assert both.args.words_max_steps == 12 and len(both.train_dataset) == 24
     with pytest.raises(ValueError, match="train_dataset is a stream.*Set words_max_steps"):
@@ -238,10 +241,72 @@ def test_epochs_count_the_rows_with_words(tiny_folder, sums, tmp_path):
         )
 
 
+@pytest.mark.parametrize("epochs", [2, 2.5, 0.3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_accumulation_steps": 3}, {"dataloader_drop_last": True, "gradient_accumulation_steps": 3}],
+)
+def test_epochs_of_the_words_have_as_many_steps_as_others(tiny_folder, sums, tmp_path, options, epochs):
+    rows, options = sums.select(range(17)), {"words_max_steps": 0, **options}
+    words = words_trainer(tiny_folder, tmp_path, rows, words_num_train_epochs=epochs, **options)
+    others = words_trainer(tiny_folder, tmp_path, rows, num_train_epochs=epochs, words_weight=1.0, **options)
+    *_, steps = others.set_initial_training_values(others.args, others.get_train_dataloader())
+    assert words.args.words_max_steps == steps
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("rows", [17, 24, 32])
+def test_an_epoch_has_the_batches_that_accelerate_gives_a_process(tmp_path, monkeypatch, drop_last, rows):
+    args = config(tmp_path, gradient_accumulation_steps=2, dataloader_drop_last=drop_last)
+    monkeypatch.setattr(type(args), "world_size", 3)
+    batches = BatchSampler(range(rows), args.train_batch_size, drop_last)
+    of_a_process = len(BatchSamplerShard(batches, num_processes=3, process_index=0))
+    assert steps_per_epoch(rows, args) == math.ceil(of_a_process / 2)
+
+
+def test_a_configuration_serves_several_trainings(tiny_folder, sums, tmp_path):
+    args = config(
+        tmp_path, words_num_train_epochs=2, words_column="condensed_reasoning", num_train_epochs=0, max_steps=-1
+    )
+    given = args.to_dict()
+    for rows, steps in ((24, 12), (8, 4)):
+        trainer = SemCoTDistillationTrainer(
+            model=make_model(tiny_folder, **ADAPTIVE),
+            args=args,
+            train_dataset=sums.select(range(rows)),
+            processing_class=AutoTokenizer.from_pretrained(tiny_folder / "host"),
+        )
+        assert trainer.args.words_max_steps == steps and args.to_dict() == given
+
+
 def test_a_stream_of_rows(tiny_folder, sums, tmp_path):
     trainer = words_trainer(tiny_folder, tmp_path, sums.to_iterable_dataset(), words_column=None, max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 5
+
+
+def test_a_stream_of_rows_for_the_words_alone(tiny_folder, sums, tmp_path):
+    streamed, listed = (
+        words_trainer(tiny_folder, tmp_path, rows, words_max_steps=8, train_sampling_strategy="sequential")
+        for rows in (sums.to_iterable_dataset(), sums)
+    )
+    for trainer in (streamed, listed):
+        trainer.train()
+        assert trainer.state.global_step == trainer.state.max_steps == 8
+    losses = [[row["words_loss"] for row in each.state.log_history[:-1]] for each in (streamed, listed)]
+    assert losses[0] == pytest.approx(losses[1]) and len(losses[0]) == 8
+    assert not moved(streamed.model, snapshot(listed.model))
+
+
+def test_the_first_rows_of_a_stream_are_checked_for_words(tiny_folder, sums, tmp_path, caplog):
+    stream = sums.to_iterable_dataset()
+    with pytest.raises(ValueError, match="words_column='reasonning': 24 of the first 24 rows of train_dataset cannot"):
+        words_trainer(tiny_folder, tmp_path, stream, words_column="reasonning", max_steps=2)
+    fewer = sums.map(
+        lambda row, index: {"condensed_reasoning": "" if index < 3 else row["condensed_reasoning"]}, with_indices=True
+    )
+    words_trainer(tiny_folder, tmp_path, fewer.to_iterable_dataset(), max_steps=2)
+    assert "train_dataset: the words phase leaves out 3 of the first 24 rows (3 have no words" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -334,7 +399,7 @@ def test_training_rows_become_examples_that_the_host_is_shown(tiny_folder, sums,
         for trainer in (shown, plain)
     ]
     assert rows[0]["teacher_ids"] == rows[1]["teacher_ids"] and rows[0]["prompt_ids"] != rows[1]["prompt_ids"]
-    with pytest.raises(ValueError, match="few_shot_examples=2 show words, which this training has none of"):
+    with pytest.raises(ValueError, match="few_shot_examples=2 is for words, which this training has none of"):
         words_trainer(tiny_folder, tmp_path / "none", sums, words_max_steps=0, max_steps=2, few_shot_examples=2)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 RUNS = "runs.jsonl"
+# Of the runs' own files, in the folder of the sweep, which may hold what is not the sweep's.
+WORK = ".alignment-sweep"
 
 
 def sweep_alignment(
@@ -38,9 +40,9 @@ def sweep_alignment(
 ) -> dict:
     """Sweep the settings of stage 1 one at a time, and write runs.jsonl, report.md, report.json and embeddings.png.
 
-    Runs that `runs.jsonl` in `args.output_dir` holds are not made again; those of other settings stay in it. Of the
-    encoders only the best is kept, in the folder that the report names. No run sees the test split; only `alphas`
-    answers its questions.
+    Runs that `runs.jsonl` in `args.output_dir` holds are not made again; those of other settings stay in it. Of their
+    encoders only the best is kept, in the folder that the report names; what else is in there stays. No run sees the
+    test split; only `alphas` answers its questions.
 
     Args:
         settings: what is swept.
@@ -65,7 +67,7 @@ def sweep_alignment(
     train, validation = _pairs(splits, args)
     model = AutoModelForCausalLM.from_pretrained(host, **cast(dict, args.model_init_kwargs or {}))
     points = plan(settings, args, len(layer_list(backbone_of(model))[1]))
-    tokenizer, work = AutoTokenizer.from_pretrained(host), folder / "work"
+    tokenizer, work = AutoTokenizer.from_pretrained(host), folder / WORK
     inputs = SweepInputs(model, tokenizer, train, validation, args, peft_config, work)
     sweep = _Sweep(inputs, folder, progress)
     rows = sweep.rows(points)
@@ -95,17 +97,20 @@ def sweep_alignment(
 
 
 class _Sweep:
-    """The runs in a folder: done ones from its journal, others made; it keeps the best encoder."""
+    """The runs in a folder: done ones from its journal, others made; of their encoders it keeps the best."""
 
     def __init__(self, inputs: SweepInputs, folder: Path, progress: Callable[[str], object]):
         self.inputs, self.folder, self.progress = inputs, folder, progress
         self.best = -1.0
+        # Of all runs in the journal.
+        self.keys: set[str] = set()
 
     def rows(self, points: list[Point]) -> list[dict]:
         """Return a row for each run; those that are not in the journal are made."""
         rows = []
         with Journal(self.folder / RUNS) as journal:
             done = {key_of(record["config"]): record for record in journal.read()}
+            self.keys |= set(done)
             wanted = [key_of(self.inputs.config_of(point)) for point in points]
             if known := sum(key in done for key in wanted):
                 self.progress(f"{known} of {len(points)} runs are done already.")
@@ -118,6 +123,7 @@ class _Sweep:
                     record = run_point(point, self.inputs, lambda trainer, made: self._save_best(trainer, made))
                     journal.append(record)
                     done[key] = record
+                    self.keys.add(key)
                     told = f"MRR {record['retrieval']['mrr']:.3f} in {record['seconds']:.0f} s"
                     self.progress(f"{number}/{len(points)} {point.label}: {told}")
                 rows.append(_row(point, done[key]))
@@ -139,7 +145,10 @@ class _Sweep:
         unfinished.rename(folder)
 
     def _folder(self, record: dict) -> Path:
-        return self.folder / f"encoder-{key_of(record['config'])}"
+        return self._folder_of(key_of(record["config"]))
+
+    def _folder_of(self, key: str) -> Path:
+        return self.folder / f"encoder-{key}"
 
     def encoder_of(self, row: dict) -> Path:
         """Return the folder of a run's encoder, which is trained again if it was not kept, and drop all others."""
@@ -152,9 +161,9 @@ class _Sweep:
         return folder
 
     def _drop_others(self, folder: Path) -> None:
-        for other in self.folder.glob("encoder-*"):
+        for other in map(self._folder_of, self.keys):
             if other != folder:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _pairs(splits: Mapping[str, Dataset], args: SemCoTAlignmentConfig) -> tuple[Dataset, Dataset]:
