@@ -4,19 +4,33 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, with_answer_prompt
-from ..inference.templates import few_shot_ids
+from ..inference.prompting import answer_prompt_ids, choose_answer_prompt, prompt_text, with_answer_prompt
+from ..inference.templates import change_few_shot, few_shot_ids, without_few_shot
 from ..modeling.configuration_semcot import SemCoTConfig
 from ..modeling.folders_semcot import TOKENIZERS
 from ..modeling.modeling_semcot import SemCoTForCausalLM
+from ..modeling.thought_prompt_semcot import candidate_prompt_fields
 from ..training.adapters import HALF, add_adapters
 from ..training.trainer import load_tokenizer
 from .config import SemCoTDistillationConfig
+from .data import schema_row
+from .words import (
+    SCORING_EXAMPLES,
+    WordSettings,
+    choose_column,
+    fits_thought,
+    thought_messages,
+    word_settings,
+    worked_examples,
+)
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -49,6 +63,43 @@ def prepare_tokenizer(
     config.answer_prompt_ids = answer_prompt_ids(tokenizer, answer_prompt)
     config.few_shot_ids = few_shot_ids(tokenizer)
     return with_answer_prompt(tokenizer, answer_prompt), answer_prompt
+
+
+def prepare_words(
+    model: SemCoTForCausalLM, tokenizer: PreTrainedTokenizerBase, args: SemCoTDistillationConfig, rows: Any
+) -> tuple[WordSettings, PreTrainedTokenizerBase]:
+    """Return what rows become words by, and the tokenizer with the worked examples that the host is shown.
+
+    Of the first rows with words that fit, some become `config.candidate_prompt`, unless the model has one.
+
+    Args:
+        model: its config is changed.
+        tokenizer: the host's, whose prompts end with the answer prompt.
+        args: of the training.
+        rows: training rows, or `None`.
+    """
+
+    def read() -> Iterator[tuple[Any, Any]]:
+        return ((example, schema_row(example, "train_dataset")) for example in rows or ())
+
+    column = args.words_column
+    if column is None and rows is not None:
+        column = choose_column(read())
+        logger.info(f"words_column=None: the words are taken from {column!r}.")
+    settings = word_settings(model, str(column), args, tokenizer, prompt_text(tokenizer, "1 + 1"))
+    number = max(args.few_shot_examples, SCORING_EXAMPLES)
+    examples = worked_examples(read(), settings.column, number, fits_thought(model, tokenizer))
+    scoring = thought_messages(examples[:SCORING_EXAMPLES])
+    if scoring and model.config.candidate_prompt is None:
+        ends = model.config.answer_prompt_ids or []
+        model.config.candidate_prompt = candidate_prompt_fields(without_few_shot(tokenizer), scoring, ends)
+    shown = examples[: args.few_shot_examples]
+    if len(shown) < args.few_shot_examples:
+        logger.warning(
+            f"few_shot_examples={args.few_shot_examples}: only {len(shown)} of the first thousand rows have words "
+            "that fit; the host is shown these."
+        )
+    return settings, change_few_shot(model, tokenizer, shown) if shown else tokenizer
 
 
 def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft_config: "PeftConfig | None") -> None:

@@ -1,6 +1,6 @@
 """Embeddings of the true reasoning, the targets of the semantic alignment: computed once and reused by every run."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,10 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..alignment.decoder_layers import backbone_of
 from ..alignment.encoder import backbone_in, check_texts, default_layers
+from ..modeling.modeling_semcot import SemCoTForCausalLM
 from ..modeling.splicing_semcot import context_of
 from ..storage import text_digest
+from ..training.adapters import HALF
 from ..training.tensor_store import fingerprint, store_folder
 from .batches import pad
+from .config import SemCoTDistillationConfig
 from .data import AnyDataset
 
 COLUMN = "reasoning_embedding"
@@ -100,6 +103,29 @@ class EncoderEmbeddings:
 def autocast_to(precision: torch.dtype | None, device: torch.device) -> torch.autocast:
     """Return the context in which operations on `device` compute in `precision`, or in their own for `None`."""
     return torch.autocast(device.type, dtype=precision, enabled=precision is not None)
+
+
+def reasoning_embedder(
+    model: SemCoTForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    args: SemCoTDistillationConfig,
+    encoder: SentenceTransformer | None,
+) -> MeanStates | EncoderEmbeddings | None:
+    """Return what embeds the reasoning of the rows, on the device of the training; `None` without alignment.
+
+    Args:
+        model, tokenizer: the model and the host's tokenizer.
+        args: of the training.
+        encoder: the alignment encoder, or `None` for the host's own states.
+    """
+    # That of the training: autocast, or else the host's own.
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.host.dtype
+    precision = dtype if dtype in HALF else None
+    if encoder is not None:
+        return EncoderEmbeddings(encoder.to(args.device), precision)
+    if args.alpha > 0:
+        return MeanStates(cast(Any, model.host).to(args.device), tokenizer, precision)
+    return None
 
 
 def add_reasoning_embeddings(dataset: AnyDataset, name: str, embedder: MeanStates | EncoderEmbeddings) -> AnyDataset:

@@ -19,36 +19,20 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..answers import check_answer, infer_answer_type
 from ..data.rationale import rationale_agrees
 from ..inference.answering import Answerer
-from ..inference.prompting import prompt_text
 from ..inference.settings import AnswerSettings
-from ..inference.templates import change_few_shot, without_few_shot
 from ..modeling import SemCoTForCausalLM
 from ..modeling.folders_semcot import check_run_folder
 from ..modeling.modeling_semcot import SemCoTCausalLMOutput
-from ..modeling.thought_prompt_semcot import candidate_prompt_fields
-from ..training.adapters import HALF
 from ..training.dataset_checks import column_names
 from .batches import Batch, DistillationCollator, completion_width, curriculum_stage, with_words
 from .config import SemCoTDistillationConfig
 from .data import AnyDataset, in_one_shard, row_settings, schema_row, tokenize_dataset, warn_of_overlap
-from .model import (
-    group_projection,
-    prepare_model,
-    prepare_tokenizer,
-)
+from .model import group_projection, prepare_model, prepare_tokenizer, prepare_words
 from .objectives import LossParts, embed_tokens, frozen_encoder, semantic_alignment_loss, teacher_losses
 from .phases import PhaseEnd, prepare_words_phase, scheduler_of_phases, with_words_phase
 from .question_cache import QuestionCache, question_ids
 from .saving import DistillationSaving
-from .targets import COLUMN, EncoderEmbeddings, MeanStates, add_reasoning_embeddings
-from .words import (
-    SCORING_EXAMPLES,
-    choose_column,
-    fits_thought,
-    thought_messages,
-    word_settings,
-    worked_examples,
-)
+from .targets import COLUMN, add_reasoning_embeddings, reasoning_embedder
 
 logger = logging.get_logger(__name__)
 
@@ -124,43 +108,10 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
                 pass
         thoughts = None
         if args.teaches_words or args.words_weight > 0:
-            column = args.words_column
-            if column is None and train_dataset is not None:
-                column = choose_column((example, schema_row(example, "train_dataset")) for example in train_dataset)
-                logger.info(f"words_column=None: the words are taken from {column!r}.")
-            prompt = prompt_text(processing_class, "1 + 1")
-            thoughts = word_settings(model, str(column), args, processing_class, prompt)
-            known = ((example, schema_row(example, "train_dataset")) for example in train_dataset or ())
-            examples = worked_examples(
-                known,
-                thoughts.column,
-                max(args.few_shot_examples, SCORING_EXAMPLES),
-                fits_thought(model, processing_class),
-            )
-            scoring = thought_messages(examples[:SCORING_EXAMPLES])
-            if scoring and model.config.candidate_prompt is None:
-                ends = model.config.answer_prompt_ids or []
-                model.config.candidate_prompt = candidate_prompt_fields(
-                    without_few_shot(processing_class), scoring, ends
-                )
-            shown = examples[: args.few_shot_examples]
-            if len(shown) < args.few_shot_examples:
-                logger.warning(
-                    f"few_shot_examples={args.few_shot_examples}: only {len(shown)} of the first thousand rows have "
-                    "words that fit; the host is shown these."
-                )
-            if shown:
-                processing_class = change_few_shot(model, processing_class, shown)
+            thoughts, processing_class = prepare_words(model, processing_class, args, train_dataset)
         self._settings = row_settings(model, args, thoughts)
         self.alignment_encoder = frozen_encoder(alignment_encoder, args, cast(int, model.config.hidden_size))
-        self._embedder: MeanStates | EncoderEmbeddings | None = None
-        # That of the training: autocast, or else the host's own.
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.host.dtype
-        precision = dtype if dtype in HALF else None
-        if self.alignment_encoder is not None:
-            self._embedder = EncoderEmbeddings(self.alignment_encoder.to(args.device), precision)
-        elif args.alpha > 0:
-            self._embedder = MeanStates(cast(Any, model.host).to(args.device), processing_class, precision)
+        self._embedder = reasoning_embedder(model, processing_class, args, self.alignment_encoder)
         # Trainer sets these too, but the datasets are tokenized before.
         self.args, self.processing_class = args, processing_class
         self._questions: dict[str, list[dict]] = {}
