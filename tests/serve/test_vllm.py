@@ -17,11 +17,10 @@ from embeds_engine import EmbedsEngine
 from served import free_port, running
 from transformers import HfArgumentParser
 
-from semcot_hf import SemCoTForCausalLM
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.serve import launch
 from semcot_hf.serve.config import ServeConfig
-from semcot_hf.serve.front import Front, load_front
+from semcot_hf.serve.front import Front
 from semcot_hf.serve.jobs import Job
 from semcot_hf.serve.launch import app_of
 
@@ -207,31 +206,6 @@ def test_the_front_makes_what_splicing_makes(model_of, tokenizer):
             end = len(model.config.answer_prompt_ids) if ends else 0
             spliced = model.splice_inputs(ids, torch.ones_like(ids), tokens, torch.tensor([ids.shape[1] - end]))[0][0]
             torch.testing.assert_close(embeds, spliced)
-
-
-@pytest.mark.parametrize("layout", ["attached", "whole"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_front_reads_the_hosts_word_embeddings_only(layout, family, tiny_lm, tiny_semcot, tokenizer, tmp_path):
-    tiny_lm(family).save_pretrained(tmp_path / "host")
-    tiny_lm(hidden_size=16, seed=5).save_pretrained(tmp_path / "generator")
-    model = SemCoTForCausalLM.from_host_generator_pretrained(
-        str(tmp_path / "host"), str(tmp_path / "generator"), answer_prompt_ids=answer_prompt_ids(tokenizer)
-    )
-    model.save_pretrained(tmp_path / "model", include_host=layout == "whole")
-    front = load_front(str(tmp_path / "model"))
-    held = [name for name, value in front.host.named_parameters() if value.device.type != "meta" and value.dim() > 1]
-    assert [name for name in held if "embed" not in name and "head" not in name] == []
-    assert front.config.host_name_or_path == (str(tmp_path / "host"))
-    jobs = [Job(list(range(5, 20)), lambda event: None, count=3) for _ in range(2)]
-    made, slow = (Front(of, tokenizer).prompts(jobs) for of in (front, model))
-    for one, whole in zip(made, slow, strict=True):
-        torch.testing.assert_close(one, whole)
-
-
-def test_a_plain_causal_lm_needs_no_front(tiny_lm, tmp_path):
-    tiny_lm().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type='llama', and makes no implicit tokens: serve it by `vllm serve`"):
-        load_front(str(tmp_path))
 
 
 @pytest.mark.parametrize("unscaled", [False, True])
