@@ -122,6 +122,8 @@ class TransformersEngine:
         """Give up a job's place; it emits nothing further once the current step has ended."""
         with self._changed:
             job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
             self._changed.notify()
 
     def close(self) -> None:

@@ -90,6 +90,9 @@ class VllmEngine:
     def cancel(self, job: Job) -> None:
         """Give up a job's place, the engine's too."""
         job.cancelled = True
+        with self._lock:
+            if job in self._waiting:
+                self._waiting.remove(job)
         if not self._closed:
             self._loop.call_soon_threadsafe(self._cancel, job)
 

@@ -39,6 +39,21 @@ def test_more_requests_than_the_queue_holds_are_refused(tiny_lm, tiny_tokenizer,
     assert full.value.status == 429
 
 
+def test_clients_that_have_left_do_not_fill_the_queue(tiny_lm, tiny_tokenizer, engine_of):
+    engine = engine_of(tiny_lm(), tokens_per_batch=1, max_queue=1)
+    running, waits, *left = (Asked(prompt, max_new_tokens=200, streamed=True) for prompt in prompts_of(4))
+    engine.submit(running.job)
+    running.next()
+    for one in left:
+        engine.submit(one.job)
+        assert engine._number_waiting() == 1
+        engine.cancel(one.job)
+        assert engine._number_waiting() == 0 and not engine._waiting
+    engine.submit(waits.job)
+    engine.cancel(running.job)
+    waits.wait()
+
+
 def test_too_little_memory_halves_the_budget_and_loses_nothing(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
     model = tiny_lm()
     engine = engine_of(model, tokens_per_batch=4000)

@@ -5,6 +5,7 @@ import contextlib
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.front import Front
 from semcot_hf.serve.jobs import Job
 from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.vllm import VllmEngine
 
 CONFIG = ServeConfig(model="tiny", engine="vllm", engine_url=["http://127.0.0.1:1"])
 WORDS = {"projection": "vocabulary", "generator_mode": "sequential"}
@@ -330,6 +332,26 @@ def test_a_client_that_hangs_up_frees_the_engines_place(model_of, tokenizer):
             assert time.monotonic() - start < 60
             time.sleep(0.05)
         engine.held.set()
+
+
+def test_clients_that_have_left_do_not_fill_the_queue(model_of, tokenizer, monkeypatch):
+    front, begun, held = Front(model_of(), tokenizer), threading.Event(), threading.Event()
+    made = front.prompts
+    monkeypatch.setattr(front, "prompts", lambda jobs: begun.set() or held.wait(60) and made(jobs))
+    engine = VllmEngine(front, ["http://127.0.0.1:1"], max_queue=1)
+    try:
+        first, waits, *left = (Job([5, 6], lambda event: None, count=3) for _ in range(4))
+        engine.submit(first)
+        assert begun.wait(60)
+        for job in left:
+            engine.submit(job)
+            assert engine._number_waiting() == 1
+            engine.cancel(job)
+            assert engine._number_waiting() == 0 and not engine._waiting
+        engine.submit(waits)
+    finally:
+        held.set()
+        engine.close()
 
 
 def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path, monkeypatch):
