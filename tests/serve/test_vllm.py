@@ -24,6 +24,7 @@ from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.front import Front
 from semcot_hf.serve.jobs import Job
 from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.metrics import Metrics
 from semcot_hf.serve.vllm import VllmEngine
 
 CONFIG = ServeConfig(model="tiny", engine="vllm", engine_url=["http://127.0.0.1:1"])
@@ -352,6 +353,24 @@ def test_clients_that_have_left_do_not_fill_the_queue(model_of, tokenizer, monke
     finally:
         held.set()
         engine.close()
+
+
+@pytest.mark.parametrize("part", ["seconds", "load"])
+def test_a_failure_outside_the_generator_ends_its_requests_only(model_of, tokenizer, part, monkeypatch):
+    """Such as that of an observer."""
+    model, failures = model_of(), []
+
+    def fails_once(*_):
+        if not failures:
+            failures.append(1)
+            raise OSError("no place for metrics")
+
+    engine = EmbedsEngine(model.host, tokenizer)
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        monkeypatch.setattr(Metrics, part, fails_once)
+        failed = ask(url, max_tokens=3)
+        assert failed.status_code == 500 and failed.json()["error"]["code"] == "engine_failed"
+        assert content(ask(url, max_tokens=3)) == expected(model, tokenizer, "How many?", 3)
 
 
 def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path, monkeypatch):
