@@ -217,8 +217,8 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         # Thoughts of one question that are alike are read once.
         keys = [(row // number, tuple(thought)) for row, thought in enumerate(words)]
         unique = list(dict.fromkeys(keys))
-        context, longest = context_of(host.config.get_text_config()), max(len(thought) for _, thought in unique)
-        length = int(mask.sum(dim=1).max()) + longest + len(ends)
+        context, sizes = context_of(host.config.get_text_config()), mask.sum(dim=1).tolist()
+        length = max(sizes[row] + len(thought) for row, thought in unique) + len(ends)
         if prompt is not None and context is not None and length > context:
             raise ValueError(
                 f"config.candidate_prompt ({len(prompt['before'])} tokens before a question), question and thought "

@@ -136,8 +136,8 @@ def compare_variants(
 
 
 def _check_context(name: str, answerer: Answerer, rows: Sequence[Mapping[str, Any]]) -> None:
-    longest = max((len(prompt) for prompt in answerer.prompts(row["query"] for row in rows)), default=0)
-    problem = answerer.context_problem(longest)
+    prompts = answerer.prompts(row["query"] for row in rows)
+    problem = next(filter(None, map(answerer.context_problem, prompts)), None)
     if problem is not None:
         raise ValueError(f"{name}: {problem}. Leave this out, or choose shorter examples or questions.")
 

@@ -69,7 +69,7 @@ class LocalSource:
                 self.tokenizer, asked, shown, answer_prompt=answerer.answer_prompt, chat=answerer.chat
             )
         for request, prompt in zip(requests, encoded, strict=True):
-            problem = answerer.context_problem(len(prompt))
+            problem = answerer.context_problem(prompt)
             if problem is not None:
                 fail(request, problem)
                 continue

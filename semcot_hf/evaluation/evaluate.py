@@ -148,7 +148,7 @@ def evaluate(
     jobs, prompts_digest = _make_jobs(model, tokenizer, settings, methods, controls, config, queries)
     for job in jobs:
         for index, prompt in enumerate(job.prompts):
-            problem = job.answerer.context_problem(len(prompt))
+            problem = job.answerer.context_problem(prompt)
             if problem is not None:
                 raise ValueError(f"dataset row {index}, {job.name}: {problem}, or leave out the row or the method.")
     folder = None if config.output_dir is None else Path(config.output_dir)

@@ -26,7 +26,7 @@ from .decoding import (
     used_tokens,
 )
 from .escalating import SignalFunction, answers_by_rule, longest_answer, rule_of
-from .prompting import FEW_SHOT_METHODS, Query, encode_prompts, pad_left, with_instruction
+from .prompting import Query, encode_prompts, pad_left, with_instruction
 from .settings import (
     IMPLICIT_METHODS,
     TEXT_METHODS,
@@ -153,9 +153,6 @@ class Answerer:
         self.prefix: SharedPrefix | None = None
         self.keeps_thoughts = False
         self._ends: list[int] = list(getattr(model.config, "answer_prompt_ids", []))
-        examples = (
-            getattr(model.config, "few_shot_ids", None) if self.chat and self.method in FEW_SHOT_METHODS else None
-        )
         self._context = Context(
             model.config,
             self.method,
@@ -163,7 +160,7 @@ class Answerer:
             self.limit,
             self._limit_name,
             len(self._ends),
-            len(examples or ()),
+            settings.num_candidates,
         )
         self._config = decoding_config(
             model,
@@ -219,9 +216,9 @@ class Answerer:
         known = cast(list[int], self._config.eos_token_id or [])
         self._config.update(eos_token_id=list(dict.fromkeys([*known, *ends])), **NO_PENALTIES)
 
-    def context_problem(self, length: int) -> str | None:
-        """Return why a prompt of `length` tokens exceeds the context, or `None` when it fits; see `Context`."""
-        return self._context.problem(length)
+    def context_problem(self, prompt: Sequence[int]) -> str | None:
+        """Return why a prompt (token ids) exceeds the context, or `None` when it fits; see `Context`."""
+        return self._context.problem(prompt)
 
     def share_prefix(self, prompts: Prompts) -> None:
         """Run the beginning that all `prompts` share through the host; all batches from then on start from it.
@@ -262,10 +259,10 @@ class Answerer:
         if implicit_embeddings_for is not None and self.method not in IMPLICIT_METHODS:
             raise ValueError(f"implicit embeddings need method='semcot', got method={self.method!r}.")
         lengths, done = [len(prompts[index]) for index in indices], 0
-        rooms = [self._context.room_for_answer(length) for length in lengths]
-        for index, length, room in zip(indices, lengths, rooms, strict=True):
+        rooms = [self._context.room_for_answer(prompts[index]) for index in indices]
+        for index, room in zip(indices, rooms, strict=True):
             if room < 1:
-                raise ValueError(f"question {index}: {self.context_problem(length)}.")
+                raise ValueError(f"question {index}: {self.context_problem(prompts[index])}.")
         while done < len(indices):
             size = batch_within(lengths, self.extra, self.tokens_per_batch, done)
             size = next((n for n in range(1, size) if rooms[done + n] != rooms[done]), size)
@@ -338,7 +335,7 @@ class Answerer:
     def _answer(self, prompts: Prompts, implicit: dict[str, Any], seed: int | None) -> list[Answer]:
         """Answer the prompts of one batch, which leave the same room for new tokens."""
         config, stop = self._config, self.stop
-        room = self._context.room_for_answer(len(prompts[0]))
+        room = self._context.room_for_answer(prompts[0])
         if room < self.limit:
             config = copy.deepcopy(config)
             config.max_new_tokens = room
@@ -376,7 +373,7 @@ class Answerer:
             if self.rule is not None:
                 # What pads the shorter rows may be an end-of-sequence token.
                 reasoning = self.rule.max_reasoning_tokens if own["route"] == "explicit" else None
-                tokens = tokens[: self._context.room_for_answer(len(prompt), reasoning)]
+                tokens = tokens[: self._context.room_for_answer(prompt, reasoning)]
             used = used_tokens(tokens, ends, pad, stopped)
             finished = stopped or tokens[used - 1] in ends
             text = text.partition(stop)[0] if stop else text

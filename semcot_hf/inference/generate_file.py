@@ -189,7 +189,7 @@ def generate_file(
     answerer = Answerer(model, tokenizer, settings)
     # As lists, the ids of a large file would take nine times the memory.
     prompts = [array("i", prompt) for prompt in answerer.prompts(questions.queries)]
-    problems = {row: answerer.context_problem(len(prompt)) for row, prompt in enumerate(prompts)}
+    problems = {row: answerer.context_problem(prompt) for row, prompt in enumerate(prompts)}
     errors = {row: problem for row, problem in problems.items() if problem}
     fingerprint = {
         "model": config.model_name or model.config.name_or_path or model.config.model_type,

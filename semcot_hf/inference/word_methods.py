@@ -137,7 +137,7 @@ class WordMethod:
         """
         device = execution_device(self.model.get_input_embeddings())
         ids, mask = (part.to(device) for part in pad_left(prompts, self._pad()))
-        if self.method == "generator" and getattr(self.model.config, "num_candidates", 1) > 1:
+        if self.method == "generator" and self.limit and getattr(self.model.config, "num_candidates", 1) > 1:
             return self._go_on(ids, mask, options)
         if self.method == "generator":
             return self._think_aloud(read_question(self.model, ids, mask), options)

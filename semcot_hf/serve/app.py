@@ -186,12 +186,12 @@ async def _pieces(
 async def _stream(
     responses: Responses, first: tuple[Job, Piece], pieces: AsyncIterator[tuple[Job, Piece]], usage: bool
 ) -> AsyncIterator[str]:
-    for chunk in responses.opening():
+    for chunk in responses.chunks(*first):
         yield chunk
-    yield responses.chunk(*first)
     try:
         async for job, piece in pieces:
-            yield responses.chunk(job, piece)
+            for chunk in responses.chunks(job, piece):
+                yield chunk
     except RequestError as error:
         yield event(error_body(error.message, error.status, error.param, error.code))
         return

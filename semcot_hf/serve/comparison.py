@@ -83,7 +83,7 @@ class Comparison:
             asked = [question.strip(), *([] if other is None else [other.strip()])]
             prompts = list(answerer.prompts(asked))
             for prompt in prompts if method == "semcot" else prompts[:1]:
-                problem = answerer.context_problem(len(prompt))
+                problem = answerer.context_problem(prompt)
                 if problem is not None:
                     raise ValueError(problem)
             options: dict[str, Any] = {}

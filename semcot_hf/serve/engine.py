@@ -71,7 +71,7 @@ class TransformersEngine:
         model: a `SemCoTForCausalLM` or any causal LM.
         tokenizer: its tokenizer.
         tokens_per_batch: budget for answers x (longest prompt + implicit tokens + answer limit). A request that is
-            larger than it runs alone. Halved when memory is too small.
+            larger than it runs alone. Halved when memory is too small for several.
         max_queue: most jobs that wait.
         observer: gets times, tokens and load.
     """
@@ -122,6 +122,8 @@ class TransformersEngine:
         """Give up a job's place; it emits nothing further once the current step has ended."""
         with self._changed:
             job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
             self._changed.notify()
 
     def close(self) -> None:
@@ -171,7 +173,7 @@ class TransformersEngine:
         while self._waiting:
             job = self._waiting[0]
             if not job.cancelled:
-                if not self._batch.joins and (running or jobs and jobs[0].kind != job.kind):
+                if running and job.crowded or not self._batch.joins and (running or jobs and jobs[0].kind != job.kind):
                     break
                 rows = len(running) + sum(other.choices for other in jobs) + job.choices
                 longest = max(other.longest for other in [*running, *jobs, job])
@@ -189,7 +191,7 @@ class TransformersEngine:
                 self._observer.seconds("queue", now - job.arrived)
                 self._observer.tokens("prompt", job.prompt_tokens)
                 job.begun = True
-        pending = _grouped(jobs)
+        pending, later = _grouped(jobs), list[Job]()
         while pending:
             group, rows = pending.pop(0), len(self._rows)
             try:
@@ -198,19 +200,25 @@ class TransformersEngine:
                 else:
                     self._prefill(group)
             except Exception as error:  # The prompt that is to blame must not fail the others.
-                if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                full = isinstance(error, RuntimeError) and is_out_of_memory(error)
+                if full and (rows or len(group) > 1):
                     self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
                 self._rows = self._rows[:rows]
                 self._batch.keep(list(range(rows)))
                 if len(group) == 1:
-                    self._fail(group, error)
+                    if full and rows:
+                        group[0].crowded = True
+                        later += group
+                    else:
+                        self._fail(group, error)
                     continue
                 middle = len(group) // 2
                 # The routes of some may have been decided before the failure.
                 parts = [part for half in (group[:middle], group[middle:]) for part in _grouped(half)]
-                now_on, later = (parts, []) if self._batch.joins else (parts[:1], parts[1:])
-                pending[:0] = now_on
-                self._put_back([job for part in later for job in part])
+                now_on = len(parts) if self._batch.joins else 1
+                pending[:0] = parts[:now_on]
+                later[:0] = [job for part in parts[now_on:] for job in part]
+        self._put_back(later)
 
     @torch.no_grad()
     def _ask_host(self, jobs: list[Job]) -> None:

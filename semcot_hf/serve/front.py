@@ -26,7 +26,7 @@ def load_front(name: str, dtype: str = "auto") -> SemCoTForCausalLM:
         dtype: data type of the weights.
 
     Raises:
-        ValueError: for a checkpoint of another kind.
+        ValueError: for a checkpoint of another kind, or one whose host chooses among candidate thoughts.
     """
     config: Any = AutoConfig.from_pretrained(name)
     if config.model_type != SemCoTConfig.model_type:
@@ -36,6 +36,14 @@ def load_front(name: str, dtype: str = "auto") -> SemCoTForCausalLM:
         )
     if not isinstance(config, SemCoTConfig):
         config = SemCoTConfig.from_pretrained(name)
+    number, weight = config.num_candidates, config.candidate_host_weight
+    if number > 1 and weight > 0:
+        raise ValueError(
+            f"model={name!r} has num_candidates={number} and candidate_host_weight={weight}: its host would choose "
+            "among candidate thoughts, but the front has none of the host's layers: serve it by --engine "
+            "transformers, or have `semcot candidates` or the checkpoint's config set candidate_host_weight=0 (the "
+            "generator chooses alone) or num_candidates=1."
+        )
     options: dict[str, Any] = {"dtype": dtype}
     verbosity = transformers_logging.get_verbosity()
     # The report of weights that are left out would list the host's.

@@ -99,6 +99,7 @@ class Job:
             before it is decided.
         signals: what the rule goes by, as far as it is known.
         begun: whether its prompt has been computed once.
+        crowded: whether memory was too small for it beside running answers, whose end it then waits for.
         route: "at_once", "implicit" or "explicit", once it is decided.
         goes_on: whether explicit reasoning has still to begin.
         arrived: time of arrival, on `time.monotonic`'s clock.
@@ -128,6 +129,7 @@ class Job:
     goes_on: bool = False
     signals: dict[str, float] = field(default_factory=dict)
     begun: bool = False
+    crowded: bool = False
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.prompt)

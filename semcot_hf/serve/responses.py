@@ -30,6 +30,8 @@ class Responses:
         }
         # Where the text of each choice's next token starts, for the completions API.
         self._offsets: dict[int, int] = {}
+        # The choices of which a chunk has been written.
+        self._opened: set[int] = set()
 
     def usage(self) -> dict[str, int]:
         """Return the numbers of prompt, implicit and completion tokens, and their sum."""
@@ -56,25 +58,23 @@ class Responses:
         kind = "chat.completion" if self._chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage()}
 
-    def opening(self) -> list[str]:
-        """Return the first chunks of a streamed chat, which name the role, and what the implicit tokens say."""
-        chunks = []
-        for number, (job, _) in enumerate(self._numbered()):
-            thought = _thought(job)
-            if self._chat or thought:
-                content = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
-                choice = {"index": number, **content, "logprobs": None, "finish_reason": None}
-                chunks.append(self._chunk([{**choice, **thought}]))
-        return chunks
+    def chunks(self, job: Job, piece: Piece) -> list[str]:
+        """Return the chunks of a piece of a streamed answer.
 
-    def chunk(self, job: Job, piece: Piece) -> str:
-        """Return one chunk of a streamed answer."""
-        number = self._numbered().index((job, piece.index))
+        Before an answer's first piece stands a chunk with the role (chats) and what the implicit tokens say, which is
+        not known earlier: the thoughts of a request's prompts need not be made at once.
+        """
+        number, choices = self._numbered().index((job, piece.index)), []
+        thought = _thought(job)
+        if number not in self._opened and (self._chat or thought):
+            content = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
+            choices.append({"index": number, **content, "logprobs": None, "finish_reason": None, **thought})
+        self._opened.add(number)
         content = {"delta": {"content": piece.text} if piece.text else {}} if self._chat else {"text": piece.text}
         logprobs = self._logprobs(number, job, piece.tokens) if piece.tokens else None
         choice = {"index": number, **content, "logprobs": logprobs, "finish_reason": piece.finish_reason}
-        choice |= _route(job) if piece.finish_reason else {}
-        return self._chunk([choice])
+        choices.append(choice | (_route(job) if piece.finish_reason else {}))
+        return [self._chunk([choice]) for choice in choices]
 
     def ending(self) -> str:
         """Return the chunk with the usage."""

@@ -47,7 +47,7 @@ class RunningBatch:
         self.joins = can_join(host)
 
     def join(self, cache: Cache, width: int, lengths: Sequence[int], rows: Sequence[int]) -> None:
-        """Add sequences.
+        """Add sequences; where this fails, those that are there stay as they were.
 
         Args:
             cache: keys and values of prompts.
@@ -66,21 +66,42 @@ class RunningBatch:
         if not self.lengths:
             self._cache, self._width = cache, width
         else:
-            self._width = width = max(self._width, width)
-            for own, new in zip(self._cache.layers, cast(Any, cache).layers, strict=True):
-                if own.is_initialized:
-                    own.keys, own.values = _stacked(own.keys, new.keys), _stacked(own.values, new.values)
-                    if own.is_sliding:
-                        own.cumulative_length = width
+            self._stack(cast(Any, cache).layers)
+            self._width = max(self._width, width)
+            for layer in self._cache.layers:
+                if layer.is_initialized and layer.is_sliding:
+                    layer.cumulative_length = self._width
         self.lengths += lengths
         self._trim()
+
+    def _stack(self, layers: Sequence[Any]) -> None:
+        """Add the rows of another cache's layers, one layer after another: both caches at once take more memory."""
+        changed: list[tuple[Any, int]] = []
+        try:
+            for own, new in zip(self._cache.layers, layers, strict=True):
+                if own.is_initialized:
+                    columns = own.keys.shape[2]
+                    own.keys, own.values = _stacked(own.keys, new.keys), _stacked(own.values, new.values)
+                    changed.append((own, columns))
+        except BaseException:
+            for layer, columns in changed:
+                layer.keys, layer.values = (
+                    part[: len(self.lengths), :, part.shape[2] - columns :] for part in (layer.keys, layer.values)
+                )
+            raise
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all sequences but those at `rows`, if the host allows it, or if none is left."""
         if not rows:
             self._cache, self.lengths = None, []
         elif self.joins and len(rows) < len(self.lengths):
-            self._cache.batch_select_indices(torch.tensor(rows, device=self._host.device))
+            if list(rows) == list(range(len(rows))):
+                # Copies may be what there is no memory for.
+                for layer in self._cache.layers:
+                    if layer.is_initialized:
+                        layer.keys, layer.values = layer.keys[: len(rows)], layer.values[: len(rows)]
+            else:
+                self._cache.batch_select_indices(torch.tensor(rows, device=self._host.device))
             self.lengths = [self.lengths[row] for row in rows]
             self._trim()
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..inference.context import candidate_problem
 from ..inference.decoding import stop_texts
 from ..inference.escalating import escalation_argument
 from ..inference.prompting import encode_prompt, prompt_text
@@ -283,6 +284,10 @@ class Service:
                 field,
                 "context_length_exceeded",
             )
+        unread = candidate_problem(self._model_config, prompt, count)
+        if unread is not None:
+            text = f"{field}: {unread}: shorten it, or ask for implicit_tokens=0."
+            raise RequestError(400, text, field, "context_length_exceeded")
         return new if left is None else min(new, left)
 
     def _contexts(self, count: int) -> tuple[int | None, int | None]:

@@ -90,6 +90,9 @@ class VllmEngine:
     def cancel(self, job: Job) -> None:
         """Give up a job's place, the engine's too."""
         job.cancelled = True
+        with self._lock:
+            if job in self._waiting:
+                self._waiting.remove(job)
         if not self._closed:
             self._loop.call_soon_threadsafe(self._cancel, job)
 
@@ -124,23 +127,34 @@ class VllmEngine:
     # Implicit tokens
 
     async def _gather(self) -> None:
-        """Make the embeddings of waiting jobs, those with the same count at once, and start asking for answers."""
+        """Begin waiting jobs, as many at once as can be."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while self._waiting:
-                self._making = jobs = self._next_jobs()
-                self._report()
-                if not jobs:
-                    continue
-                prompts = await self._loop.run_in_executor(self._maker, self._prompts, jobs)
-                self._making = []
-                for job, prompt in zip(jobs, prompts, strict=True):
-                    if isinstance(prompt, RequestError):
-                        self._fail(job, prompt)
-                    elif not job.cancelled:
-                        self._tasks[job] = self._loop.create_task(self._ask(job, prompt))
-                self._report()
+                self._making = self._next_jobs()
+                try:
+                    await self._begin(self._making)
+                except Exception as error:  # It must not end the gathering, for which all later jobs would wait.
+                    logger.exception("Requests could not be begun.", exc_info=error)
+                    for job in self._making:
+                        if job not in self._tasks:
+                            self._fail(job, _failed())
+                    self._making = []
+
+    async def _begin(self, jobs: list[Job]) -> None:
+        """Make the embeddings of jobs that can be computed at once, and start asking for their answers."""
+        self._report()
+        if not jobs:
+            return
+        prompts = await self._loop.run_in_executor(self._maker, self._prompts, jobs)
+        for job, prompt in zip(jobs, prompts, strict=True):
+            if isinstance(prompt, RequestError):
+                self._fail(job, prompt)
+            elif not job.cancelled:
+                self._tasks[job] = self._loop.create_task(self._ask(job, prompt))
+        self._making = []
+        self._report()
 
     def _next_jobs(self) -> list[Job]:
         """Take the first waiting jobs that fit the budget and can be computed with the first one."""
@@ -178,7 +192,7 @@ class VllmEngine:
             if isinstance(error, ValueError):
                 return [RequestError(400, str(error))]
             logger.exception("Implicit tokens could not be made.", exc_info=error)
-            return [RequestError(500, "The server failed; its log has the reason.", code="engine_failed")]
+            return [_failed()]
 
     # Answers
 
@@ -206,7 +220,7 @@ class VllmEngine:
             self._fail(job, error)
         except Exception as error:
             logger.exception("A request failed.", exc_info=error)
-            self._fail(job, RequestError(500, "The server failed; its log has the reason."))
+            self._fail(job, _failed())
         finally:
             self._tasks.pop(job, None)
             self._report()
@@ -394,3 +408,7 @@ class VllmEngine:
         for name, problem in problems.items():
             logger.warning("Escalation by %s is not possible at %s: %s.", name, engine.url, problem)
         self._problems |= problems
+
+
+def _failed() -> RequestError:
+    return RequestError(500, "The server failed; its log has the reason.", code="engine_failed")

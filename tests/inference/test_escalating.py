@@ -160,8 +160,8 @@ def test_errors_name_the_limit_that_was_set(model, tokenizer):
         (dict(max_reasoning_tokens=9_000), "max_reasoning"),
     ):
         answerer = Answerer(model, tokenizer, AnswerSettings(method="cot", **options))
-        assert answerer.context_problem(10).endswith(f"9000 new tokens are more than the context of 512: shorten the "
-                                                     f"question or lower {name}_tokens")  # fmt: skip
+        end = f"9000 new tokens are more than the context of 512: shorten the question or lower {name}_tokens"
+        assert answerer.context_problem([5] * 10).endswith(end)
 
 
 def test_a_router_makes_no_tokens(model, tokenizer):

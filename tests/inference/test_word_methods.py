@@ -205,6 +205,14 @@ def test_settings_choose_the_number_of_candidates(make, tiny_tokenizer):
         AnswerSettings(num_candidates=0)
 
 
+@pytest.mark.parametrize("method", ["generator", "words", "semcot"])
+def test_without_words_there_are_no_candidates(make, tiny_tokenizer, method):
+    model = make()
+    options = {"method": method, "num_implicit_tokens": 0, "max_new_tokens": NEW}
+    one, six = (answer_questions(model, tiny_tokenizer, QUERIES, **options, num_candidates=n) for n in (1, 6))
+    assert [(a.output, a.thought) for a in six] == [(a.output, None if method == "semcot" else "") for a in one]
+
+
 @pytest.mark.parametrize("start", [True, False])
 def test_a_generator_with_a_thought_prompt(make, tiny_tokenizer, start):
     model = make(

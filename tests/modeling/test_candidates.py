@@ -186,6 +186,22 @@ def test_examples_beyond_the_host_s_context_are_refused(tiny_lm, tiny_semcot, ti
     assert model.thought_log_probabilities(torch.tensor([prompts[0][:2]]), None, [[5]]).isfinite().all()
 
 
+def test_a_long_thought_of_another_question_takes_no_room(tiny_lm, tiny_semcot, tiny_tokenizer, prompts):
+    examples = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "1+1=2"}]
+    made = candidate_prompt_fields(tiny_tokenizer, examples) | {"opening": [], "closing": []}
+    room = sum(len(made[name]) for name in ("before", "after", "end")) + 20
+    model = tiny_semcot(
+        tiny_lm(max_position_embeddings=room), end_of_thought_token_ids=ENDS, candidate_prompt=made, **FIELDS
+    ).eval()
+    asked, words = [[11] * 18, [12] * 3], [[5, 6], [6] * 17]
+    found = model.thought_log_probabilities(*padded(asked).values(), words)
+    for row, thought in enumerate(words):
+        alone = model.thought_log_probabilities(torch.tensor([asked[row]]), None, [thought])
+        assert float(found[row]) == pytest.approx(float(alone), rel=1e-4, abs=1e-3)
+    with pytest.raises(ValueError, match=f"are {room + 1} tokens, more than the host's context of {room}"):
+        model.thought_log_probabilities(*padded(asked).values(), [[5, 6, 7], [6] * 17])
+
+
 def test_new_weights_of_the_host_read_the_examples_anew(tiny_semcot, tiny_tokenizer, prompts):
     examples = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "1+1=2"}]
     made = candidate_prompt_fields(tiny_tokenizer, examples)

@@ -169,7 +169,7 @@ def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer):
     with pytest.raises(ValueError, match="a thought prompt of .* more than the generator's context of 256"):
         model.implicit_embeddings(torch.tensor(prompts_of(tiny_tokenizer)[:1]))
     answerer = Answerer(model, with_answer_prompt(tiny_tokenizer), AnswerSettings(max_new_tokens=2))
-    assert "a thought prompt of" in answerer.context_problem(30)
+    assert "a thought prompt of" in answerer.context_problem([5] * 30)
 
 
 def test_the_snippets_of_the_documentation(tiny_lm, tiny_tokenizer, tmp_path, capsys):

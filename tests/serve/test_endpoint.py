@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import random
@@ -104,6 +105,19 @@ def test_the_thought_is_returned_as_text(model, tokenizer, client, stream):
     choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
     said = [choice.implicit_text for choice in choices if hasattr(choice, "implicit_text")]
     assert said == model.implicit_text(ids)
+
+
+def test_each_prompt_of_a_stream_has_its_thought(model, tokenizer):
+    """Also those whose thoughts are made when others are answered already."""
+    prompts = [f"Question: {name}?\nAnswer:" for name in ("Ann", "Bob", "Cem")]
+    said = [model.implicit_text(tokenizer(prompt, return_tensors="pt")["input_ids"])[0] for prompt in prompts]
+    body = {"prompt": prompts, "max_tokens": 3, "n": 2, "implicit_tokens": "text", "stream": True}
+    with running(app_of(model, tokenizer, ServeConfig(model="tiny", tokens_per_batch=1))) as url:
+        text = post(url, "/v1/completions", **body).text
+    chunks = [json.loads(line[6:])["choices"][0] for line in text.splitlines() if line.startswith("data: {")]
+    first = {index: next(chunk for chunk in chunks if chunk["index"] == index) for index in range(6)}
+    assert [first[index]["implicit_text"] for index in range(6)] == [words for words in said for _ in range(2)]
+    assert sum("implicit_text" in chunk for chunk in chunks) == 6
 
 
 def test_a_streamed_chat_has_the_same_text(model, tokenizer, client):

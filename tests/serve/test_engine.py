@@ -1,63 +1,19 @@
-"""The embedded engine: its answers are `generate`'s, whoever else is answered; it survives failures."""
-
-import queue
-import random
+"""The embedded engine: its answers are `generate`'s, whoever else is answered; a bad request fails alone."""
 
 import pytest
 import torch
+from asked import Asked, alone, engines, prompts_of
 
 from semcot_hf.serve.choosing import Chooser
 from semcot_hf.serve.engine import TransformersEngine
-from semcot_hf.serve.jobs import AnswerText, Job, Piece, RequestError, Sampling, held_back
+from semcot_hf.serve.jobs import AnswerText, RequestError, Sampling, held_back
 from semcot_hf.serve.running import RunningBatch, can_join
-
-
-class Asked:
-    """A job and what came of it."""
-
-    def __init__(self, prompt, **options):
-        self.events = queue.Queue()
-        options.setdefault("sampling", Sampling(temperature=0.0))
-        self.job = Job(prompt, self.events.put, **options)
-        self.texts, self.reasons, self.pieces = [""] * self.job.choices, [None] * self.job.choices, []
-
-    def wait(self):
-        while None in self.reasons:
-            event = self.events.get(timeout=60)
-            if isinstance(event, RequestError):
-                raise event
-            self.pieces.append(event)
-            self.texts[event.index] += event.text
-            self.reasons[event.index] = event.finish_reason or self.reasons[event.index]
-        return self.texts
 
 
 @pytest.fixture
 def engine_of(tiny_tokenizer):
-    engines = []
-
-    def make(model, **options):
-        engines.append(TransformersEngine(model, tiny_tokenizer, **options))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-def prompts_of(number, seed=0, shortest=3, longest=40):
-    draw = random.Random(seed)
-    return [[draw.randrange(5, 320) for _ in range(draw.randint(shortest, longest))] for _ in range(number)]
-
-
-def alone(model, tokenizer, prompt, new, count=None):
-    ids = torch.tensor([prompt])
-    options = {} if count is None else {"num_implicit_tokens": count}
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options)
-    ends = [model.generation_config.eos_token_id]
-    return tokenizer.decode(
-        [token for token in output[0, len(prompt) :] if token not in ends], skip_special_tokens=True
-    )
+    with engines(tiny_tokenizer) as make:
+        yield make
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma3_text"])
@@ -251,30 +207,6 @@ def test_log_probabilities_are_those_of_the_hosts_logits(tiny_lm, tiny_tokenizer
         assert [pair[0] for pair in token.top] == row.topk(3).indices.tolist()
 
 
-def test_a_client_that_leaves_frees_its_place(tiny_lm, tiny_tokenizer, engine_of):
-    engine = engine_of(tiny_lm(), tokens_per_batch=1)
-    long, waits, short = (Asked(prompt, max_new_tokens=200, streamed=True) for prompt in prompts_of(3))
-    short.job.max_new_tokens = 2
-    for one in (long, waits, short):
-        engine.submit(one.job)
-    assert isinstance(long.events.get(timeout=60), Piece)
-    engine.cancel(waits.job)
-    engine.cancel(long.job)
-    short.wait()
-    assert long.job.completion_tokens < 200 and waits.job.completion_tokens == 0
-
-
-def test_more_requests_than_the_queue_holds_are_refused(tiny_lm, tiny_tokenizer, engine_of):
-    engine = engine_of(tiny_lm(), tokens_per_batch=1, max_queue=1)
-    running, waiting, refused = (Asked(prompt, max_new_tokens=100, streamed=True) for prompt in prompts_of(3))
-    engine.submit(running.job)
-    running.events.get(timeout=60)
-    engine.submit(waiting.job)
-    with pytest.raises(RequestError, match="1 requests are waiting already") as full:
-        engine.submit(refused.job)
-    assert full.value.status == 429
-
-
 def test_one_bad_prompt_fails_alone(tiny_lm, tiny_semcot, tiny_tokenizer, engine_of):
     model = tiny_semcot(tiny_lm())
     engine = engine_of(model)
@@ -328,46 +260,6 @@ def test_temperatures_next_to_0_are_greedy(temperature, tiny_lm, tiny_tokenizer,
     asked = Asked(prompt, max_new_tokens=4, sampling=Sampling(temperature=temperature))
     engine.submit(asked.job)
     assert asked.wait() == [alone(model, tiny_tokenizer, prompt, 4)]
-
-
-def test_too_little_memory_halves_the_budget_and_loses_nothing(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
-    model = tiny_lm()
-    engine = engine_of(model, tokens_per_batch=4000)
-    generate = engine._generated
-
-    def small(ids, mask, thoughts):
-        if len(ids) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(ids, mask, thoughts)
-
-    monkeypatch.setattr(engine, "_generated", small)
-    asked = [Asked(prompt, max_new_tokens=3) for prompt in prompts_of(8)]
-    with engine._changed:
-        for one in asked:
-            engine._waiting.append(one.job)
-        engine._changed.notify()
-    for one in asked:
-        assert one.wait() == [alone(model, tiny_tokenizer, one.job.prompt, 3)]
-    assert engine.tokens_per_batch < 4000
-
-
-def test_a_failing_step_fails_its_batch_and_the_engine_goes_on(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
-    model = tiny_lm()
-    engine = engine_of(model)
-
-    def fails(tokens):
-        raise RuntimeError("a kernel failed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._batch, "step", fails)
-        asked = Asked(prompts_of(1)[0], max_new_tokens=3)
-        engine.submit(asked.job)
-        with pytest.raises(RequestError, match="the server's log has the reason") as failed:
-            asked.wait()
-        assert failed.value.status == 500
-    asked = Asked(prompts_of(1)[0], max_new_tokens=3)
-    engine.submit(asked.job)
-    assert asked.wait() == [alone(model, tiny_tokenizer, asked.job.prompt, 3)]
 
 
 def test_a_closed_engine_fails_what_is_open(tiny_lm, tiny_tokenizer):

@@ -145,8 +145,8 @@ def test_worked_examples_are_for_the_host_before_a_thought(tiny_lm, tiny_semcot,
                 assert "more than the generator's context of 60" in long.json()["error"]["message"]
     answerer = Answerer(model, shown, AnswerSettings(max_new_tokens=4))
     prompts = list(answerer.prompts(["Why?", "Why? " * 14]))
-    assert answerer.context_problem(len(prompts[0])) is None
-    assert "more than the generator's context of 60" in answerer.context_problem(len(prompts[1]))
+    assert answerer.context_problem(prompts[0]) is None
+    assert "more than the generator's context of 60" in answerer.context_problem(prompts[1])
 
 
 @pytest.mark.parametrize("escalation", [True, 0.0])

@@ -12,10 +12,13 @@ import pytest
 import torch
 from served import running
 
+from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
+from semcot_hf.modeling.thought_prompt_semcot import candidate_prompt_fields
 from semcot_hf.serve.config import ServeConfig
 from semcot_hf.serve.launch import app_of
 
 QUESTION = [{"role": "user", "content": "How many apples has Ann?"}]
+ROLES = ("user", "assistant")
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +105,19 @@ def test_full_queues_say_429(model, tokenizer, monkeypatch):
     assert set(statuses) == {200, 429} and statuses.count(200) >= 1
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.headers["Retry-After"] == "1" and refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_question_too_long_for_the_candidate_prompt_is_refused(tiny_semcot, tiny_lm, tiny_tokenizer):
+    made = candidate_prompt_fields(tiny_tokenizer, [{"role": role, "content": "1 and" * 9} for role in ROLES])
+    model = tiny_semcot(
+        generator=tiny_lm(hidden_size=16, seed=1), generator_mode="sequential", projection="vocabulary",
+        num_candidates=3, candidate_prompt=made, answer_prompt_ids=answer_prompt_ids(tiny_tokenizer),
+    )  # fmt: skip
+    with running(app_of(model, with_answer_prompt(tiny_tokenizer), ServeConfig(model="tiny"))) as url:
+        long = [{"role": "user", "content": "apples " * 220}]
+        refused = post(url, messages=long, max_tokens=2)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"], error["code"]) == (400, "messages", "context_length_exceeded")
+        assert "a candidate prompt of" in error["message"] and "ask for implicit_tokens=0" in error["message"]
+        assert post(url, messages=long, max_tokens=2, implicit_tokens=0).status_code == 200
+        assert post(url, messages=QUESTION, max_tokens=2).status_code == 200

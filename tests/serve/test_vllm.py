@@ -5,6 +5,7 @@ import contextlib
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from embeds_engine import EmbedsEngine
 from served import free_port, running
 from transformers import HfArgumentParser
 
-from semcot_hf import SemCoTForCausalLM
 from semcot_hf.inference.prompting import answer_prompt_ids, with_answer_prompt
 from semcot_hf.serve import launch
 from semcot_hf.serve.config import ServeConfig
-from semcot_hf.serve.front import Front, load_front
+from semcot_hf.serve.front import Front
 from semcot_hf.serve.jobs import Job
 from semcot_hf.serve.launch import app_of
+from semcot_hf.serve.metrics import Metrics
+from semcot_hf.serve.vllm import VllmEngine
 
 CONFIG = ServeConfig(model="tiny", engine="vllm", engine_url=["http://127.0.0.1:1"])
 WORDS = {"projection": "vocabulary", "generator_mode": "sequential"}
@@ -209,31 +211,6 @@ def test_the_front_makes_what_splicing_makes(model_of, tokenizer):
             torch.testing.assert_close(embeds, spliced)
 
 
-@pytest.mark.parametrize("layout", ["attached", "whole"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_front_reads_the_hosts_word_embeddings_only(layout, family, tiny_lm, tiny_semcot, tokenizer, tmp_path):
-    tiny_lm(family).save_pretrained(tmp_path / "host")
-    tiny_lm(hidden_size=16, seed=5).save_pretrained(tmp_path / "generator")
-    model = SemCoTForCausalLM.from_host_generator_pretrained(
-        str(tmp_path / "host"), str(tmp_path / "generator"), answer_prompt_ids=answer_prompt_ids(tokenizer)
-    )
-    model.save_pretrained(tmp_path / "model", include_host=layout == "whole")
-    front = load_front(str(tmp_path / "model"))
-    held = [name for name, value in front.host.named_parameters() if value.device.type != "meta" and value.dim() > 1]
-    assert [name for name in held if "embed" not in name and "head" not in name] == []
-    assert front.config.host_name_or_path == (str(tmp_path / "host"))
-    jobs = [Job(list(range(5, 20)), lambda event: None, count=3) for _ in range(2)]
-    made, slow = (Front(of, tokenizer).prompts(jobs) for of in (front, model))
-    for one, whole in zip(made, slow, strict=True):
-        torch.testing.assert_close(one, whole)
-
-
-def test_a_plain_causal_lm_needs_no_front(tiny_lm, tmp_path):
-    tiny_lm().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type='llama', and makes no implicit tokens: serve it by `vllm serve`"):
-        load_front(str(tmp_path))
-
-
 @pytest.mark.parametrize("unscaled", [False, True])
 def test_the_scale_of_gemmas_embeddings_is_found_at_start_up(unscaled, model_of, tokenizer):
     model = model_of("gemma3_text")
@@ -356,6 +333,44 @@ def test_a_client_that_hangs_up_frees_the_engines_place(model_of, tokenizer):
             assert time.monotonic() - start < 60
             time.sleep(0.05)
         engine.held.set()
+
+
+def test_clients_that_have_left_do_not_fill_the_queue(model_of, tokenizer, monkeypatch):
+    front, begun, held = Front(model_of(), tokenizer), threading.Event(), threading.Event()
+    made = front.prompts
+    monkeypatch.setattr(front, "prompts", lambda jobs: begun.set() or held.wait(60) and made(jobs))
+    engine = VllmEngine(front, ["http://127.0.0.1:1"], max_queue=1)
+    try:
+        first, waits, *left = (Job([5, 6], lambda event: None, count=3) for _ in range(4))
+        engine.submit(first)
+        assert begun.wait(60)
+        for job in left:
+            engine.submit(job)
+            assert engine._number_waiting() == 1
+            engine.cancel(job)
+            assert engine._number_waiting() == 0 and not engine._waiting
+        engine.submit(waits)
+    finally:
+        held.set()
+        engine.close()
+
+
+@pytest.mark.parametrize("part", ["seconds", "load"])
+def test_a_failure_outside_the_generator_ends_its_requests_only(model_of, tokenizer, part, monkeypatch):
+    """Such as that of an observer."""
+    model, failures = model_of(), []
+
+    def fails_once(*_):
+        if not failures:
+            failures.append(1)
+            raise OSError("no place for metrics")
+
+    engine = EmbedsEngine(model.host, tokenizer)
+    with running(engine.app) as remote, running(app_of(model, tokenizer, CONFIG, [remote])) as url:
+        monkeypatch.setattr(Metrics, part, fails_once)
+        failed = ask(url, max_tokens=3)
+        assert failed.status_code == 500 and failed.json()["error"]["code"] == "engine_failed"
+        assert content(ask(url, max_tokens=3)) == expected(model, tokenizer, "How many?", 3)
 
 
 def test_vllm_is_started_where_no_address_is_given(model_of, tokenizer, tmp_path, monkeypatch):
