@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .offloading_semcot import execution_device, in_memory
 from .parts_semcot import SemCoTPreTrainedModel, contiguous_input
 from .splicing_semcot import splice
 from .vocabularies_semcot import continued_ids
+from .weights_semcot import weights_state
+
+Mixin = TypeVar("Mixin", bound="SemCoTThoughtsMixin")
 
 logger = logging.get_logger(__name__)
 
@@ -127,12 +130,17 @@ def single_words(model: PreTrainedModel) -> Iterator[None]:
 class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
     """The methods of `SemCoTForCausalLM` for mixtures of words and for thought prompts."""
 
-    # By part, "generator" or "host": (state of its weights, its keys and values of what a prompt of worked examples
-    # says before each question).
-    _prompt_caches: dict[str, tuple[Any, Cache]] | None = None
+    # By part, "generator" or "host": (what was read, and the state of its weights; some of their values; its keys and
+    # values of what a prompt of worked examples says before each question).
+    _prompt_caches: dict[str, tuple[Any, list[Tensor], Cache]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_prompt_caches": None}
+
+    def train(self: Mixin, mode: bool = True) -> Mixin:
+        """Set the mode as torch does; prompts of worked examples are read again, whatever has changed."""
+        self._prompt_caches = None
+        return super().train(mode)
 
     def feedback(self, states: Tensor) -> Tensor:
         """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
@@ -347,24 +355,16 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
             ids: token ids of this part.
         """
         backbone: Any = self.generator if part == "generator" else self.host.get_decoder()
-        modules: Any = backbone.modules()
-        state = (
-            ids.tolist(),
-            [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in backbone.parameters()],
-            # Keys and values of half precision are others.
-            torch.is_autocast_enabled(ids.device.type) and torch.get_autocast_dtype(ids.device.type),
-            # peft's layers can be switched off, or to other adapters, with the same weights.
-            [
-                (module._disable_adapters, str(module._active_adapter))
-                for module in modules
-                if hasattr(module, "_disable_adapters")
-            ],
-        )
+        known, values = weights_state(backbone)
+        # Keys and values of half precision are others.
+        half = torch.is_autocast_enabled(ids.device.type) and torch.get_autocast_dtype(ids.device.type)
+        state = (ids.tolist(), half, known)
         caches = self._prompt_caches = self._prompt_caches or {}
-        if part not in caches or caches[part][0] != state:
+        found = caches.get(part)
+        if found is None or found[0] != state or not all(map(torch.equal, found[1], values)):
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
             # Ids, since some families scale what they look up.
             given = {"input_ids": ids} if part == "host" else {"inputs_embeds": backbone.get_input_embeddings()(ids)}
             backbone(**given, past_key_values=cache, use_cache=True)
-            caches[part] = (state, cache)
-        return copy.deepcopy(caches[part][1])
+            found = caches[part] = (state, values, cache)
+        return copy.deepcopy(found[2])
