@@ -70,7 +70,7 @@ class SemCoTConfig(PreTrainedConfig):
         thought_prompt_ids: the generator's token ids before and after each question, such as those of worked examples;
             `None` has the generator read the host's prompt as it is.
         question_marker_ids: with a thought prompt, the host's token ids between which the question is found in a
-            prompt: those that open the last user message and those that close it.
+            prompt: those that open the last user message and those that close it, as `find_question` reads them.
         question_spaces: with a thought prompt and a generator of another tokenizer, the white space before and after
             each question in the generator's text, with which its tokenizer may join the question's words.
         answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".

@@ -1,7 +1,7 @@
 """Thoughts in words: mixtures of word embeddings, the end of a thought, and the prompt that has a generator think."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -97,23 +97,38 @@ def word_entropy(logits: Tensor) -> Tensor:
     return torch.special.entr(logs.exp()).sum(dim=-1)
 
 
-def find_question(ids: list[int], opening: list[int], closing: list[int]) -> list[int] | None:
-    """Return the tokens between the last `opening` and the first `closing` after it; `None` without an opening.
+def find_question(
+    ids: list[int], opening: list[int], closing: list[int], answer_prompt: Sequence[int] = ()
+) -> list[int] | None:
+    """Return the question of a prompt's last turn, without its markers; `None` without an `opening`.
+
+    Earlier turns and worked examples end on `closing`, or where this is empty on the answer prompt. The question
+    follows the first `opening` after them: it may contain further ones, which are ordinary text for some hosts.
+
+    Args:
+        ids: the prompt, without the answer prompt at its end.
+        opening, closing: what stands before and after a question; the latter may be cut off.
+        answer_prompt: `SemCoTConfig.answer_prompt_ids`.
 
     >>> find_question([1, 5, 8, 9, 2, 1, 6, 7, 2, 3], [1], [2])
     [6, 7]
+    >>> find_question([1, 5, 1, 6], [1], [], [9]), find_question([1, 5, 9, 8, 1, 6, 1, 7], [1], [], [9])
+    ([5, 1, 6], [6, 1, 7])
     >>> find_question([5, 6], [1], [2]) is None, find_question([1, 5, 6], [1], [2])
     (True, [5, 6])
     """
-    size = len(opening)
-    starts = [start + size for start in range(len(ids) - size + 1) if ids[start : start + size] == opening]
+    starts = _places(ids, opening)
     if not starts:
         return None
-    question = ids[starts[-1] :]
-    for end in range(len(question) - len(closing) + 1) if closing else ():
-        if question[end : end + len(closing)] == closing:
-            return question[:end]
-    return question
+    ended = max((place for place in _places(ids, closing or answer_prompt) if place < starts[-1]), default=-1)
+    question = ids[next(start for start in starts if start > ended) + len(opening) :]
+    return question[: next(iter(_places(question, closing)), None)]
+
+
+def _places(ids: list[int], part: Sequence[int]) -> list[int]:
+    """Return where a sequence begins in ids; nowhere for an empty one."""
+    size = len(part)
+    return [place for place in range(len(ids) - size + 1) if ids[place : place + size] == list(part)] if size else []
 
 
 @contextmanager
@@ -291,7 +306,7 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         rows = []
         for row, real in zip(ids.cpu(), torch.ones_like(ids).cpu() if mask is None else mask.cpu(), strict=True):
             prompt = row[real.bool()].tolist()
-            question = find_question(prompt, opening, closing)
+            question = find_question(prompt, opening, closing, self.config.answer_prompt_ids or [])
             if not question:
                 logger.warning_once(
                     "Some prompts have no question between config.question_marker_ids; the generator reads these as "

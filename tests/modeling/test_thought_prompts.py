@@ -1,5 +1,6 @@
 """Thought prompts: what the generator reads around each question, its cached beginning, and the recipe "prompted"."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -209,6 +210,33 @@ def test_a_generator_without_chat_template_reads_questions_and_thoughts(tiny_lm,
     question, mask = model._questions(torch.tensor([ids]), None)
     assert joining_tokenizer.decode([*before, *question[0].tolist(), *after]) == text and mask is None
     assert model.implicit_embeddings(torch.tensor([ids])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Question: Ann has 3. Question: How many now?", " Ann has 3. Question: How many now?"),
+        ("Question: Ann has 3.\nQuestion: How many?", " Ann has 3.\nQuestion: How many?"),
+        # Worked examples end on answers, behind the answer prompt.
+        ("Question: Bob?\nAnswer: 1\n\nQuestion: How many?", " How many?"),
+        ("Question: Bob?\nAnswer: 1\n\nQuestion: Ann has 3.\nQuestion: How many?", " Ann has 3.\nQuestion: How many?"),
+        ("Be brief.\nQuestion: How many?", " How many?"),
+    ],
+)
+def test_questions_of_plain_prompts_may_contain_the_words_before_them(tiny_lm, tiny_tokenizer, text, question):
+    """In the form of hosts without a chat template, "Question:" is ordinary text."""
+    plain = copy.deepcopy(tiny_tokenizer)
+    plain.chat_template = None
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        tiny_lm(), tiny_lm(seed=1), recipe="prompted", tokenizer=plain, thought_prompt=SHORT
+    )
+    prompts = [plain(prompt, add_special_tokens=False)["input_ids"] for prompt in (text, "Question: Bob?")]
+    batch = padded(prompts)
+    ids, mask = model._questions(batch["input_ids"], batch["attention_mask"])
+    assert [plain.decode(row[real.bool()]) for row, real in zip(ids, mask, strict=True)] == [question, " Bob?"]
+    made = model.config.candidate_prompt
+    read, _ = model._questions(torch.tensor(prompts[:1]), None, [made["opening"], made["closing"]])
+    assert plain.decode(read[0]) == question
 
 
 def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer):
