@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from .parts_semcot import SemCoTPreTrainedModel, contiguous_input
 from .splicing_semcot import splice
 from .vocabularies_semcot import continued_ids
 from .weights_semcot import weights_state
-
-Mixin = TypeVar("Mixin", bound="SemCoTThoughtsMixin")
 
 logger = logging.get_logger(__name__)
 
@@ -152,10 +150,11 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_prompt_caches": None}
 
-    def train(self: Mixin, mode: bool = True) -> Mixin:
+    def train(self, mode: bool = True) -> "SemCoTThoughtsMixin":
         """Set the mode as torch does; prompts of worked examples are read again, whatever has changed."""
         self._prompt_caches = None
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def feedback(self, states: Tensor) -> Tensor:
         """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
