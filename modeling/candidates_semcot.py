@@ -109,7 +109,8 @@ class SemCoTCandidatesMixin(SemCoTTokensMixin):
         widths = dict.fromkeys(("embeddings", "mask"), steps if made.mask is None else made.mask.sum(dim=1))
         kept = {}
         for name, part in made._asdict().items():
-            part = part if part is None else part[rows]
+            # Tokens are on the host's device, all else is on the generator's.
+            part = part if part is None else part[rows.to(part.device)]
             if part is not None and part.dim() > 1:
                 # Handed over as text, a thought has another number of tokens than of words.
                 part = part[:, : int(widths.get(name, steps)[rows].max())]
@@ -269,5 +270,5 @@ def _steps(thoughts: Thoughts) -> Tensor:
     """Return the number of words of each thought, also where all have as many."""
     if thoughts.steps is not None:
         return thoughts.steps
-    rows, count = thoughts.embeddings.shape[:2]
-    return torch.full((rows,), count, device=thoughts.embeddings.device)
+    assert thoughts.words is not None  # they were to be read
+    return torch.full_like(thoughts.words[:, 0], thoughts.words.shape[1])

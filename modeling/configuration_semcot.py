@@ -70,7 +70,7 @@ class SemCoTConfig(PreTrainedConfig):
         thought_prompt_ids: the generator's token ids before and after each question, such as those of worked examples;
             `None` has the generator read the host's prompt as it is.
         question_marker_ids: with a thought prompt, the host's token ids between which the question is found in a
-            prompt: those that open the last user message and those that close it.
+            prompt: those that open the last user message and those that close it, as `find_question` reads them.
         question_spaces: with a thought prompt and a generator of another tokenizer, the white space before and after
             each question in the generator's text, with which its tokenizer may join the question's words.
         answer_prompt_ids: token ids that end a prompt and follow the implicit tokens, such as those of "\\nAnswer:".
@@ -142,15 +142,7 @@ class SemCoTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in self.sub_configs:
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                setattr(self, name, _config_from_dict(name, value))
-        self.answer_prompt_ids = list(self.answer_prompt_ids or [])
-        self.few_shot_ids = list(self.few_shot_ids or []) or None
-        if self.escalation is not None:
-            given: Any = self.escalation
-            self.escalation = (given if isinstance(given, Escalation) else Escalation.from_dict(given)).to_dict()
+        self.check_fields()
         self.auto_map = {
             "AutoConfig": "configuration_semcot.SemCoTConfig",
             "AutoModel": "modeling_semcot.SemCoTForCausalLM",
@@ -162,7 +154,6 @@ class SemCoTConfig(PreTrainedConfig):
             self.tie_word_embeddings = host.tie_word_embeddings
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(token, getattr(host, token, None))
-        self._check()
         parts = [part for name in self.sub_configs if (part := getattr(self, name)) is not None]
         attention = [part._attn_implementation for part in parts]
         super().__post_init__(**kwargs)
@@ -170,6 +161,9 @@ class SemCoTConfig(PreTrainedConfig):
             # The base class writes its own unset choice into the sub-configurations, which live models share.
             for part, implementation in zip(parts, attention, strict=True):
                 part._attn_implementation = implementation
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value.to_dict() if isinstance(value, Escalation) else value)
 
     @classmethod
     def get_config_dict(
@@ -191,7 +185,10 @@ class SemCoTConfig(PreTrainedConfig):
                 f"This is a checkpoint of model_type={model_type!r}, not of a SemCoT model: pass it as host or "
                 "generator to SemCoTForCausalLM.from_host_generator_pretrained."
             )
-        return super().from_dict(config_dict, **kwargs)
+        made = super().from_dict(config_dict, **kwargs)
+        # Arguments replace fields of the file once these are checked.
+        (made[0] if isinstance(made, tuple) else made).check_fields()
+        return made
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike) -> Any:
@@ -229,7 +226,20 @@ class SemCoTConfig(PreTrainedConfig):
         finally:
             del self.config_checksum
 
-    def _check(self) -> None:
+    def check_fields(self) -> None:
+        """Bring fields that were set into the form that the constructor gives them, and check them as it does.
+
+        Raises:
+            ValueError: for a value out of range; the message names the argument, the value and the remedy.
+        """
+        for name in self.sub_configs:
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                setattr(self, name, _config_from_dict(name, value))
+        self.answer_prompt_ids = list(self.answer_prompt_ids or [])
+        self.few_shot_ids = list(self.few_shot_ids or []) or None
+        if self.escalation is not None:
+            self.escalation = Escalation.from_dict(self.escalation).to_dict()
         if self.num_implicit_tokens < 0:
             raise ValueError(f"num_implicit_tokens={self.num_implicit_tokens}: must be 0 or more.")
         if self.generator_mode not in GENERATOR_MODES:

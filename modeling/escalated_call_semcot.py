@@ -18,7 +18,15 @@ from .generation_semcot import SemCoTGenerationMixin
 from .given_caches_semcot import holds_tokens
 from .offloading_semcot import execution_device
 from .question_cache_semcot import can_share, cut_cache, hidden_settings
-from .splicing_semcot import Slots, check_layout, context_of, positions_from_mask, prompt_layout
+from .splicing_semcot import (
+    Slots,
+    asked_tokens,
+    check_context,
+    check_layout,
+    context_of,
+    positions_from_mask,
+    prompt_layout,
+)
 from .thoughts_semcot import Thoughts, single_words, word_entropy
 
 logger = logging.get_logger(__name__)
@@ -118,6 +126,9 @@ class EscalatedCall:
         self.prompts = _Prompts(ids, mask, layout.columns, self._given_cache(ids, layout.columns))
         # For answers without implicit tokens.
         self.plain = _without_examples(self.prompts, model.config.few_shot_ids)
+        # Of each route: implicit tokens are counted once they are made, and reasoning needs less than is asked for.
+        longest = int(self.plain.mask.sum(dim=1).max())
+        check_context(longest, 0, asked_tokens(ids, self.options), context_of(model.config.get_text_config()))
         self.all_rows = torch.arange(len(ids), device=ids.device)
         self._check_signals()
         self.signals: dict[str, Tensor] = {}

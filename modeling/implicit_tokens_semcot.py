@@ -165,7 +165,7 @@ class SemCoTTokensMixin(SemCoTThoughtsMixin):
         longest = int(lengths.max())
         used = used[:, :longest]
         behind = used == 0
-        tokens = tokens[:, :longest].masked_fill(behind[..., None], 0)
+        tokens = tokens[:, :longest].masked_fill(behind.to(tokens.device)[..., None], 0)
         lost, words, shares, entropy = (
             part if part is None else part[:, :longest].masked_fill(behind, fill)
             for part, fill in zip(readings, (0, -1, 0, 0), strict=True)

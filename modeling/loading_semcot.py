@@ -286,8 +286,8 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
                 checkpoint's.
 
         Raises:
-            ValueError: if a host is passed for a checkpoint that contains its own, the host does not fit, or adapters
-                do not name their base model.
+            ValueError: for a field out of range, if a host is passed for a checkpoint that contains its own, the host
+                does not fit, or adapters do not name their base model.
             OSError: if the checkpoint has no configuration, or the host cannot be found; the message names the place
                 that was searched.
         """
@@ -302,6 +302,7 @@ class SemCoTLoadingMixin(SemCoTSavingMixin):
             config = SemCoTConfig.from_pretrained(source, **pick(kwargs, FILE_ARGUMENTS))
             for name in [name for name in kwargs if hasattr(config, name) and name not in SHARED_ARGUMENTS]:
                 setattr(config, name, kwargs.pop(name))
+            config.check_fields()
         if host is not None:
             check_source_type("host", _plain(host))
         if pretrained_model_name_or_path is None and host is None:

@@ -265,7 +265,7 @@ def _text_logits(logits: Tensor, columns: Tensor, count: int, slots: Slots | Non
     Up to the last prompt token before the implicit ones these are the position's own. From there on they are `count`
     positions later, since the last implicit token predicts the text after it.
     """
-    source = spliced_columns(logits.shape[1] - count, count, columns - 1, slots)
+    source = spliced_columns(logits.shape[1] - count, count, columns.to(logits.device) - 1, slots)
     return logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
 
 

@@ -134,7 +134,7 @@ def splice(values: Tensor, inserted: Tensor, columns: int | Tensor, slots: Slots
         return torch.cat([values[:, :columns], inserted, values[:, columns:]], dim=1)
     length, count = values.shape[1], inserted.shape[1]
     out = torch.arange(length + count, device=values.device)[None]
-    start = columns if isinstance(columns, int) else columns[:, None]
+    start = columns if isinstance(columns, int) else columns.to(out.device)[:, None]
     source = torch.where(out < start + count, length + out - start, out - count)
     if slots is None:
         source = torch.where(out < start, out, source)

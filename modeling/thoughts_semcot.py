@@ -1,7 +1,7 @@
 """Thoughts in words: mixtures of word embeddings, the end of a thought, and the prompt that has a generator think."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from .offloading_semcot import execution_device, in_memory
 from .parts_semcot import SemCoTPreTrainedModel, contiguous_input
 from .splicing_semcot import splice
 from .vocabularies_semcot import continued_ids
+from .weights_semcot import weights_state
 
 logger = logging.get_logger(__name__)
 
@@ -94,23 +95,38 @@ def word_entropy(logits: Tensor) -> Tensor:
     return torch.special.entr(logs.exp()).sum(dim=-1)
 
 
-def find_question(ids: list[int], opening: list[int], closing: list[int]) -> list[int] | None:
-    """Return the tokens between the last `opening` and the first `closing` after it; `None` without an opening.
+def find_question(
+    ids: list[int], opening: list[int], closing: list[int], answer_prompt: Sequence[int] = ()
+) -> list[int] | None:
+    """Return the question of a prompt's last turn, without its markers; `None` without an `opening`.
+
+    Earlier turns and worked examples end on `closing`, or where this is empty on the answer prompt. The question
+    follows the first `opening` after them: it may contain further ones, which are ordinary text for some hosts.
+
+    Args:
+        ids: the prompt, without the answer prompt at its end.
+        opening, closing: what stands before and after a question; the latter may be cut off.
+        answer_prompt: `SemCoTConfig.answer_prompt_ids`.
 
     >>> find_question([1, 5, 8, 9, 2, 1, 6, 7, 2, 3], [1], [2])
     [6, 7]
+    >>> find_question([1, 5, 1, 6], [1], [], [9]), find_question([1, 5, 9, 8, 1, 6, 1, 7], [1], [], [9])
+    ([5, 1, 6], [6, 1, 7])
     >>> find_question([5, 6], [1], [2]) is None, find_question([1, 5, 6], [1], [2])
     (True, [5, 6])
     """
-    size = len(opening)
-    starts = [start + size for start in range(len(ids) - size + 1) if ids[start : start + size] == opening]
+    starts = _places(ids, opening)
     if not starts:
         return None
-    question = ids[starts[-1] :]
-    for end in range(len(question) - len(closing) + 1) if closing else ():
-        if question[end : end + len(closing)] == closing:
-            return question[:end]
-    return question
+    ended = max((place for place in _places(ids, closing or answer_prompt) if place < starts[-1]), default=-1)
+    question = ids[next(start for start in starts if start > ended) + len(opening) :]
+    return question[: next(iter(_places(question, closing)), None)]
+
+
+def _places(ids: list[int], part: Sequence[int]) -> list[int]:
+    """Return where a sequence begins in ids; nowhere for an empty one."""
+    size = len(part)
+    return [place for place in range(len(ids) - size + 1) if ids[place : place + size] == list(part)] if size else []
 
 
 @contextmanager
@@ -127,12 +143,18 @@ def single_words(model: PreTrainedModel) -> Iterator[None]:
 class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
     """The methods of `SemCoTForCausalLM` for mixtures of words and for thought prompts."""
 
-    # By part, "generator" or "host": (state of its weights, its keys and values of what a prompt of worked examples
-    # says before each question).
-    _prompt_caches: dict[str, tuple[Any, Cache]] | None = None
+    # By part, "generator" or "host": (what was read, and the state of its weights; some of their values; its keys and
+    # values of what a prompt of worked examples says before each question).
+    _prompt_caches: dict[str, tuple[Any, list[Tensor], Cache]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_prompt_caches": None}
+
+    def train(self, mode: bool = True) -> "SemCoTThoughtsMixin":
+        """Set the mode as torch does; prompts of worked examples are read again, whatever has changed."""
+        self._prompt_caches = None
+        super().train(mode)
+        return self
 
     def feedback(self, states: Tensor) -> Tensor:
         """Return a sequential generator's next input after `states` (batch, 1, size): scaled, or word mixtures."""
@@ -283,7 +305,7 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
         rows = []
         for row, real in zip(ids.cpu(), torch.ones_like(ids).cpu() if mask is None else mask.cpu(), strict=True):
             prompt = row[real.bool()].tolist()
-            question = find_question(prompt, opening, closing)
+            question = find_question(prompt, opening, closing, self.config.answer_prompt_ids or [])
             if not question:
                 logger.warning_once(
                     "Some prompts have no question between config.question_marker_ids; the generator reads these as "
@@ -347,24 +369,16 @@ class SemCoTThoughtsMixin(SemCoTPreTrainedModel):
             ids: token ids of this part.
         """
         backbone: Any = self.generator if part == "generator" else self.host.get_decoder()
-        modules: Any = backbone.modules()
-        state = (
-            ids.tolist(),
-            [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in backbone.parameters()],
-            # Keys and values of half precision are others.
-            torch.is_autocast_enabled(ids.device.type) and torch.get_autocast_dtype(ids.device.type),
-            # peft's layers can be switched off, or to other adapters, with the same weights.
-            [
-                (module._disable_adapters, str(module._active_adapter))
-                for module in modules
-                if hasattr(module, "_disable_adapters")
-            ],
-        )
+        known, values = weights_state(backbone)
+        # Keys and values of half precision are others.
+        half = torch.is_autocast_enabled(ids.device.type) and torch.get_autocast_dtype(ids.device.type)
+        state = (ids.tolist(), half, known)
         caches = self._prompt_caches = self._prompt_caches or {}
-        if part not in caches or caches[part][0] != state:
+        found = caches.get(part)
+        if found is None or found[0] != state or not all(map(torch.equal, found[1], values)):
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
             # Ids, since some families scale what they look up.
             given = {"input_ids": ids} if part == "host" else {"inputs_embeds": backbone.get_input_embeddings()(ids)}
             backbone(**given, past_key_values=cache, use_cache=True)
-            caches[part] = (state, cache)
-        return copy.deepcopy(caches[part][1])
+            found = caches[part] = (state, values, cache)
+        return copy.deepcopy(found[2])

@@ -12,6 +12,8 @@ from .offloading_semcot import has_value, read_parameter, read_state
 
 # Values of each weight that enter a fingerprint: at least this many, evenly spaced.
 SAMPLES = 256
+# Values of each weight that enter its state: looked at in each call that uses keys and values of earlier ones.
+FEW_SAMPLES = 16
 # Numbers of 64 bits whose sum enters the digest of all values.
 BLOCK = 64
 # Casts between these round values to 8 bits of precision at most.
@@ -209,6 +211,43 @@ def _digest_of_all(values: Tensor) -> bytes:
     for part in (data[:whole].view(torch.int64).view(-1, BLOCK).sum(dim=1), data[whole:]):
         digest.update(part.cpu().numpy().tobytes())
     return digest.digest()
+
+
+@torch.no_grad()
+def weights_state(model: nn.Module) -> tuple[list[Any], list[Tensor]]:
+    """Return what changes with a model's weights, in as little time as a walk over its layers takes.
+
+    Torch counts the changes of a parameter, but not those through its `data` (averages of weights that are swapped
+    in, DeepSpeed's steps), so that values are compared, too. Changes through `data` go unnoticed where none of the
+    compared values is among them, such as those of single rows, and for weights that are offloaded, sharded or
+    quantized to tensors of another class.
+
+    Returns:
+        Of each parameter its place in memory and torch's count of changes, of each layer of peft the adapters in use;
+        and on each device the bytes of 16 values of each parameter, evenly spaced.
+    """
+    known: list[Any] = []
+    values: dict[torch.device, dict[torch.dtype, list[Tensor]]] = {}
+    for module in model.modules():
+        # peft's layers can be switched off, or to other adapters, with the same weights. To ask a module itself for
+        # what it lacks takes longer than all else here.
+        if hasattr(type(module), "_disable_adapters") or "_disable_adapters" in vars(module):
+            known.append((module._disable_adapters, str(module._active_adapter)))
+        for weight in module._parameters.values():
+            if weight is None:
+                continue
+            known.append((weight.data_ptr(), 0 if weight.is_inference() else weight._version))
+            size = weight.numel()
+            if type(weight) is not nn.Parameter or weight.is_meta or not size:
+                continue
+            flat = weight if weight.is_contiguous() else weight.flatten()
+            # Odd, so that the values of a matrix are of different columns.
+            step = max(0, size // FEW_SAMPLES - 1) | 1
+            some = flat.as_strided((min(size, FEW_SAMPLES),), (step,), flat.storage_offset())
+            values.setdefault(weight.device, {}).setdefault(weight.dtype, []).append(some)
+    return known, [
+        torch.cat([torch.cat(some).view(torch.uint8) for some in of_device.values()]) for of_device in values.values()
+    ]
 
 
 def same_weights(first: str | None, second: str | None) -> bool | None:

@@ -112,7 +112,7 @@ def candidate_problem(config: Any, prompt: Sequence[int], count: int, number: in
         return None
     if ends and asked[-len(ends) :] == ends:
         asked = asked[: -len(ends)]
-    marked = find_question(asked, parts["opening"], parts["closing"]) if parts["opening"] or parts["closing"] else None
+    marked = find_question(asked, parts["opening"], parts["closing"], ends)
     question, shown = len(marked or asked), sum(len(parts[name]) for name in ("before", "after", "end"))
     if question + shown + count <= room:
         return None

@@ -28,8 +28,11 @@ PROBES = (
 # For base models whose tokenizer has no chat template: the paper's "Question: {q}" form (SemCoT, appendix).
 PLAIN_TEMPLATE = (
     "{%- for message in messages %}"
-    "{%- if message.role == 'user' %}{{ 'Question: ' + message.content | trim }}"
-    "{%- else %}{{ '\n' + message.content + '\n' }}{%- endif %}"
+    # A content may be a list of parts.
+    "{%- set said = message.content %}"
+    "{%- if said is not string %}{%- set said = said | map(attribute='text') | join %}{%- endif %}"
+    "{%- if message.role == 'user' %}{{ 'Question: ' + said | trim }}"
+    "{%- else %}{{ '\n' + said + '\n' }}{%- endif %}"
     "{%- endfor %}"
 )
 # Tokenizing all questions of a large file at once would take many times the memory of the ids.

@@ -39,6 +39,20 @@ def test_without_a_template_the_paper_form_is_used(plain_tokenizer):
     assert prompt_text(tokenizer, "How many?") == "Question: How many?\n Answer:"
 
 
+def test_contents_in_parts_are_their_text(plain_tokenizer):
+    """As transformers' pipelines pass them for some models."""
+
+    def parts(text):
+        return [{"type": "text", "text": text[:4]}, {"type": "text", "text": text[4:]}]
+
+    chat = [("system", "Be brief."), ("user", " How many? "), ("assistant", "Two."), ("user", "Sure?")]
+    tokenizer = with_answer_prompt(plain_tokenizer)
+    expected = "\nBe brief.\nQuestion: How many?\nTwo.\nQuestion: Sure?\nAnswer:"
+    for shown in (str, parts):
+        messages = [{"role": role, "content": shown(text)} for role, text in chat]
+        assert prompt_text(tokenizer, messages) == expected
+
+
 def test_a_tokenizer_that_begins_with_bos_keeps_doing_so(plain_tokenizer):
     from tokenizers.processors import TemplateProcessing
 

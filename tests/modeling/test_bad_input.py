@@ -5,12 +5,17 @@ import pytest
 import torch
 from conftest import VOCAB_SIZE
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteriaList,
 )
+
+from semcot_hf import SemCoTConfig, SemCoTForCausalLM
+from semcot_hf.modeling.escalation_semcot import Escalation
 
 HOST_SIZE = 32
 
@@ -280,6 +285,41 @@ def test_no_id_is_a_placeholder(model):
 def test_config_refuses(tiny_semcot, fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_semcot(**fields)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_semcot, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_semcot().save_pretrained(folder, include_host=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"generator_mode": "Parallel"}, "generator_mode='Parallel': must be one of"),
+        ({"thought_length": "adaptiv"}, "thought_length='adaptiv': must be one of"),
+        ({"projection": "foo"}, "projection='foo': must be one of"),
+        ({"num_candidates": 0}, "num_candidates=0: must be an integer of 1 or more"),
+        ({"mixture_temperature": 0.0}, "mixture_temperature=0.0: must be above 0"),
+        ({"escalation": {"signals": ["agreement"]}}, "lacks 'threshold'"),
+    ],
+)
+@pytest.mark.parametrize("loader", [SemCoTForCausalLM, SemCoTConfig, AutoModelForCausalLM, AutoConfig])
+def test_loading_refuses_fields_as_the_config_does(folder, loader, fields, message):
+    with pytest.raises(ValueError, match=message):
+        loader.from_pretrained(folder, **fields)
+
+
+def test_fields_are_read_as_the_config_reads_them(folder):
+    fields = dict(answer_prompt_ids=None, few_shot_ids=(), escalation=Escalation(0.5))
+    built = SemCoTConfig(**fields)
+    for config in (
+        SemCoTForCausalLM.from_pretrained(folder, **fields).config,
+        SemCoTConfig.from_pretrained(folder, **fields),
+        SemCoTConfig.from_pretrained(folder, **fields, return_unused_kwargs=True, other=1)[0],
+    ):
+        assert {name: getattr(config, name) for name in fields} == {name: getattr(built, name) for name in fields}
 
 
 @pytest.mark.parametrize("ids", [[10, VOCAB_SIZE, 11], [10, -1, 11]])

@@ -202,7 +202,8 @@ def test_a_long_thought_of_another_question_takes_no_room(tiny_lm, tiny_semcot, 
         model.thought_log_probabilities(*padded(asked).values(), [[5, 6, 7], [6] * 17])
 
 
-def test_new_weights_of_the_host_read_the_examples_anew(tiny_semcot, tiny_tokenizer, prompts):
+@pytest.mark.parametrize("data", [False, True])
+def test_new_weights_of_the_host_read_the_examples_anew(tiny_semcot, tiny_tokenizer, prompts, data):
     examples = [{"role": "user", "content": "1 and 1?"}, {"role": "assistant", "content": "1+1=2"}]
     made = candidate_prompt_fields(tiny_tokenizer, examples)
     model = tiny_semcot(end_of_thought_token_ids=ENDS, candidate_prompt=made, **FIELDS).eval()
@@ -210,7 +211,7 @@ def test_new_weights_of_the_host_read_the_examples_anew(tiny_semcot, tiny_tokeni
     before = model.thought_log_probabilities(ids, None, [[5]])
     with torch.no_grad():
         for weight in model.host.parameters():
-            weight.mul_(1.1)
+            (weight.data if data else weight).mul_(1.1)
     after = model.thought_log_probabilities(ids, None, [[5]])
     model._prompt_caches = None
     assert after != before and torch.equal(model.thought_log_probabilities(ids, None, [[5]]), after)

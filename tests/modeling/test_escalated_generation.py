@@ -380,6 +380,23 @@ def test_reasoning_ends_at_the_context(tiny_lm, tiny_semcot, prompts, limit):
     assert alone[0, len(prompts[1]) :].tolist() == expected[1]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("way", ["implicit", "at_once", "explicit", "without tokens"])
+def test_prompts_beyond_the_context_are_refused_whatever_answers_them(tiny_lm, tiny_semcot, family, way):
+    model = tiny_semcot(host=tiny_lm(family, max_position_embeddings=24), answer_prompt_ids=ANSWER)
+    router = {"signals": ["host_probability"], "calibration": None, "threshold": float(way == "explicit")}
+    routes = way in ("at_once", "explicit")
+    rule = Escalation(1.0, router={**router, "sends": way} if routes else None, max_reasoning_tokens=REASONING)
+    options = {"escalation": rule, **({"num_implicit_tokens": 0} if way == "without tokens" else {})}
+    count = 3 if way == "implicit" else 0
+    fits = torch.arange(11, 31 - count).tolist() + ANSWER
+    mixed = padded([fits, fits[4:]])
+    assert len(model.generate(**mixed, max_new_tokens=24 - count - len(fits), **options)) == 2
+    for prompts, new in ((mixed, 25 - count - len(fits)), (padded([fits * 2, fits]), 2)):
+        with pytest.raises(ValueError, match=rf"A prompt of .* and {new} new .* more than the host's context of 24"):
+            model.generate(**prompts, max_new_tokens=new, **options)
+
+
 @pytest.mark.parametrize(
     "options, problem",
     [

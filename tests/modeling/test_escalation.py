@@ -109,3 +109,13 @@ def test_a_checkpoint_keeps_it(tiny_semcot, tmp_path):
     loaded = SemCoTForCausalLM.from_pretrained(tmp_path)
     assert loaded.config.escalation == model.config.escalation
     assert SemCoTConfig(escalation=Escalation(0.5)).escalation == Escalation(0.5).to_dict()
+
+
+def test_a_configuration_takes_a_rule(tiny_semcot, tmp_path):
+    model = tiny_semcot(answer_prompt_ids=[9, 8])
+    model.config.escalation = Escalation(0.5, max_reasoning_tokens=9)
+    prompt = torch.tensor([[11, 12, 9, 8]])
+    expected = model.generate(prompt, max_new_tokens=3, escalation=Escalation(0.5, max_reasoning_tokens=9))
+    assert torch.equal(model.generate(prompt, max_new_tokens=3, escalation=True), expected)
+    model.save_pretrained(tmp_path)
+    assert SemCoTConfig.from_pretrained(tmp_path).escalation == Escalation(0.5, max_reasoning_tokens=9).to_dict()

@@ -168,6 +168,19 @@ def test_keys_and_values_of_half_precision_are_not_kept(tiny_lm, tiny_semcot):
     assert torch.equal(model.generate(prompt, **options).logits[0], expected) and not torch.equal(half, expected)
 
 
+def test_weights_swapped_through_data_read_the_examples_anew(tiny_semcot):
+    """As averages of weights are swapped in; torch counts no change of the parameters."""
+    model = tiny_semcot(num_implicit_tokens=3, **FIELDS).eval()
+    prompt = torch.tensor([shown(BODIES[1])])
+    options = dict(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    before = model.generate(prompt, **options).logits[0]
+    for weight in model.host.parameters():
+        weight.data.copy_(weight * 1.1)
+    after = model.generate(prompt, **options).logits[0]
+    model._prompt_caches = None
+    assert torch.equal(model.generate(prompt, **options).logits[0], after) and not torch.equal(before, after)
+
+
 def test_a_model_made_for_inference_alone(tiny_semcot):
     with torch.inference_mode():
         model = tiny_semcot(num_implicit_tokens=3, **FIELDS).eval()

@@ -1,5 +1,6 @@
 """Thought prompts: what the generator reads around each question, its cached beginning, and the recipe "prompted"."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -91,16 +92,70 @@ def test_the_generator_reads_its_own_template(make, tiny_tokenizer, family, fiel
         check()
 
 
-def test_new_weights_are_noticed(make, tiny_tokenizer):
+CHANGES = {
+    "in place": lambda weight: weight.mul_(1.5),
+    # As averages of weights are swapped in, and as DeepSpeed steps: torch counts no change of the parameter itself.
+    "copied through data": lambda weight: weight.data.copy_(weight * 1.5),
+    "in place through data": lambda weight: weight.data.mul_(1.5),
+    "other data": lambda weight: setattr(weight, "data", weight * 1.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_new_weights_are_noticed(make, tiny_tokenizer, change):
     model, prompts = make(), prompts_of(tiny_tokenizer)[:1]
     with torch.no_grad():
         before = model.implicit_embeddings(torch.tensor(prompts))
-        next(model.generator.parameters()).mul_(1.5)
+        change(next(model.generator.parameters()))
         after = model.implicit_embeddings(torch.tensor(prompts))
         torch.testing.assert_close(
             after[0], thought_by_hand(model, tiny_tokenizer, QUESTIONS[0]), atol=1e-6, rtol=1e-5
         )
     assert after.shape != before.shape or not torch.allclose(after, before)
+
+
+@torch.no_grad()
+def test_each_weight_is_noticed(make, tiny_tokenizer):
+    model = make()
+    question = torch.tensor([[7, 8, 9]])
+
+    def prompted():
+        return model._prompted(question, None)[2].layers[-1].keys
+
+    def fresh():
+        model._prompt_caches = None
+        return prompted()
+
+    noticed = 0
+    for weight in model.generator.parameters():
+        before = prompted()
+        weight.data.mul_(1.5)
+        after = prompted()
+        noticed += not torch.equal(after, before)
+        assert torch.equal(after, fresh())
+    assert noticed > 10
+
+
+@torch.no_grad()
+def test_adapters_that_are_switched_off_are_noticed(make):
+    peft = pytest.importorskip("peft")
+    model, question = make(), torch.tensor([[7, 8, 9]])
+    plain = model._prompted(question, None)[2].layers[-1].keys
+    model.generator.add_adapter(peft.LoraConfig(r=2, target_modules=["k_proj"], init_lora_weights=False))
+    adapted = model._prompted(question, None)[2].layers[-1].keys
+    model.generator.disable_adapters()
+    assert torch.equal(model._prompted(question, None)[2].layers[-1].keys, plain)
+    assert not torch.equal(adapted, plain)
+
+
+@torch.no_grad()
+def test_a_change_of_mode_reads_the_prompt_anew(make):
+    """So that a single value is noticed, too, where it is changed between training and evaluation."""
+    model, question = make().train(), torch.tensor([[7, 8, 9]])
+    before = model._prompted(question, None)[2].layers[-1].keys
+    model.generator.layers[0].mlp.up_proj.weight.data[0, 1] += 1
+    after = model.eval()._prompted(question, None)[2].layers[-1].keys
+    assert not torch.equal(after, before)
 
 
 def test_system_messages_and_earlier_turns_are_no_question(make, tiny_tokenizer):
@@ -155,6 +210,33 @@ def test_a_generator_without_chat_template_reads_questions_and_thoughts(tiny_lm,
     question, mask = model._questions(torch.tensor([ids]), None)
     assert joining_tokenizer.decode([*before, *question[0].tolist(), *after]) == text and mask is None
     assert model.implicit_embeddings(torch.tensor([ids])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Question: Ann has 3. Question: How many now?", " Ann has 3. Question: How many now?"),
+        ("Question: Ann has 3.\nQuestion: How many?", " Ann has 3.\nQuestion: How many?"),
+        # Worked examples end on answers, behind the answer prompt.
+        ("Question: Bob?\nAnswer: 1\n\nQuestion: How many?", " How many?"),
+        ("Question: Bob?\nAnswer: 1\n\nQuestion: Ann has 3.\nQuestion: How many?", " Ann has 3.\nQuestion: How many?"),
+        ("Be brief.\nQuestion: How many?", " How many?"),
+    ],
+)
+def test_questions_of_plain_prompts_may_contain_the_words_before_them(tiny_lm, tiny_tokenizer, text, question):
+    """In the form of hosts without a chat template, "Question:" is ordinary text."""
+    plain = copy.deepcopy(tiny_tokenizer)
+    plain.chat_template = None
+    model = SemCoTForCausalLM.from_host_generator_pretrained(
+        tiny_lm(), tiny_lm(seed=1), recipe="prompted", tokenizer=plain, thought_prompt=SHORT
+    )
+    prompts = [plain(prompt, add_special_tokens=False)["input_ids"] for prompt in (text, "Question: Bob?")]
+    batch = padded(prompts)
+    ids, mask = model._questions(batch["input_ids"], batch["attention_mask"])
+    assert [plain.decode(row[real.bool()]) for row, real in zip(ids, mask, strict=True)] == [question, " Bob?"]
+    made = model.config.candidate_prompt
+    read, _ = model._questions(torch.tensor(prompts[:1]), None, [made["opening"], made["closing"]])
+    assert plain.decode(read[0]) == question
 
 
 def test_what_cannot_be_prompted(tiny_lm, tiny_tokenizer):
