@@ -12,7 +12,7 @@ from .number_grammar import BEGINS, MINUS
 
 _SPACES = "\u00a0\u2007\u2009\u202f"
 _VULGAR = re.compile("(?P<whole>[0-9]?)(?P<part>[\u00bc-\u00be\u2150-\u215e])")
-_SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_SUPERSCRIPT = re.compile("([\u207a\u207b]?)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _FRACTION = re.compile(r"(?:(?P<whole>\d)\s*)?\\[dt]?frac\s*(?:\{([^{}\\]*)\}\s*\{([^{}\\]*)\}|(\d)\s*(\d))")
 # A letter before a fraction is a factor, unless it ends a command (`\times`).
 _FACTOR = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+\Z")
@@ -41,16 +41,16 @@ def plain(text: str) -> str:
 
     >>> plain(r"\[ \text{Total} = 3\frac{1}{2} \times \$1{,}000 \]").split()
     ['Total', '=', '3', '1/2', '*', '$1,000']
-    >>> plain("9*2=$<<9*2=18>>18, \u22125, 2\u00bd, 10\u00b2")
-    '9*2=$18, -5, 2 1/2, 10^2'
+    >>> plain("9*2=$<<9*2=18>>18, \u22125, 2\u00bd, 10\u00b2, 10\u207b\u00b2, 1_000")
+    '9*2=$18, -5, 2 1/2, 10^2, 10^-2, 1000'
     """
     text = re.sub(MINUS, "-", re.sub(r"<<[^<>]*>>", "", text)).replace("\u2248", "=")
     # An en dash right before a number is a minus, unless it joins a range.
     text = re.sub(rf"(?<!\w)\u2013{BEGINS}", "-", text)
-    text = re.sub(rf"(?<=\d)(?:[{_SPACES}]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
+    text = re.sub(rf"(?<=\d)(?:[{_SPACES}_]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(f"[{_SPACES}]", " ", text)
     text = _VULGAR.sub(_vulgar, text)
-    text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match.group()), text)
+    text = _SUPERSCRIPT.sub(_superscript, text)
     text = re.sub("\u221a(\\d+)", r"\\sqrt{\1}", text).replace("\u03c0", r"\pi")
     if "\\" not in text:
         return text.replace("{,}", ",")
@@ -104,6 +104,12 @@ def _vulgar(match: re.Match) -> str:
     """Return a fraction sign such as "\u00bd", with the digit before it, as plain text."""
     part = unicodedata.normalize("NFKC", match["part"]).replace("\u2044", "/")
     return f"{match['whole']} {part}" if match["whole"] else part
+
+
+def _superscript(match: re.Match) -> str:
+    """Return a whole number in superscript, such as "\u207b\u00b2", as plain text."""
+    sign = {"\u207b": "-"}.get(match[1], "")
+    return f"^{sign}{unicodedata.normalize('NFKC', match[2])}"
 
 
 def _fraction(match: re.Match) -> str:
