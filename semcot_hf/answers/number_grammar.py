@@ -16,7 +16,7 @@ NUMBER = re.compile(
     rf"""
     (?<![\w^])(?<!\^[-+{{])(?<!\^{{[-+])(?P<sign>-)?(?P<currency>{CURRENCY}\s?)?(?P<inner>-)?
     (?:
-      (?:(?P<whole>\d+)(?:\s+and)?\s+)?(?P<top>\d+)/(?P<bottom>\d+)(?![\d/]|\.\d)
+      (?:(?P<whole>\d+)(?:\s+and)?\s+)?(?P<top>{DECIMAL})/(?P<bottom>{DECIMAL})(?![\d/]|\.\d)
       | (?P<decimal>(?>{DECIMAL}))
         (?:[eE](?P<exponent>[+-]?\d+)|(?:\s*[*x\u00d7]\s*10\s*\^\s*\{{?(?P<ten>[+-]?\d+)\}}?)|\^\{{?(?P<power>[+-]?\d+)\}}?)?
         (?:
@@ -37,9 +37,10 @@ def value_of(match: re.Match) -> Fraction | None:
     if len(match.group()) > _MOST_DIGITS:
         return None
     if match["top"]:
-        if int(match["bottom"]) == 0:
+        top, bottom = (Fraction(match[part].replace(",", "")) for part in ("top", "bottom"))
+        if not bottom:
             return None
-        value = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
+        value = int(match["whole"] or 0) + top / bottom
     else:
         exponent, power = int(match["exponent"] or match["ten"] or 0), int(match["power"] or 1)
         decimal = Fraction(match["decimal"].replace(",", ""))
