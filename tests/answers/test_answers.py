@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -305,7 +306,8 @@ NO_ANSWER = {
         "The coin is tails up.",
         "heads",
         "tails",
-        "true",
+        "true or false",
+        "It is true that the coin was flipped.",
         "1",
         "",
         "\n",
@@ -379,6 +381,8 @@ CONSTANTS = {
         "yes, no doubt",
         "Yes. Wait, no.",
         "\\boxed{\\text{yes}}",
+        "true",
+        "The answer is False.",
     ],
     "sequence": [
         *NO_ANSWER["numeric"][:20],
@@ -840,6 +844,28 @@ GENUINE = {
         ("The answer is 'no'", "no", True),
         ("no</s>", "no", True),
         ("No, the answer is no.", "no", True),
+        ("True", "yes", True),
+        ("False", "no", True),
+        ("false.", "False", True),
+        ("No.", "False", True),
+        ("The answer is False.", "no", True),
+        ("So the answer is **True**.", "yes", True),
+        ("\\boxed{\\text{False}}", "no", True),
+        ("#### True", "yes", True),
+        ("True, because the coin was flipped twice.", "yes", True),
+        ("The answer is True because not False is True.", "yes", True),
+        ("True or False: Bo can fly. False", "no", True),
+        ("not True is False. So not ( True and False ) is True.", "yes", True),
+        ("The sentence is not plausible, so the statement is false.", "no", True),
+        ("No, it is true that the coin was flipped.", "no", True),
+        ("It is true that he flips it. The answer is no.", "no", True),
+        ("It is true that the coin was flipped.", "yes", False),
+        ("The coin is heads up if the statement is true.", "yes", False),
+        ("Is not True true or false?", "no", False),
+        ("The statement is true or it is false.", "no", False),
+        ("False", "yes", False),
+        ("True", "no", False),
+        ("It is not true.", "yes", False),
         ("yes", "no", False),
         ("no", "yes", False),
         ("The answer is no.", "yes", False),
@@ -937,6 +963,15 @@ ALL = [(task, output) for task in NO_ANSWER for output in NO_ANSWER[task]]
 def test_lists_hedges_and_evasions_state_no_answer(task, output):
     assert extract_answer(output, task) is None
     assert not check_answer(output, generated_golds(task)[0], task)
+
+
+TRUTHS = [output for output in NO_ANSWER["yes_no"] if re.search(r"\b(?:yes|no)\b(?! one|-one)", output, re.I)]
+
+
+@pytest.mark.parametrize("output", TRUTHS)
+def test_hedges_with_true_and_false_state_no_answer_either(output):
+    output = re.sub(r"\bno\b", "false", re.sub(r"\byes\b", "true", output, flags=re.I), flags=re.I)
+    assert extract_answer(output, "yes_no") is None
 
 
 @pytest.mark.parametrize("task", CONSTANTS)
@@ -1050,6 +1085,7 @@ def test_type_of_the_papers_sets(shared_data, name):
     [
         (["yes"], "yes_no"),
         (["Yes", "NO"], "yes_no"),
+        (["True", "False"], "yes_no"),
         (["yes", "maybe"], "sequence"),
         (["A", "b", "J"], "choice"),
         (["A", "K"], "sequence"),
