@@ -30,6 +30,7 @@ from ..inference.settings import (
     read_thought_prompt,
     with_overrides,
 )
+from ..inference.templates import check_shown, few_shot_messages
 from ..modeling.escalation_semcot import Escalation
 from ..progress import Update, progress_bar
 from ..storage import config_digest, text_digest, weights_digest, write_atomically, write_json
@@ -90,8 +91,9 @@ def evaluate(
 
     Raises:
         TypeError: for an override that is not a field.
-        ValueError: for options that do not fit the model or the dataset, for a gold answer that is not of the answer
-            type, for a question that exceeds the context, or for an `output_dir` that belongs to another run.
+        ValueError: for options that do not fit the model or the dataset, for worked examples that show one of the
+            questions, for a gold answer that is not of the answer type, for a question that exceeds the context, or
+            for an `output_dir` that belongs to another run.
     """
     config = with_overrides(config or EvaluationConfig(), overrides)
     rows = list(dataset)
@@ -131,6 +133,9 @@ def evaluate(
             f"max_thought_tokens={config.max_thought_tokens} is of the method 'condensed', got methods={methods}."
         )
     _check_instruction(config, methods)
+    own = few_shot_messages(tokenizer) if {*methods} & {*FEW_SHOT_METHODS} else []
+    asked = (message["content"] for message in own if message["role"] == "user")
+    check_shown([*(row["query"] for row in few_shot), *asked], queries)
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type
     for index, gold in enumerate(golds):
         try:

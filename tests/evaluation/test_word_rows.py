@@ -58,7 +58,11 @@ def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokeni
     """Each row's answers are those of its method; the host reads the examples where it reads a thought."""
     own, queries = model.config, [row["query"] for row in ROWS]
     monkeypatch.setattr(model, "config", type(own).from_dict(own.to_dict()))
-    example = {"query": ROWS[0]["query"], "words": "heads, tails", "answer": "no"}
+    asked = {"query": ROWS[0]["query"].upper(), "words": "heads, tails", "answer": "no"}
+    shown = change_few_shot(model, with_answer_prompt(tokenizer), [asked])
+    with pytest.raises(ValueError, match="worked examples show 1 of the questions to be answered"):
+        evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, **OPTIONS)
+    example = {**asked, "query": coin_flip.generate(1, seed=77, split="train")[0]["query"]}
     shown = change_few_shot(model, with_answer_prompt(tokenizer), [example])
     report = evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, token_counts=[3], **OPTIONS)
     outputs = {
