@@ -309,7 +309,13 @@ def _make_jobs(
     for count in sorted({*config.token_counts} - {getattr(model.config, "num_implicit_tokens", None)}):
         jobs.append(_Job(count_name(count), answerer("semcot", count), shown))
     if controls:
-        tokens = ControlTokens(model, shown, batch_size=config.batch_size, seed=config.seed)
+        tokens = ControlTokens(
+            model,
+            shown,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            num_candidates=config.num_candidates,
+        )
         names = [control for control in CONTROLS if control != "none"]
         jobs += [_Job(name, answerer("semcot"), shown, partial(tokens.embeddings, name)) for name in names]
     return jobs, text_digest(digested)

@@ -81,6 +81,22 @@ def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokeni
     assert outputs["semcot-k3"] == [answer.output for answer in three]
 
 
+def test_controls_are_of_as_many_candidates_as_the_answers(model, tokenizer, tmp_path, monkeypatch):
+    own = model.config
+    made = {}
+    for name, number, asked in (("one", 1, None), ("asked", 1, 16), ("own", 16, None)):
+        fields = own.to_dict() | {"num_candidates": number, "candidate_temperature": 4.0, "candidate_host_weight": 100.0}
+        monkeypatch.setattr(model, "config", type(own).from_dict(fields))
+        options = {**OPTIONS, "output_dir": tmp_path / name, "latency_samples": 0, "methods": ["no_cot", "semcot"]}
+        evaluate(model, tokenizer, ROWS, num_candidates=asked, **options)
+        made[name] = {
+            run: [record["output"] for record in records_of(tmp_path / name, run)]
+            for run in ("semcot", "other_question", "mean", "noise")
+        }
+    assert made["asked"] == made["own"]
+    assert all(made["asked"][run] != made["one"][run] for run in ("semcot", "other_question"))
+
+
 def records_of(folder, name):
     lines = (folder / f"predictions-{name}.jsonl").read_text().splitlines()
     return sorted(map(json.loads, lines), key=lambda record: record["index"])
