@@ -245,5 +245,7 @@ def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path, monkeypatch):
         path.write_text(text)
         with pytest.raises(ValueError, match=problem):
             evaluate(model.host, tokenizer, ROWS, thought_prompt=str(path), **options)
+    with pytest.raises(ValueError, match="thought_prompt='equations' is of the method 'condensed', got methods="):
+        evaluate(model.host, tokenizer, ROWS, thought_prompt="equations", **{**options, "methods": ["cot"]})
     with pytest.raises(FileNotFoundError, match="thought_prompt=.* is not a file"):
         evaluate(model.host, tokenizer, ROWS, thought_prompt=str(tmp_path / "none.json"), **options)
