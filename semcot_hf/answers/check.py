@@ -129,7 +129,7 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     answers = [answer.strip() for answer in answers]
     if not answers:
         raise ValueError("answers is empty: give at least one right answer to infer the answer type from")
-    if all(answer.lower() in ("yes", "no") for answer in answers):
+    if all(answer.lower() in ("yes", "no", "true", "false") for answer in answers):
         return "yes_no"
     parts = [value_and_numbers(answer) for answer in answers]
     if all(part is not None and len(part[1]) > 2 for part in parts) and any(map(_CALCULATES.search, answers)):

@@ -8,20 +8,23 @@ import sys
 import threading
 import unicodedata
 
-from .number_grammar import BEGINS, MINUS
+from .number_grammar import BEGINS, DECIMAL, MINUS
 
 _SPACES = "\u00a0\u2007\u2009\u202f"
 _VULGAR = re.compile("(?P<whole>[0-9]?)(?P<part>[\u00bc-\u00be\u2150-\u215e])")
-_SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_SUPERSCRIPT = re.compile("([\u207a\u207b]?)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _FRACTION = re.compile(r"(?:(?P<whole>\d)\s*)?\\[dt]?frac\s*(?:\{([^{}\\]*)\}\s*\{([^{}\\]*)\}|(\d)\s*(\d))")
+_PART = re.compile(rf"\s*(-?)\s*({DECIMAL})\s*")
 # A letter before a fraction is a factor, unless it ends a command (`\times`).
 _FACTOR = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+\Z")
+# What a negative fraction is multiplied with, or a minus before it.
+_TERM = re.compile(r"(?:[\d)\]}]|-\s*)\Z")
 _WORDS = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)|mbox|operatorname)\s*\{([^{}]*)\}")
 _COMMANDS = {
     **dict.fromkeys([*r"\quad \qquad \( \) \[ \] \, \; \:".split(), "\\ "], " "),
     **dict.fromkeys(r"\left \right \displaystyle \!".split(), ""),
     **dict.fromkeys(r"\approx \implies \Rightarrow".split(), "="),
-    **{r"\$": "$", r"\%": "%", "{,}": ",", r"\times": "*", r"\cdot": "*", r"\div": "/", r"\\": "\n"},
+    **{r"\$": "$", r"\%": "%", r"\times": "*", r"\cdot": "*", r"\div": "/", r"\\": "\n"},
 }
 _COMMAND = re.compile("|".join(re.escape(c) + (r"(?![A-Za-z])" if c[-1].isalpha() else "") for c in _COMMANDS))
 _FORMULA = re.compile(r"\\[A-Za-z]+")
@@ -41,19 +44,20 @@ def plain(text: str) -> str:
 
     >>> plain(r"\[ \text{Total} = 3\frac{1}{2} \times \$1{,}000 \]").split()
     ['Total', '=', '3', '1/2', '*', '$1,000']
-    >>> plain("9*2=$<<9*2=18>>18, \u22125, 2\u00bd, 10\u00b2")
-    '9*2=$18, -5, 2 1/2, 10^2'
+    >>> plain("9*2=$<<9*2=18>>18, \u22125, 2\u00bd, 10\u00b2, 10\u207b\u00b2, 1_000")
+    '9*2=$18, -5, 2 1/2, 10^2, 10^-2, 1000'
     """
     text = re.sub(MINUS, "-", re.sub(r"<<[^<>]*>>", "", text)).replace("\u2248", "=")
     # An en dash right before a number is a minus, unless it joins a range.
     text = re.sub(rf"(?<!\w)\u2013{BEGINS}", "-", text)
-    text = re.sub(rf"(?<=\d)(?:[{_SPACES}]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
+    text = re.sub(rf"(?<=\d)(?:[{_SPACES}_]|\\[,;])(?=\d{{3}}(?!\d))", "", text)
     text = re.sub(f"[{_SPACES}]", " ", text)
     text = _VULGAR.sub(_vulgar, text)
-    text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match.group()), text)
+    text = _SUPERSCRIPT.sub(_superscript, text)
     text = re.sub("\u221a(\\d+)", r"\\sqrt{\1}", text).replace("\u03c0", r"\pi")
+    text = text.replace("{,}", ",")
     if "\\" not in text:
-        return text.replace("{,}", ",")
+        return text
     text = _WORDS.sub(r"\1", text)
     return with_signs(_FRACTION.sub(_fraction, text))
 
@@ -106,11 +110,25 @@ def _vulgar(match: re.Match) -> str:
     return f"{match['whole']} {part}" if match["whole"] else part
 
 
+def _superscript(match: re.Match) -> str:
+    """Return a whole number in superscript, such as "\u207b\u00b2", as plain text."""
+    sign = {"\u207b": "-"}.get(match[1], "")
+    return f"^{sign}{unicodedata.normalize('NFKC', match[2])}"
+
+
 def _fraction(match: re.Match) -> str:
-    r"""Return `\frac{a}{b}`, with the digit before it, as plain text; as it is where it has a factor before it."""
-    if _FACTOR.search(match.string[max(0, match.start() - 20) : match.start()]):
+    r"""Return `\frac{a}{b}`, with the digit before it, as plain text; as it is where it has a factor before it.
+
+    The minus of a number in it is put before the fraction.
+    """
+    before = match.string[max(0, match.start() - 20) : match.start()]
+    if _FACTOR.search(before):
         return match.group()
     top, bottom = (match[2], match[3]) if match[2] is not None else (match[4], match[5])
-    simple = top.strip().isdecimal() and bottom.strip().isdecimal()
-    part = f"{top.strip()}/{bottom.strip()}" if simple else f"({top})/({bottom})"
+    over, under = _PART.fullmatch(top), _PART.fullmatch(bottom)
+    part = f"({top})/({bottom})"
+    if over and under:
+        signed = over[1] or under[1]
+        if not signed or not (match["whole"] or _TERM.search(before)):
+            part = f"{'-' if over[1] != under[1] else ''}{over[2]}/{under[2]}"
     return f"{match['whole']} {part}" if match["whole"] else part

@@ -10,21 +10,25 @@ MINUS = "[-\u2212\uff0d]"
 DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # Where a number begins, for lookahead.
 BEGINS = rf"(?={CURRENCY}?\.?\d)"
-# A whole number, decimal or fraction in a text without typographic signs, as `latex.plain` returns it.
+# A whole number, decimal or fraction in a text without typographic signs, as `latex.plain` returns it; no exponent of a
+# unit ("m^-1"), no ordinal, and no digits of a name ("15_2"). Atomic, since "18th" does not hold the number 1.
 NUMBER = re.compile(
     rf"""
-    (?<![\w^])(?P<sign>-)?(?P<currency>{CURRENCY}\s?)?(?P<inner>-)?
+    (?<![\w^])(?<!\^[-+{{])(?<!\^{{[-+])(?P<sign>-)?(?P<currency>{CURRENCY}\s?)?(?P<inner>-)?
     (?:
-      (?:(?P<whole>\d+)(?:\s+and)?\s+)?(?P<top>\d+)/(?P<bottom>\d+)(?![\d/]|\.\d)
-      | (?P<decimal>{DECIMAL})
-        (?:[eE](?P<exponent>[+-]?\d+)|(?:\s*[*x\u00d7]\s*10\s*\^\s*\{{?(?P<ten>[+-]?\d+)\}}?)|\^\{{?(?P<power>\d+)\}}?)?
-        (?:\s*(?P<scale>thousand|million|billion|trillion)\b|(?P<suffix>(?(currency)[kKmMbB]|k))(?!\w))?
+      (?:(?P<whole>\d+)(?:\s+and)?\s+)?(?P<top>{DECIMAL})/(?P<bottom>{DECIMAL})(?![\d/]|\.\d)
+      | (?P<decimal>(?>{DECIMAL}))
+        (?:[eE](?P<exponent>[+-]?\d+)|(?:\s*[*x\u00d7]\s*10\s*\^\s*\{{?(?P<ten>[+-]?\d+)\}}?)|\^\{{?(?P<power>[+-]?\d+)\}}?)?
+        (?:
+          \s*(?P<scale>(?i:(?:thousand|million|billion|trillion)s?|[mb]n))\b
+          | (?P<suffix>(?(currency)(?:[kmb]|\s?[KMB])|[kKMB]))(?![\w&])
+        )?
     )
-    (?!(?:st|nd|rd|th)\b)
+    (?!(?:st|nd|rd|th)\b|_\w)
     """,
     re.VERBOSE,
 )
-_THOUSANDS = {"": 0, "thousand": 1, "million": 2, "billion": 3, "trillion": 4, "k": 1, "m": 2, "b": 3}
+_THOUSANDS = {"": 0, "thousand": 1, "million": 2, "billion": 3, "trillion": 4, "k": 1, "m": 2, "b": 3, "mn": 2, "bn": 3}
 _MOST_DIGITS, _MOST_EXPONENT = 400, 300
 
 
@@ -33,15 +37,19 @@ def value_of(match: re.Match) -> Fraction | None:
     if len(match.group()) > _MOST_DIGITS:
         return None
     if match["top"]:
-        if int(match["bottom"]) == 0:
+        top, bottom = (Fraction(match[part].replace(",", "")) for part in ("top", "bottom"))
+        if not bottom:
             return None
-        value = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
+        value = int(match["whole"] or 0) + top / bottom
     else:
         exponent, power = int(match["exponent"] or match["ten"] or 0), int(match["power"] or 1)
-        if abs(exponent) > _MOST_EXPONENT or power * len(match["decimal"]) > _MOST_DIGITS:
+        decimal = Fraction(match["decimal"].replace(",", ""))
+        if abs(exponent) > _MOST_EXPONENT or abs(power) * len(match["decimal"]) > _MOST_DIGITS:
             return None
-        thousands = _THOUSANDS[(match["scale"] or match["suffix"] or "").lower()]
-        value = Fraction(match["decimal"].replace(",", "")) ** power * Fraction(10) ** (exponent + 3 * thousands)
+        if not decimal and power < 0:
+            return None
+        thousands = _THOUSANDS[(match["scale"] or match["suffix"] or "").strip().lower().removesuffix("s")]
+        value = decimal**power * Fraction(10) ** (exponent + 3 * thousands)
     # A minus after a number or a closing bracket subtracts.
     before = match.string[max(0, match.start() - 8) : match.start()].rstrip()[-1:]
     negative = match["inner"] or (match["sign"] and not (before.isdigit() or (before and before in ")]}%")))

@@ -1,10 +1,10 @@
-"""Answers that name an option: a letter A to J, or yes or no."""
+"""Answers that name an option: a letter A to J, or yes or no, which true and false stand for."""
 
 import re
 from functools import partial
 
 from .latex import plain
-from .statements import Sentence, own_part, stating, union, value_stated
+from .statements import Sentence, own_part, sentences, stating, union, value_stated
 
 _LETTER = re.compile(r"\b[A-J]\b")
 _LONE = re.compile(r"\W*(?:(?:option|choice|letter)\W+)?([A-J])\W*", re.IGNORECASE)
@@ -61,6 +61,13 @@ _WORD = re.compile(
 )
 _WORD_DENIED = re.compile(r"(?:\bnot|n't|\bnever)\W+$", re.IGNORECASE)
 _OPENING = re.compile(r"^[\W_]*(?:(?:or|but|so|well)\b[\W_]*)?", re.IGNORECASE)
+# True and false count where no yes or no does: those that open a sentence, what an answer marker names, and what a
+# closing sentence ends on. "It is true that ..." and "true or false" answer nothing.
+_TRUTHS = {"true": "yes", "false": "no"}
+_TRUTH = re.compile(r"(?<![\w-])(?:true|false)\b(?!-|'\w)", re.IGNORECASE)
+_TRUTH_OPENS = re.compile(rf"{_TRUTH.pattern}(?=\W*$|\s*[^\w\s'(/-]|\s+(?:-\s|because\b|since\b|as\b))", re.IGNORECASE)
+_TRUTH_ENDS = re.compile(rf"\b(?:is|are|was|were|equals|evaluates\s+to)\W+{_TRUTH.pattern}\W*$", re.IGNORECASE)
+_NOT_CLOSING = re.compile(r"\b(?:or|could|might|may|maybe|perhaps|if|whether|unless|when)\b", re.IGNORECASE)
 _BOTH = re.compile(r"\b(?:yes|no)\W*(?:/|-|\bor\b|\band\b|\bnor\b)\W*(?:yes|no)\b", re.IGNORECASE)
 
 
@@ -85,9 +92,14 @@ def yes_no_stated(output: str) -> str | None:
     ('no', 'yes')
     >>> yes_no_stated("Is the coin still heads up?"), yes_no_stated("yes or no"), yes_no_stated("No one knows.")
     (None, None, None)
+    >>> yes_no_stated("False."), yes_no_stated("So the answer is True."), yes_no_stated("Is it true or false?")
+    ('no', 'yes', None)
     """
-    fallbacks = (partial(stating, _leading), partial(stating, _words))
-    return value_stated(plain(own_part(output)), _leading, _words, *fallbacks)
+    text = plain(own_part(output))
+    stated = value_stated(text, _leading, _words, partial(stating, _leading), partial(stating, _words))
+    if stated or stating(_words, text, sentences(text)):
+        return stated
+    return value_stated(text, _opening_truth, _truths, partial(stating, _opening_truth), _closing_truth)
 
 
 def _lone(text: str) -> set[str]:
@@ -162,3 +174,34 @@ def _words(text: str) -> set[str]:
 def _leading(text: str) -> set[str]:
     """Return what a sentence answers when it begins with yes or no."""
     return _words(text) if _WORD.match(_OPENING.sub("", text)) else set()
+
+
+def _truths(text: str) -> set[str]:
+    """Return which of yes and no a sentence's "true" and "false" stand for, before its reason if it has any there.
+
+    >>> _truths("True, since not False is True"), sorted(_truths("true or false")), _truths("not true")
+    ({'yes'}, ['no', 'yes'], set())
+    """
+    claim = _REASON.split(text)[0]
+    found = _TRUTH.finditer(claim if _TRUTH.search(claim) else text)
+    return {_TRUTHS[m[0].lower()] for m in found if not _WORD_DENIED.search(m.string[max(0, m.start() - 8) : m.start()])}
+
+
+def _opening_truth(text: str) -> set[str]:
+    """Return what a sentence answers when it begins with true or false and nothing that goes with it."""
+    return _truths(text) if _TRUTH_OPENS.match(_OPENING.sub("", text)) else set()
+
+
+def _closing_truth(text: str, parts: list[Sentence]) -> set[str]:
+    """Return whether the last sentence says that something is true or false.
+
+    >>> _closing_truth("", [Sentence(0, "not True is False.", False), Sentence(19, "So the whole is True.", False)])
+    {'yes'}
+    """
+    if not parts or parts[-1].asks:
+        return set()
+    last = parts[-1].text
+    # "It is true. It is false." is a list in sentences.
+    twins = (part.text for part in parts if _TRUTH.sub("", part.text) == _TRUTH.sub("", last))
+    ends = [_TRUTH_ENDS.search(twin) for twin in twins if not _NOT_CLOSING.search(twin)]
+    return union(_truths, (match[0] for match in ends if match))

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.settings import thinks_in_words, with_overrides
-from ..inference.templates import change_few_shot, few_shot_messages
+from ..inference.templates import change_few_shot, check_shown, few_shot_messages
 from ..options import option
 from ..storage import text_digest
 from .variants import Change, VariantConfig, compare_variants, write_variant
@@ -86,7 +86,7 @@ def compare_few_shot(
 
     Raises:
         TypeError: for an override that is not a field.
-        ValueError: for a model without words, too few examples, or as `change_few_shot`; no question is answered then.
+        ValueError: for a model without words, too few examples, examples that are among the questions, or as `change_few_shot`; no question is answered then.
     """
     config = with_overrides(config, overrides) if config else FewShotConfig(**overrides)
     if not thinks_in_words(model):
@@ -103,6 +103,9 @@ def compare_few_shot(
         for asked, answered in zip(*[iter(few_shot_messages(tokenizer))] * 2, strict=True)
     ]
     given = [{name: _text(row.get(name)) for name in ("query", "words", "answer")} for row in examples]
+    dataset = list(dataset)
+    read = [*own, *given[: max(config.few_shot_examples)]]
+    check_shown((row["query"] for row in read), (row["query"] for row in dataset))
     known = [own, *(given[:number] for number in config.few_shot_examples)]
     shown = {f"{len(rows)} worked examples ({text_digest([json.dumps(rows)])[:16]})": rows for rows in known}
     changes: dict[str, Change] = {name: partial(change_few_shot, examples=rows) for name, rows in shown.items()}

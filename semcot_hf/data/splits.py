@@ -10,30 +10,34 @@ from typing import TypeVar
 SPLITS = ("train", "validation", "test")
 _Solution = TypeVar("_Solution")
 
-# Parentheses and exclamation marks beside a digit or an arithmetic sign are part of a formula.
-_SIGN = r"+*/%^=<>≤≥≠\-"
+_MARKS = r".,;:?!¿¡…،؛؟।。、'\"`‘‚‛“”„‟‹›«»「」『』《》"
+_INVISIBLE = r"\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2060-\u2064\ufe0e\ufe0f\ufeff"
+_LETTER = r"[^\W\d_]"
+_LONE = r"(?<![\w'\"‘“])[a-z]"
+# What precedes and follows a mark that belongs to a formula: a decimal point, a separator ("f(x,y)", "4:30", "7 : 2"),
+# "not" ("!p"), a factorial ("n!", "(n + 1)!!"), a prime ("y'", "f'(x)", "5'7"). A comma or apostrophe before three
+# digits separates thousands.
 _FORMULA = (
-    rf"\((?= ?[\d{_SIGN}])|[()](?<=[\d{_SIGN}].)|[()](?<=[{_SIGN}] .)|\)(?<=\d .)|\)(?=\d| ?[{_SIGN}])"
-    rf"|!(?<=\d.)|!(?<=\d\).)|!(?=[{_SIGN}])"
+    rf"(?<=\.)(?=\d)|(?:(?<=\S[,;:?])(?!(?<=\d,)\d{{3}}(?!\d))|(?<=!))(?=[^\s{_MARKS}])|(?<=\d :)(?= \d)"
+    rf"|(?<=[\d)]!)|(?<=[\d)]!!)|(?<={_LONE}!)|(?<={_LONE}!!)|(?<={_LONE}')(?!\w)|(?<={_LONE}'')(?!\w)"
+    r"|(?<=\w')(?='?\()|(?<=\w'')(?=\()|(?<=\d')(?=\d)(?!\d{3}(?!\d))"
 )
-# Punctuation except that of a formula, decimal points, minus signs before a number or parenthesis, and commas between
-# digits that are not thousands separators.
+# Other marks, hyphens of words ("7-year-old", "pre-"), and what cannot be seen.
 _DROPPED = re.compile(
-    rf"(?!{_FORMULA})"
-    r"[^\w\s+*/%^=<>$€£±\u2200-\u22ff]"
-    r"(?:(?<![.,\-])|(?<=\.)(?!\d)|(?<=-)(?!\s*[\d(])|(?<=,)(?!\d)|(?<=\d,)(?=\d{3}(?!\d)))"
+    rf"[{_MARKS}{_INVISIBLE}-](?:(?<!-)(?!{_FORMULA})"
+    rf"|(?<=\w-)(?={_LETTER}{{2}})|(?<={_LETTER}{{2}}-)(?={_LETTER}|(?!\s?[\d(])(?!\S)))"
 )
-_SIGNS = str.maketrans("×⋅·∗÷∕⁄−", "****///-")
+_INSIDE_BRACKETS = re.compile(r" (?:(?<=[(\[{] )|(?=[)\]}]))")
+_SIGNS = str.maketrans("×⋅·∗÷∕⁄−‐‑‒–—―’", "****///-------'")
 _SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _FRACTION_EDGE = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅟↉])|(?<=[¼½¾⅐-⅟↉])(?=\d)")
 _MAX_MISSES = 20_000
 
 
 def normalise_question(question: str) -> str:
-    """Return `question` without case, punctuation, typographic variants and spacing.
+    """Return `question` without case, sentence punctuation, typographic variants and spacing.
 
-    Numbers, decimal points, arithmetic signs and the parentheses beside them are kept, so that different problems
-    remain different.
+    Numbers, brackets, symbols and the marks of formulas are kept, so that different problems remain different.
 
     >>> normalise_question("  Ann’s coin is HEADS up:  is it still?")
     'anns coin is heads up is it still'
@@ -41,13 +45,15 @@ def normalise_question(question: str) -> str:
     'she pays $1250.50 - 3 times'
     >>> normalise_question("Is (2² − 1½) × 3 ≤ 5!?")
     'is (2^2 - 1 1/2) * 3 ≤ 5!'
+    >>> normalise_question("Is ¬p | q true (for a well-known p)?")
+    'is ¬p | q true (for a wellknown p)'
     """
     if not question.isascii():
         question = _SUPERSCRIPT.sub(r"^\g<0>", question)
         question = _FRACTION_EDGE.sub(" ", question)
         question = unicodedata.normalize("NFKC", question).translate(_SIGNS)
-    question = " ".join(question.split())
-    return " ".join(_DROPPED.sub("", question.casefold()).split())
+    question = " ".join(question.casefold().split()).replace(" -- ", " - ")
+    return _INSIDE_BRACKETS.sub("", " ".join(_DROPPED.sub("", question).split()))
 
 
 def question_fraction(question: str, seed: int = 0) -> float:

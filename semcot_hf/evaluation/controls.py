@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from ..inference.batches import plan_batches
 from ..inference.prompting import pad_left
 from ..inference.settings import thinks_adaptively
+from ..modeling.candidates_semcot import candidates
 from ..modeling.offloading_semcot import execution_device
 from .statistics import mcnemar
 
@@ -64,10 +66,20 @@ class ControlTokens:
         prompts: token ids of the questions' prompts.
         batch_size: prompts at once.
         seed: of the other question and the noise.
+        num_candidates: thoughts made for each question, of which one is taken; `None` means the model's own number.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], *, batch_size: int, seed: int = 0):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        num_candidates: int | None = None,
+    ):
         self.model, self.prompts, self.batch_size, self.seed = model, prompts, batch_size, seed
+        self.num_candidates = num_candidates
 
     @cached_property
     def _made(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -78,7 +90,8 @@ class ControlTokens:
         masks: dict[int, torch.Tensor] = {}
         for batch in plan_batches([len(prompt) for prompt in self.prompts], self.batch_size):
             ids, mask = pad_left([self.prompts[index] for index in batch])
-            with torch.no_grad():
+            number = self.num_candidates
+            with torch.no_grad(), nullcontext() if number is None else candidates(self.model, number):
                 tokens = make(ids.to(device), mask.to(device), **options)
             if options:
                 tokens, used = tokens

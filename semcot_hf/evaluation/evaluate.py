@@ -19,7 +19,7 @@ from ..data.rationale import rationale_agrees
 from ..data.schema import count_steps
 from ..inference.answering import Answer, Answerer, EmbeddingsFor
 from ..inference.batches import plan_batches
-from ..inference.escalating import alignment_similarity, escalation_argument
+from ..inference.escalating import alignment_similarity, escalation_argument, rule_of
 from ..inference.prompting import FEW_SHOT_METHODS
 from ..inference.settings import (
     TEXT_METHODS,
@@ -30,6 +30,7 @@ from ..inference.settings import (
     read_thought_prompt,
     with_overrides,
 )
+from ..inference.templates import check_shown, few_shot_messages
 from ..modeling.escalation_semcot import Escalation
 from ..progress import Update, progress_bar
 from ..storage import config_digest, text_digest, weights_digest, write_atomically, write_json
@@ -90,8 +91,9 @@ def evaluate(
 
     Raises:
         TypeError: for an override that is not a field.
-        ValueError: for options that do not fit the model or the dataset, for a gold answer that is not of the answer
-            type, for a question that exceeds the context, or for an `output_dir` that belongs to another run.
+        ValueError: for options that do not fit the model or the dataset, for worked examples that show one of the
+            questions, for a gold answer that is not of the answer type, for a question that exceeds the context, or
+            for an `output_dir` that belongs to another run.
     """
     config = with_overrides(config or EvaluationConfig(), overrides)
     rows = list(dataset)
@@ -122,15 +124,12 @@ def evaluate(
         )
     if controls and len(rows) < 2:
         raise ValueError("controls need at least 2 questions, dataset has 1: add questions, or pass controls=False.")
-    if config.signals and "semcot" not in methods:
-        raise ValueError(f"signals={config.signals} are those of the method 'semcot', got methods={methods}.")
-    if config.token_counts and "semcot" not in methods:
-        raise ValueError(f"token_counts={config.token_counts} needs the method 'semcot', got methods={methods}.")
-    if config.max_thought_tokens is not None and "condensed" not in methods:
-        raise ValueError(
-            f"max_thought_tokens={config.max_thought_tokens} is of the method 'condensed', got methods={methods}."
-        )
-    _check_instruction(config, methods)
+    rule = rule_of(model, settings, "escalated") if "escalated" in methods else None
+    _check_used(config, methods, rule)
+    shown = [row["query"] for row in few_shot]
+    if {*methods} & {*FEW_SHOT_METHODS}:
+        shown += [message["content"] for message in few_shot_messages(tokenizer) if message["role"] == "user"]
+    check_shown(shown, queries)
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type
     for index, gold in enumerate(golds):
         try:
@@ -177,9 +176,10 @@ def evaluate(
             fingerprint["num_candidates"] = config.num_candidates
         if config.signals:
             fingerprint["signals"] = [*config.signals, config.alignment_encoder]
-        rules = [job.answerer.rule for job in jobs if job.name == "escalated"]
-        if rules and rules[0] is not None:
-            fingerprint["escalation"] = rules[0].to_dict()
+        if rule is not None:
+            fingerprint["escalation"] = rule.to_dict()
+            if "similarity" in rule.all_signals:
+                fingerprint["alignment_encoder"] = config.alignment_encoder
         if settings.thought_prompt is not None:
             fingerprint["thought_prompt"] = text_digest(settings.thought_prompt)
         open_run(folder, fingerprint, overwrite=config.overwrite)
@@ -251,13 +251,24 @@ def evaluate(
     return report
 
 
-def _check_instruction(config: EvaluationConfig, methods: Sequence[str]) -> None:
-    """Raise a ValueError for an instruction of explicit CoT where nothing would have it, or escalation would not."""
-    if not config.cot_instruction:
-        return
-    if "cot" not in methods:
-        raise ValueError(f"cot_instruction={config.cot_instruction!r} is of the method 'cot', got methods={methods}.")
-    if "escalated" in methods or config.signals:
+def _check_used(config: EvaluationConfig, methods: Sequence[str], rule: Escalation | None) -> None:
+    """Raise a ValueError for options that no method, or no signal of the rule of "escalated", would use."""
+    for name, method in (
+        ("signals", "semcot"),
+        ("token_counts", "semcot"),
+        ("thought_prompt", "condensed"),
+        ("max_thought_tokens", "condensed"),
+        ("cot_instruction", "cot"),
+    ):
+        value = getattr(config, name)
+        if value and method not in methods:
+            raise ValueError(f"{name}={value!r} is of the method {method!r}, got methods={methods}: leave it out, or add it.")
+    if config.alignment_encoder and "similarity" not in (*config.signals, *(rule.all_signals if rule else ())):
+        raise ValueError(
+            f"alignment_encoder={config.alignment_encoder!r} is for the signal 'similarity', which neither "
+            f"signals={config.signals} nor a rule of 'escalated' reads: leave it out, or add the signal."
+        )
+    if config.cot_instruction and ("escalated" in methods or config.signals):
         raise ValueError(
             f"cot_instruction={config.cot_instruction!r}: escalation asks questions alone, so explicit CoT would not "
             f"be what it escalates to. Leave it out, or 'escalated' and signals (methods={methods}, "
@@ -304,7 +315,13 @@ def _make_jobs(
     for count in sorted({*config.token_counts} - {getattr(model.config, "num_implicit_tokens", None)}):
         jobs.append(_Job(count_name(count), answerer("semcot", count), shown))
     if controls:
-        tokens = ControlTokens(model, shown, batch_size=config.batch_size, seed=config.seed)
+        tokens = ControlTokens(
+            model,
+            shown,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            num_candidates=config.num_candidates,
+        )
         names = [control for control in CONTROLS if control != "none"]
         jobs += [_Job(name, answerer("semcot"), shown, partial(tokens.embeddings, name)) for name in names]
     return jobs, text_digest(digested)

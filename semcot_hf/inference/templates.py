@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.splits import normalise_question
 from ..modeling import SemCoTConfig, SemCoTForCausalLM
 from ..modeling.checksums_semcot import tokenizer_checksum
 from .prompting import (
@@ -117,6 +118,22 @@ def few_shot_messages(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]
         return []
     messages, _ = json.JSONDecoder().raw_decode(template.removeprefix(_FEW_SHOT))
     return cast(list[dict[str, str]], messages)
+
+
+def check_shown(shown: Iterable[str], asked: Iterable[str]) -> None:
+    """Raise a ValueError where worked examples show the answers of questions that are to be answered.
+
+    Args:
+        shown: the questions of the examples.
+        asked: the questions to be answered; compared by `normalise_question`.
+    """
+    questions = {normalise_question(question) for question in asked}
+    both = [question for question in dict.fromkeys(shown) if normalise_question(question) in questions]
+    if both:
+        raise ValueError(
+            f"the worked examples show {len(both)} of the questions to be answered, with their answers, such as "
+            f"{both[0]!r}. Take other questions, such as those of another split, or other examples."
+        )
 
 
 def few_shot_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -305,7 +306,8 @@ NO_ANSWER = {
         "The coin is tails up.",
         "heads",
         "tails",
-        "true",
+        "true or false",
+        "It is true that the coin was flipped.",
         "1",
         "",
         "\n",
@@ -379,6 +381,8 @@ CONSTANTS = {
         "yes, no doubt",
         "Yes. Wait, no.",
         "\\boxed{\\text{yes}}",
+        "true",
+        "The answer is False.",
     ],
     "sequence": [
         *NO_ANSWER["numeric"][:20],
@@ -567,6 +571,17 @@ GENUINE = {
         ("\\boxed{3\\frac{1}{2}}", "7/2", True),
         ("\\boxed{-\\dfrac{1}{3}}", "-1/3", True),
         ("1/3", "2/6", True),
+        ("\\boxed{\\frac{-1}{2}}", "-0.5", True),
+        ("\\boxed{\\frac{-1}{2}}", "0.5", False),
+        ("-0.5", "\\frac{-1}{2}", True),
+        ("The answer is $\\frac{1}{-2}$.", "-0.5", True),
+        ("x = \\dfrac{ \u22121 }{ -2 }", "0.5", True),
+        ("-\\frac{-1}{2}", "-0.5", False),
+        ("\\boxed{\\frac{1.5}{2}}", "0.75", True),
+        ("The answer is $\\frac{1,000}{-3}$.", "-1000/3", True),
+        ("\\frac{1{,}000}{4}", "250", True),
+        ("1.5/2", "0.75", True),
+        ("\\boxed{\\frac{1.5}{0}}", "1.5", False),
         ("0.5", "\\frac{1}{2}", True),
         ("50%", "50", True),
         ("50 percent", "50%", True),
@@ -576,6 +591,39 @@ GENUINE = {
         ("1.5 \u00d7 10\u00b3", "1500", True),
         ("\\boxed{1.5 \\times 10^{3}}", "1500", True),
         ("2^10", "1024", True),
+        ("Answer: 10\u207b\u00b3", "0.001", True),
+        ("Answer: 10\u207b\u00b3", "10", False),
+        ("2\u207b\u00b9", "0.5", True),
+        ("2\u207b\u00b9", "2", False),
+        ("The answer is 3 \u00d7 10\u207b\u2074.", "0.0003", True),
+        ("3 \u00d7 10\u207a\u2074", "30000", True),
+        ("Answer: 10^-3", "0.001", True),
+        ("10^{\u22123} m", "0.001", True),
+        ("\\boxed{2^{-3}}", "1/8", True),
+        ("0^-1", "0", False),
+        ("2^-999999999", "2", False),
+        ("Answer: 12 m\u207b\u00b9", "12", True),
+        ("Speed: 12 m s\u207b\u00b9", "12", True),
+        ("The answer is 12 km^{-1}.", "12", True),
+        ("Answer: 12 m\u00b2", "12", True),
+        ("The answer is 1.2M.", "1200000", True),
+        ("The answer is 1.2M.", "1.2", False),
+        ("Answer: $1.2 M", "1200000", True),
+        ("5K", "5000", True),
+        ("5K", "5", False),
+        ("The answer is 3B.", "3", False),
+        ("1.2bn dollars", "1.2", False),
+        ("5 Million people", "5000000", True),
+        ("5 millions", "5", False),
+        ("1_000", "1000", True),
+        ("#### 1_234_567", "1234567", True),
+        ("15_2", "15", False),
+        ("15_2", "1", False),
+        ("the 18th", "1", False),
+        ("Answer: 21st", "2", False),
+        ("Answer: 5 kg", "5", True),
+        ("Answer: 5km", "5", True),
+        ("Answer: 5MB", "5", True),
         ("\\boxed{2\\sqrt{2}}", "\\sqrt{8}", True),
         ("The answer is $2\\sqrt{2}$.", "$2\\sqrt{2}$", True),
         ("\\boxed{\\sqrt{4}}", "2", True),
@@ -796,6 +844,28 @@ GENUINE = {
         ("The answer is 'no'", "no", True),
         ("no</s>", "no", True),
         ("No, the answer is no.", "no", True),
+        ("True", "yes", True),
+        ("False", "no", True),
+        ("false.", "False", True),
+        ("No.", "False", True),
+        ("The answer is False.", "no", True),
+        ("So the answer is **True**.", "yes", True),
+        ("\\boxed{\\text{False}}", "no", True),
+        ("#### True", "yes", True),
+        ("True, because the coin was flipped twice.", "yes", True),
+        ("The answer is True because not False is True.", "yes", True),
+        ("True or False: Bo can fly. False", "no", True),
+        ("not True is False. So not ( True and False ) is True.", "yes", True),
+        ("The sentence is not plausible, so the statement is false.", "no", True),
+        ("No, it is true that the coin was flipped.", "no", True),
+        ("It is true that he flips it. The answer is no.", "no", True),
+        ("It is true that the coin was flipped.", "yes", False),
+        ("The coin is heads up if the statement is true.", "yes", False),
+        ("Is not True true or false?", "no", False),
+        ("The statement is true or it is false.", "no", False),
+        ("False", "yes", False),
+        ("True", "no", False),
+        ("It is not true.", "yes", False),
         ("yes", "no", False),
         ("no", "yes", False),
         ("The answer is no.", "yes", False),
@@ -893,6 +963,15 @@ ALL = [(task, output) for task in NO_ANSWER for output in NO_ANSWER[task]]
 def test_lists_hedges_and_evasions_state_no_answer(task, output):
     assert extract_answer(output, task) is None
     assert not check_answer(output, generated_golds(task)[0], task)
+
+
+TRUTHS = [output for output in NO_ANSWER["yes_no"] if re.search(r"\b(?:yes|no)\b(?! one|-one)", output, re.I)]
+
+
+@pytest.mark.parametrize("output", TRUTHS)
+def test_hedges_with_true_and_false_state_no_answer_either(output):
+    output = re.sub(r"\bno\b", "false", re.sub(r"\byes\b", "true", output, flags=re.I), flags=re.I)
+    assert extract_answer(output, "yes_no") is None
 
 
 @pytest.mark.parametrize("task", CONSTANTS)
@@ -1006,11 +1085,13 @@ def test_type_of_the_papers_sets(shared_data, name):
     [
         (["yes"], "yes_no"),
         (["Yes", "NO"], "yes_no"),
+        (["True", "False"], "yes_no"),
         (["yes", "maybe"], "sequence"),
         (["A", "b", "J"], "choice"),
         (["A", "K"], "sequence"),
         (["18", "-3", "1,080", "0.5", "$5", "50%", "1/2", "2e3"], "numeric"),
         (["\\frac{1}{2}", "\\sqrt{2}"], "numeric"),
+        (["1/2", "\\frac{-1}{2}", "\\frac{1.5}{2}"], "numeric"),
         (["18", "18 eggs"], "sequence"),
         (["1 2 3", "4"], "sequence"),
         (["", "5"], "sequence"),

@@ -107,7 +107,7 @@ def test_the_best_examples_are_written_without_the_weights(saved, loaded, exampl
     assert [message["content"] for message in few_shot_messages(tokenizer)[::2]] == [r["query"] for r in examples[:2]]
     assert model.config.few_shot_ids and model.config.tokenizer_checksum == tokenizer_checksum(tokenizer)
     assert main([*command, "--split", "train"]) == 1
-    assert "split='train': the examples are training rows" in capsys.readouterr().err
+    assert "worked examples show 2 of the questions to be answered" in capsys.readouterr().err
     assert main([*command, "--words_column", "none"]) == 1
     assert "words_column='none': only 0 of the first thousand training rows" in capsys.readouterr().err
     # Written is written: now they are the checkpoint's own.

@@ -276,6 +276,17 @@ def test_columns_by_other_names_and_missing_splits(tmp_path, capsys):
     assert "has only test. Pass a source with train rows" in capsys.readouterr().err
 
 
+def test_questions_that_are_shown_with_their_answers_are_not_evaluated(tmp_path, capsys):
+    from semcot_hf.demo import HOST_PATH
+
+    flags = ["--model", str(HOST_PATH), "--dataset", "facts", "--split", "train", "--max_train_samples", "3"]
+    options = ["--methods", "no_cot", "--latency_samples", "0", "--output_dir", str(tmp_path)]
+    assert main(["evaluate", *flags, *options, "--few_shot", "2"]) == 1
+    told = capsys.readouterr().err
+    assert "worked examples show 2 of the questions to be answered" in told and "Take other questions" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_more_examples_than_training_rows_are_refused(tmp_path, capsys):
     flags = ["--dataset", "coin_flip", "--max_train_samples", "3", "--output_dir", str(tmp_path)]
     assert main(["evaluate", "--model", "none", *flags, "--few_shot", "4"]) == 1

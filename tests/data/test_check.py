@@ -140,6 +140,22 @@ def test_planted_faults_are_found_and_cleaned(plant):
     assert not check_dataset(cleaned, answer_type="numeric").has_errors
 
 
+def test_questions_that_differ_in_brackets_and_signs_are_all_kept():
+    truths = {
+        "not ( True and False ) is": "yes",
+        "not True and False is": "no",
+        "( True or False ) and not True is": "no",
+        "True or False and not True is": "yes",
+        "True & False is": "no",
+        "True | False is": "yes",
+    }
+    made = [{**rows("train", 1)[0], "query": query, "answer": answer} for query, answer in truths.items()]
+    dataset = data(train=[{**row, "reasoning": ""} for row in made])
+    report = check_dataset(dataset)
+    assert report.count(OTHER) == report.count(REPEATED) == 0
+    assert clean_dataset(dataset, report)["train"]["query"] == list(truths)
+
+
 def test_report_formats():
     made = clean()
     for row in made["train"]:

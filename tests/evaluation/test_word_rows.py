@@ -58,7 +58,11 @@ def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokeni
     """Each row's answers are those of its method; the host reads the examples where it reads a thought."""
     own, queries = model.config, [row["query"] for row in ROWS]
     monkeypatch.setattr(model, "config", type(own).from_dict(own.to_dict()))
-    example = {"query": ROWS[0]["query"], "words": "heads, tails", "answer": "no"}
+    asked = {"query": ROWS[0]["query"].upper(), "words": "heads, tails", "answer": "no"}
+    shown = change_few_shot(model, with_answer_prompt(tokenizer), [asked])
+    with pytest.raises(ValueError, match="worked examples show 1 of the questions to be answered"):
+        evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, **OPTIONS)
+    example = {**asked, "query": coin_flip.generate(1, seed=77, split="train")[0]["query"]}
     shown = change_few_shot(model, with_answer_prompt(tokenizer), [example])
     report = evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, token_counts=[3], **OPTIONS)
     outputs = {
@@ -75,6 +79,22 @@ def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokeni
     assert changed == {"semcot", "semcot_hard", "words", "other_question", "mean", "noise"}
     three = answer_questions(model, shown, queries, num_implicit_tokens=3, max_new_tokens=6, batch_size=4)
     assert outputs["semcot-k3"] == [answer.output for answer in three]
+
+
+def test_controls_are_of_as_many_candidates_as_the_answers(model, tokenizer, tmp_path, monkeypatch):
+    own = model.config
+    made = {}
+    for name, number, asked in (("one", 1, None), ("asked", 1, 16), ("own", 16, None)):
+        fields = own.to_dict() | {"num_candidates": number, "candidate_temperature": 4.0, "candidate_host_weight": 100.0}
+        monkeypatch.setattr(model, "config", type(own).from_dict(fields))
+        options = {**OPTIONS, "output_dir": tmp_path / name, "latency_samples": 0, "methods": ["no_cot", "semcot"]}
+        evaluate(model, tokenizer, ROWS, num_candidates=asked, **options)
+        made[name] = {
+            run: [record["output"] for record in records_of(tmp_path / name, run)]
+            for run in ("semcot", "other_question", "mean", "noise")
+        }
+    assert made["asked"] == made["own"]
+    assert all(made["asked"][run] != made["one"][run] for run in ("semcot", "other_question"))
 
 
 def records_of(folder, name):
@@ -225,5 +245,7 @@ def test_a_thought_prompt_from_a_file(model, tokenizer, tmp_path, monkeypatch):
         path.write_text(text)
         with pytest.raises(ValueError, match=problem):
             evaluate(model.host, tokenizer, ROWS, thought_prompt=str(path), **options)
+    with pytest.raises(ValueError, match="thought_prompt='equations' is of the method 'condensed', got methods="):
+        evaluate(model.host, tokenizer, ROWS, thought_prompt="equations", **{**options, "methods": ["cot"]})
     with pytest.raises(FileNotFoundError, match="thought_prompt=.* is not a file"):
         evaluate(model.host, tokenizer, ROWS, thought_prompt=str(tmp_path / "none.json"), **options)

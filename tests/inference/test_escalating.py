@@ -218,7 +218,21 @@ def test_evaluation_stores_routes_and_signals(words, host, tokenizer, tmp_path, 
     again = evaluate(words, tokenizer, ROWS, escalate=threshold, signals=SIGNALS, **config)
     assert again["rows"] == report["rows"]
     with pytest.raises(ValueError, match="another run .*escalation.*signals"):
-        evaluate(words, tokenizer, ROWS, **config)
+        evaluate(words, tokenizer, ROWS, **{**config, "alignment_encoder": None})
+
+
+def test_an_encoder_that_the_rule_reads_belongs_to_the_run(model, host, tokenizer, tmp_path, monkeypatch):
+    encoders = [tmp_path / name for name in "ab"]
+    for encoder in encoders:
+        build_alignment_encoder(host, tokenizer, embedding_dim=8).save(str(encoder))
+    calibration = {"kind": "isotonic", "x": [-1.0, 1.0], "y": [0.0, 1.0]}
+    rule = Escalation(0.5, signals=["similarity"], calibration=calibration)
+    monkeypatch.setattr(model.config, "escalation", rule.to_dict())
+    config = dict(OPTIONS, methods=["escalated"], output_dir=tmp_path / "run")
+    first = evaluate(model, tokenizer, ROWS, **config, alignment_encoder=str(encoders[0]))
+    assert evaluate(model, tokenizer, ROWS, **config, alignment_encoder=str(encoders[0]))["rows"] == first["rows"]
+    with pytest.raises(ValueError, match="another run .alignment_encoder: "):
+        evaluate(model, tokenizer, ROWS, **config, alignment_encoder=str(encoders[1]))
 
 
 @pytest.mark.parametrize(
@@ -228,8 +242,10 @@ def test_evaluation_stores_routes_and_signals(words, host, tokenizer, tmp_path, 
         ({"escalate": "often"}, "escalate='often'"),
         ({"escalate": "own"}, "semcot calibrate"),
         ({"signals": ["mood"]}, "signals has 'mood'"),
-        ({"signals": ["agreement"], "methods": ["no_cot"]}, "are those of the method 'semcot'"),
+        ({"signals": ["agreement"], "methods": ["no_cot"]}, "is of the method 'semcot'"),
         ({"signals": ["agreement"], "methods": ["semcot"]}, "'agreement', but .* are no words"),
+        ({"alignment_encoder": "encoder"}, "alignment_encoder='encoder' is for the signal 'similarity', .*leave it out"),
+        ({"alignment_encoder": "encoder", "escalate": "0.5"}, "alignment_encoder='encoder' is for the signal"),
     ],
     ids=str,
 )
