@@ -12,6 +12,7 @@ before its result.
 Since an output has one answer whatever the question, no constant output scores above the most frequent answer.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -59,7 +60,7 @@ def extract_answer(output: str, answer_type: str) -> str | None:
     return READERS[answer_type](output)
 
 
-def check_answer(output: str, gold: str, answer_type: str) -> bool:
+def check_answer(output: str, gold: object, answer_type: str) -> bool:
     r"""Return whether the one answer that an output states is the right one.
 
     Numbers are compared exactly, as fractions: 1/2 is 0.5, and 0.33 is not 1/3. Units, currency and the percent sign
@@ -69,7 +70,7 @@ def check_answer(output: str, gold: str, answer_type: str) -> bool:
 
     Args:
         output: what the model wrote, without the prompt.
-        gold: the right answer alone, as the dataset has it.
+        gold: the right answer alone, as the dataset has it: a text, number or boolean.
         answer_type: "numeric", "choice", "yes_no", "sequence" or "expression".
 
     Raises:
@@ -88,7 +89,7 @@ def check_answer(output: str, gold: str, answer_type: str) -> bool:
     >>> check_answer("5 * (8 - 3) = 25", "(8 - 3) * 5", "expression"), check_answer("25", "(8 - 3) * 5", "expression")
     (True, False)
     """
-    stated = extract_answer(output, answer_type)
+    stated, gold = extract_answer(output, answer_type), as_text(gold, "gold")
     if answer_type == "expression":
         wanted = value_and_numbers(gold)
         if wanted is None:
@@ -108,7 +109,7 @@ def check_answer(output: str, gold: str, answer_type: str) -> bool:
     return stated == normal
 
 
-def infer_answer_type(answers: Iterable[str]) -> str:
+def infer_answer_type(answers: Iterable[object]) -> str:
     """Return the answer type of a column of right answers.
 
     Numbers with a unit ("9 eggs") are numeric among a majority of plain numbers, else text. Calculations are
@@ -126,15 +127,42 @@ def infer_answer_type(answers: Iterable[str]) -> str:
     >>> infer_answer_type(["2", "9 eggs", "10"]), infer_answer_type(["2", "9 eggs"])
     ('numeric', 'sequence')
     """
-    answers = [answer.strip() for answer in answers]
-    if not answers:
+    texts = [as_text(answer, "answers") for answer in answers]
+    if not texts:
         raise ValueError("answers is empty: give at least one right answer to infer the answer type from")
-    if all(answer.lower() in ("yes", "no", "true", "false") for answer in answers):
+    if all(answer.lower() in ("yes", "no", "true", "false") for answer in texts):
         return "yes_no"
-    parts = [value_and_numbers(answer) for answer in answers]
-    if all(part is not None and len(part[1]) > 2 for part in parts) and any(map(_CALCULATES.search, answers)):
+    parts = [value_and_numbers(answer) for answer in texts]
+    if all(part is not None and len(part[1]) > 2 for part in parts) and any(map(_CALCULATES.search, texts)):
         return "expression"
-    if all(len(answer) == 1 and answer.upper() in "ABCDEFGHIJ" for answer in answers):
+    if all(len(answer) == 1 and answer.upper() in "ABCDEFGHIJ" for answer in texts):
         return "choice"
-    others = [answer for answer in answers if read_number(answer, units=False) is None and not is_formula(answer)]
-    return "numeric" if 2 * len(others) < len(answers) and all(map(is_quantity, others)) else "sequence"
+    others = [answer for answer in texts if read_number(answer, units=False) is None and not is_formula(answer)]
+    return "numeric" if 2 * len(others) < len(texts) and all(map(is_quantity, others)) else "sequence"
+
+
+def as_text(value: object, column: str) -> str:
+    """Return a value of a dataset as text: the booleans as yes and no, what is missing as "".
+
+    Args:
+        column: its name in errors.
+
+    Raises:
+        ValueError: for a list or a dictionary.
+
+    >>> as_text(5, "answer"), as_text(5.0, "answer"), as_text(True, "answer"), as_text(None, "answer")
+    ('5', '5', 'yes', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, list | dict):
+        raise ValueError(
+            f"column {column!r} holds the {type(value).__name__} {value!r}: need a text. Write it as one, or name "
+            "another column; a list of texts can be the steps, and messages the query, prompt or completion."
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # In Parquet, integers of a column with missing values are floats.
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.15g}"
+    return str(value).strip()

@@ -10,8 +10,8 @@ MINUS = "[-\u2212\uff0d]"
 DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # Where a number begins, for lookahead.
 BEGINS = rf"(?={CURRENCY}?\.?\d)"
-# A whole number, decimal or fraction in a text without typographic signs, as `latex.plain` returns it; no exponent of a
-# unit ("m^-1"), no ordinal, and no digits of a name ("15_2"). Atomic, since "18th" does not hold the number 1.
+# A whole number, decimal or fraction in a text without typographic signs, as `latex.plain` returns it; no exponent of
+# a unit ("m^-1"), no ordinal, and no digits of a name ("15_2"). Atomic, since "18th" does not hold the number 1.
 NUMBER = re.compile(
     rf"""
     (?<![\w^])(?<!\^[-+{{])(?<!\^{{[-+])(?P<sign>-)?(?P<currency>{CURRENCY}\s?)?(?P<inner>-)?
@@ -28,7 +28,18 @@ NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_THOUSANDS = {"": 0, "thousand": 1, "million": 2, "billion": 3, "trillion": 4, "k": 1, "m": 2, "b": 3, "mn": 2, "bn": 3}
+_THOUSANDS = {
+    "": 0,
+    "thousand": 1,
+    "k": 1,
+    "million": 2,
+    "m": 2,
+    "mn": 2,
+    "billion": 3,
+    "b": 3,
+    "bn": 3,
+    "trillion": 4,
+}
 _MOST_DIGITS, _MOST_EXPONENT = 400, 300
 
 

@@ -183,8 +183,9 @@ def _truths(text: str) -> set[str]:
     ({'yes'}, ['no', 'yes'], set())
     """
     claim = _REASON.split(text)[0]
-    found = _TRUTH.finditer(claim if _TRUTH.search(claim) else text)
-    return {_TRUTHS[m[0].lower()] for m in found if not _WORD_DENIED.search(m.string[max(0, m.start() - 8) : m.start()])}
+    text = claim if _TRUTH.search(claim) else text
+    found = (m for m in _TRUTH.finditer(text) if not _WORD_DENIED.search(text[max(0, m.start() - 8) : m.start()]))
+    return {_TRUTHS[match.group().lower()] for match in found}
 
 
 def _opening_truth(text: str) -> set[str]:

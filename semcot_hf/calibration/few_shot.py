@@ -86,7 +86,8 @@ def compare_few_shot(
 
     Raises:
         TypeError: for an override that is not a field.
-        ValueError: for a model without words, too few examples, examples that are among the questions, or as `change_few_shot`; no question is answered then.
+        ValueError: for a model without words, too few examples, examples that are among the questions, or as
+            `change_few_shot`; no question is answered then.
     """
     config = with_overrides(config, overrides) if config else FewShotConfig(**overrides)
     if not thinks_in_words(model):

@@ -1,11 +1,11 @@
 """The dataset schema: rows of query, reasoning, condensed reasoning, answer and steps."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 
 from datasets import Features, List, Value
 
+from ..answers.check import as_text
 from ..answers.latex import plain
 from ..answers.number_grammar import CURRENCY, DECIMAL
 
@@ -157,11 +157,11 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
         fields["answer"] = turn_text(fields["completion"], columns["completion"], "assistant")
 
     def text(field: str) -> str:
-        return _text(fields.get(field), columns.get(field, field))
+        return as_text(fields.get(field), columns.get(field, field))
 
     given = fields.get("steps")
     if isinstance(given, list):
-        steps = [_text(step, columns["steps"]) for step in given]
+        steps = [as_text(step, columns["steps"]) for step in given]
     else:
         steps = split_steps(text("steps"))
     reasoning = text("reasoning")
@@ -180,19 +180,3 @@ def to_row(example: Mapping[str, object], columns: Mapping[str, str]) -> dict:
 def row_of_steps(query: str, steps: list[str], condensed_reasoning: str, answer: str) -> dict:
     """Return a row in the schema whose reasoning is its steps, joined by spaces."""
     return dict(zip(COLUMNS, (query, " ".join(steps), condensed_reasoning, answer, steps), strict=True))
-
-
-def _text(value: object, column: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list | dict):
-        raise ValueError(
-            f"column {column!r} holds the {type(value).__name__} {value!r}: need a text. Write it as one, or name "
-            "another column; a list of texts can be the steps, and messages the query, prompt or completion."
-        )
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    # In Parquet, integers of a column with missing values are floats.
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.15g}"
-    return str(value).strip()

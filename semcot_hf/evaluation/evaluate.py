@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..answers import check_answer, extract_answer, infer_answer_type
+from ..answers.check import as_text
 from ..data.rationale import rationale_agrees
 from ..data.schema import count_steps
 from ..inference.answering import Answer, Answerer, EmbeddingsFor
@@ -97,7 +98,7 @@ def evaluate(
     """
     config = with_overrides(config or EvaluationConfig(), overrides)
     rows = list(dataset)
-    queries, golds = [row["query"] for row in rows], [row["answer"] for row in rows]
+    queries, golds = [row["query"] for row in rows], [as_text(row["answer"], "answer") for row in rows]
     methods = tuple(methods_of(model) if config.methods is None else config.methods)
     if config.escalate is not None and "escalated" not in methods:
         methods = (*methods, "escalated")
@@ -262,7 +263,9 @@ def _check_used(config: EvaluationConfig, methods: Sequence[str], rule: Escalati
     ):
         value = getattr(config, name)
         if value and method not in methods:
-            raise ValueError(f"{name}={value!r} is of the method {method!r}, got methods={methods}: leave it out, or add it.")
+            raise ValueError(
+                f"{name}={value!r} is of the method {method!r}, got methods={methods}: leave it out, or add this one."
+            )
     if config.alignment_encoder and "similarity" not in (*config.signals, *(rule.all_signals if rule else ())):
         raise ValueError(
             f"alignment_encoder={config.alignment_encoder!r} is for the signal 'similarity', which neither "

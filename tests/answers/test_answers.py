@@ -1017,6 +1017,18 @@ def test_an_echoed_question_is_never_right(shared_data, name):
         assert accuracy([part(query) for query in queries], answers, task) <= best, kind
 
 
+@pytest.mark.parametrize(
+    ("output", "gold", "task"), [("It is 5.", 5, "numeric"), ("2", 2.0, "numeric"), ("No.", False, "yes_no")]
+)
+def test_right_answers_need_not_be_texts(output, gold, task):
+    assert check_answer(output, gold, task)
+
+
+def test_lists_are_no_answers():
+    with pytest.raises(ValueError, match=r"'answers' holds the list \['a'\]: need a text"):
+        infer_answer_type([["a"]])
+
+
 CASES = [(task, *case) for task in GENUINE for case in GENUINE[task]]
 
 
@@ -1086,6 +1098,9 @@ def test_type_of_the_papers_sets(shared_data, name):
         (["yes"], "yes_no"),
         (["Yes", "NO"], "yes_no"),
         (["True", "False"], "yes_no"),
+        ([True, False], "yes_no"),
+        ([5, 6], "numeric"),
+        ([0.5, 2.0], "numeric"),
         (["yes", "maybe"], "sequence"),
         (["A", "b", "J"], "choice"),
         (["A", "K"], "sequence"),

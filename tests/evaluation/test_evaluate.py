@@ -260,6 +260,15 @@ def test_plain_causal_lm(model, tokenizer, dataset, finished):
         assert alone["accuracy"] == inside["accuracy"]
 
 
+def test_answers_may_be_numbers_as_in_training(model, tokenizer, tmp_path):
+    options = dict(OPTIONS, methods=["no_cot"], controls=False, latency_samples=0)
+    rows = [{"query": "2 + 3?", "answer": 5}, {"query": "1 + 3?", "answer": 4.0}]
+    report = evaluate(model, tokenizer, rows, **options, output_dir=tmp_path)
+    written = [{"query": row["query"], "answer": f"{row['answer']:g}"} for row in rows]
+    assert report["answer_type"] == "numeric"
+    assert evaluate(model, tokenizer, written, **options, output_dir=tmp_path)["rows"] == report["rows"]
+
+
 def test_bad_arguments_are_refused(model, tokenizer, dataset):
     with pytest.raises(ValueError, match="methods=.*leaves out what the controls are compared with"):
         evaluate(model, tokenizer, dataset, methods=["semcot"], **OPTIONS)

@@ -84,9 +84,9 @@ def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokeni
 def test_controls_are_of_as_many_candidates_as_the_answers(model, tokenizer, tmp_path, monkeypatch):
     own = model.config
     made = {}
+    fields = own.to_dict() | {"candidate_temperature": 4.0, "candidate_host_weight": 100.0}
     for name, number, asked in (("one", 1, None), ("asked", 1, 16), ("own", 16, None)):
-        fields = own.to_dict() | {"num_candidates": number, "candidate_temperature": 4.0, "candidate_host_weight": 100.0}
-        monkeypatch.setattr(model, "config", type(own).from_dict(fields))
+        monkeypatch.setattr(model, "config", type(own).from_dict(fields | {"num_candidates": number}))
         options = {**OPTIONS, "output_dir": tmp_path / name, "latency_samples": 0, "methods": ["no_cot", "semcot"]}
         evaluate(model, tokenizer, ROWS, num_candidates=asked, **options)
         made[name] = {

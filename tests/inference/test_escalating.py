@@ -244,7 +244,7 @@ def test_an_encoder_that_the_rule_reads_belongs_to_the_run(model, host, tokenize
         ({"signals": ["mood"]}, "signals has 'mood'"),
         ({"signals": ["agreement"], "methods": ["no_cot"]}, "is of the method 'semcot'"),
         ({"signals": ["agreement"], "methods": ["semcot"]}, "'agreement', but .* are no words"),
-        ({"alignment_encoder": "encoder"}, "alignment_encoder='encoder' is for the signal 'similarity', .*leave it out"),
+        ({"alignment_encoder": "encoder"}, "alignment_encoder='encoder' is for the .*: leave it out"),
         ({"alignment_encoder": "encoder", "escalate": "0.5"}, "alignment_encoder='encoder' is for the signal"),
     ],
     ids=str,
