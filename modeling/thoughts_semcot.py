@@ -125,8 +125,8 @@ def find_question(
 
 def _places(ids: list[int], part: Sequence[int]) -> list[int]:
     """Return where a sequence begins in ids; nowhere for an empty one."""
-    size = len(part)
-    return [place for place in range(len(ids) - size + 1) if ids[place : place + size] == list(part)] if size else []
+    size, wanted = len(part), list(part)
+    return [place for place in range(len(ids) - size + 1) if ids[place : place + size] == wanted] if size else []
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def steps_per_epoch(rows: int, args: TrainingArguments) -> int:
     """Return the number of optimizer steps in an epoch, as `Trainer` counts them."""
     whole = math.floor if args.dataloader_drop_last else math.ceil
     batches = whole(rows / (args.train_batch_size * args.world_size))
-    return math.ceil(batches / args.gradient_accumulation_steps)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def with_words_phase(words_max_steps: int, values: Values) -> Values:

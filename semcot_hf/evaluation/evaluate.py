@@ -128,7 +128,7 @@ def evaluate(
     rule = rule_of(model, settings, "escalated") if "escalated" in methods else None
     _check_used(config, methods, rule)
     shown = [row["query"] for row in few_shot]
-    if {*methods} & {*FEW_SHOT_METHODS}:
+    if config.chat is not False and {*methods} & {*FEW_SHOT_METHODS}:
         shown += [message["content"] for message in few_shot_messages(tokenizer) if message["role"] == "user"]
     check_shown(shown, queries)
     answer_type = infer_answer_type(golds) if config.answer_type is None else config.answer_type

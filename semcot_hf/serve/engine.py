@@ -173,7 +173,10 @@ class TransformersEngine:
         while self._waiting:
             job = self._waiting[0]
             if not job.cancelled:
-                if running and job.crowded or not self._batch.joins and (running or jobs and jobs[0].kind != job.kind):
+                # One that memory was too small for beside others is begun alone.
+                if (running or jobs) and job.crowded or jobs and jobs[0].crowded:
+                    break
+                if not self._batch.joins and (running or jobs and jobs[0].kind != job.kind):
                     break
                 rows = len(running) + sum(other.choices for other in jobs) + job.choices
                 longest = max(other.longest for other in [*running, *jobs, job])
@@ -199,6 +202,8 @@ class TransformersEngine:
                     self._ask_host(group)
                 else:
                     self._prefill(group)
+                for job in group:
+                    job.crowded = False
             except Exception as error:  # The prompt that is to blame must not fail the others.
                 full = isinstance(error, RuntimeError) and is_out_of_memory(error)
                 if full and (rows or len(group) > 1):

@@ -262,6 +262,7 @@ def test_an_epoch_has_the_batches_that_accelerate_gives_a_process(tmp_path, monk
     batches = BatchSampler(range(rows), args.train_batch_size, drop_last)
     of_a_process = len(BatchSamplerShard(batches, num_processes=3, process_index=0))
     assert steps_per_epoch(rows, args) == math.ceil(of_a_process / 2)
+    assert steps_per_epoch(1, args) == 1
 
 
 def test_a_configuration_serves_several_trainings(tiny_folder, sums, tmp_path):

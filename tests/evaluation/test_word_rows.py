@@ -62,6 +62,9 @@ def test_worked_examples_stand_before_the_rows_with_thoughts_alone(model, tokeni
     shown = change_few_shot(model, with_answer_prompt(tokenizer), [asked])
     with pytest.raises(ValueError, match="worked examples show 1 of the questions to be answered"):
         evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, **OPTIONS)
+    # Plain prompts do not show them.
+    plain = dict(OPTIONS, chat=False, methods=["semcot"], controls=False, latency_samples=0)
+    assert evaluate(model, shown, ROWS, **plain)["rows"][0]["n"] == 10
     example = {**asked, "query": coin_flip.generate(1, seed=77, split="train")[0]["query"]}
     shown = change_few_shot(model, with_answer_prompt(tokenizer), [example])
     report = evaluate(model, shown, ROWS, output_dir=tmp_path, latency_samples=0, token_counts=[3], **OPTIONS)

@@ -113,7 +113,7 @@ def test_too_little_memory_to_join_leaves_running_answers(
     engine.submit(second.job)
     assert first.wait() == [alone(model, tiny_tokenizer, short, 100, 3)]
     assert second.wait() == [alone(model, tiny_tokenizer, long, 4, 2)]
-    assert engine.tokens_per_batch == 2000
+    assert engine.tokens_per_batch == 2000 and not second.job.crowded
 
 
 def test_a_request_too_large_for_memory_fails_once_it_is_alone(tiny_lm, tiny_tokenizer, engine_of, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_request_too_large_for_memory_fails_once_it_is_alone(tiny_lm, tiny_tok
 
     def small(ids, mask, thoughts):
         if prompts[1] == ids[0, -len(prompts[1]) :].tolist():
-            tried.append(len(engine._rows))
+            tried.append((len(engine._rows), len(ids)))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(ids, mask, thoughts)
 
@@ -138,7 +138,7 @@ def test_a_request_too_large_for_memory_fails_once_it_is_alone(tiny_lm, tiny_tok
     with pytest.raises(RequestError, match="Memory is too small for this request") as failed:
         large.wait()
     # With the one behind it, then by itself, and when nothing else ran.
-    assert failed.value.status == 503 and tried == [1, 1, 0] and engine.tokens_per_batch == 1000
+    assert failed.value.status == 503 and tried == [(1, 2), (1, 1), (0, 1)] and engine.tokens_per_batch == 1000
     for one, prompt in ((first, prompts[0]), (behind, prompts[2])):
         assert one.wait() == [alone(model, tiny_tokenizer, prompt, 100)]
 
