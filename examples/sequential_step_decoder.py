@@ -8,8 +8,7 @@ the checkpoint, so that the words that each implicit token stands for can be rea
 
 from dataclasses import dataclass, field
 
-import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from trl import TrlParser
 
 from semcot_hf import SemCoTDistillationConfig, SemCoTDistillationTrainer, SemCoTForCausalLM, load_reasoning_dataset
@@ -25,26 +24,6 @@ class Arguments:
     dataset: str = field(default="facts", metadata={"help": "A generated task, a Hub id, a file or folder."})
     num_implicit_tokens: int = field(default=5, metadata={"help": "k; the last token stands for all steps beyond k."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Number of training rows to use."})
-
-
-@torch.no_grad()
-def read_tokens(
-    model: SemCoTForCausalLM, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 32
-) -> list[str]:
-    """Return the step decoder's text for each implicit token of a question."""
-    chat = [{"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
-    tokens = model.implicit_embeddings(prompt["input_ids"].to(model.device))
-    first = model.step_projection(tokens.to(model.step_projection.weight.dtype))[0, :, None]
-    steps = model.step_decoder.generate(
-        inputs_embeds=first,
-        attention_mask=torch.ones(first.shape[:2], dtype=torch.long, device=first.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return tokenizer.batch_decode(steps, skip_special_tokens=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,8 +49,13 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     model.eval()
+    # The trainer's tokenizer has a chat template that ends with the answer prompt.
+    chat = [{"role": "user", "content": rows[0]["query"]}]
+    prompt = trainer.processing_class.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    prompt = prompt.to(model.device)
     print(rows[0]["query"])
-    for number, step in enumerate(read_tokens(model, trainer.processing_class, rows[0]["query"]), start=1):
+    [steps] = model.implicit_steps(**prompt, tokenizer=trainer.processing_class)
+    for number, step in enumerate(steps, start=1):
         print(f"token {number}: {step!r}")
 
 

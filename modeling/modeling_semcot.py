@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -26,8 +27,11 @@ from .splicing_semcot import (
     spliced_columns,
     spliced_mask,
 )
-from .weights_semcot import check_adapters
+from .weights_semcot import check_adapters, is_part
 from .word_loss_semcot import SemCoTWordLossMixin
+
+# Most logits of the step decoder that are in memory at once: half a GB in float32.
+_LOGITS_AT_ONCE = 2**27
 
 
 @dataclass
@@ -274,6 +278,10 @@ def step_decoding_loss(
 ) -> Tensor:
     """Return the mean over supervised steps' tokens of CE(decoder([z_k; step_k]), step_k) (SIM-CoT, arXiv 2509.20317).
 
+    With a large vocabulary the logits of all steps, in float32 with their gradients, are many times the decoder. Steps
+    of like length are therefore read together, and where that takes several calls, each is computed again for its
+    gradients.
+
     Args:
         decoder: a causal LM.
         latents: (batch, k, decoder hidden size), one per step, in the decoder's embedding space.
@@ -284,11 +292,32 @@ def step_decoding_loss(
         Scalar; 0 if no step is supervised.
     """
     used = step_attention_mask.bool().any(dim=-1)
-    ids, mask = step_input_ids[used], step_attention_mask[used]
-    if ids.shape[0] == 0:
+    ids, mask, first = step_input_ids[used], step_attention_mask[used], latents[used]
+    if len(ids) == 0:
         return latents.sum() * 0.0
+    lengths = mask.sum(dim=1)
+    rest, groups = lengths.argsort(descending=True), []
+    # Processes must call a decoder that is divided among them equally often.
+    divided = any(map(is_part, decoder.parameters()))
+    while len(rest):
+        logits = int(lengths[rest[0]]) * decoder.config.get_text_config().vocab_size
+        size = len(rest) if divided else max(1, _LOGITS_AT_ONCE // logits)
+        groups.append(rest[:size])
+        rest = rest[size:]
+    losses = []
+    for rows in groups:
+        width = int(lengths[rows[0]])
+        group = (decoder, first[rows], ids[rows, :width], mask[rows, :width])
+        again = len(groups) > 1 and torch.is_grad_enabled()
+        losses.append(checkpoint(_steps_loss, *group, use_reentrant=False) if again else _steps_loss(*group))
+    return torch.stack(losses).sum() / lengths.sum()
+
+
+def _steps_loss(decoder: PreTrainedModel, latents: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the sum over the tokens of steps (rows, length) of their cross-entropy behind latents (rows, size)."""
     text = decoder.get_input_embeddings()(ids[:, :-1])
-    embeds = torch.cat([latents[used][:, None].to(text.dtype), text], dim=1)
+    embeds = torch.cat([latents[:, None].to(text.dtype), text], dim=1)
     logits = decoder(inputs_embeds=embeds, attention_mask=torch.cat([mask[:, :1], mask[:, :-1]], dim=1)).logits
     labels = ids.masked_fill(mask == 0, -100)
-    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+    logits, targets = logits.float().flatten(0, 1), labels.flatten()
+    return nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")

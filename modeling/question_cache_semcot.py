@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 
@@ -102,6 +102,17 @@ def hidden_settings(model: PreTrainedModel, *names: str) -> Iterator[None]:
     model.generation_config = copy.deepcopy(own)
     for name in names:
         setattr(model.generation_config, name, None)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Hide a model's own generation config, which `generate` would add to the call's."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:

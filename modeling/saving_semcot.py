@@ -24,6 +24,7 @@ from .weights_semcot import (
     is_quantized,
     loads_quantized,
     merged_state,
+    new_weights_dtype,
     same_weights,
     weights_fingerprint,
 )
@@ -377,6 +378,7 @@ def saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
     """Return the dtype in which each part of a checkpoint was saved; `None` where the configuration does not say."""
     generator, whole = config.generator_config.dtype, config.dtype
     decoder = None if config.step_decoder_config is None else config.step_decoder_config.dtype
+    steps = {"step_decoder": decoder, "step_projection": new_weights_dtype(decoder)}
     return {
         "host": config.host_config.dtype,
         "generator": generator,
@@ -384,5 +386,5 @@ def saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
         "projection": generator if config.projection == "vocabulary" else whole or generator,
         # transformers writes the dtype of the first parameter, which this is.
         "thought_embedding": whole or generator,
-        **({} if config.step_decoder_config is None else dict.fromkeys(("step_decoder", "step_projection"), decoder)),
+        **({} if config.step_decoder_config is None else steps),
     }

@@ -70,9 +70,16 @@ def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) 
     """Return the state dict of `model` with its adapters merged, and offloaded weights; `model` stays unchanged."""
     state = read_state(model, model.state_dict() if state_dict is None else state_dict)
     for name, layer in adapted_layers(model):
+        if not any(key.startswith(f"{name}.") for key in state):
+            continue
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         state.update({f"{name}.{key}": value for key, value in merged_layer(layer).state_dict().items()})
     return state
+
+
+def new_weights_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return the dtype of new weights beside a model's: float32 beside 16 bits, which lose small steps of training."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def shares_weights(first: nn.Module | None, second: nn.Module | None) -> bool:

@@ -125,10 +125,13 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
         # Of the generator's embeddings only <thought>, a separate parameter, is trained (SemCoT, section 3.2).
         model.generator.get_input_embeddings().requires_grad_(False)
     else:
-        add_adapters(model.generator, peft_config, "the other modules (projection, <thought>, step decoder)")
-    for module in (model.step_decoder, model.step_projection):
+        besides = "the other modules (projection, <thought>, the step decoder's projection)"
+        for part in (model.generator, model.step_decoder if args.step_weight > 0 else None):
+            if part is not None:
+                add_adapters(part, peft_config, besides)
+    for module in (model.step_decoder if peft_config is None else None, model.step_projection):
         if module is not None:
-            module.requires_grad_(True)
+            module.requires_grad_(args.step_weight > 0)
     words = model.config.projection == "vocabulary"
     train_projection = not (words and peft_config is not None)
     model.projection.requires_grad_(train_projection if args.train_projection is None else args.train_projection)
@@ -136,12 +139,9 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
     model.thought_embedding.requires_grad_(
         model.config.num_implicit_tokens + model.config.state_offset > 0 and model.config.starts_with_thought_token
     )
-    for module in (model.step_decoder, model.step_projection):
-        if args.step_weight == 0 and module is not None:
-            module.requires_grad_(False)
     # 16-bit weights lose updates of 1e-5, and `bf16` autocasts the computation; adapters are in float32 already.
-    trained = [model.projection, model.step_decoder, model.step_projection, model.generator]
-    for part in trained[:3] if peft_config is not None else trained:
+    trained = [model.projection, model.step_projection, model.step_decoder, model.generator]
+    for part in trained[:2] if peft_config is not None else trained:
         weights = [] if part is None else list(part.parameters())
         # What stays frozen as a whole keeps its dtype.
         if any(weight.requires_grad for weight in weights) and any(weight.dtype in HALF for weight in weights):

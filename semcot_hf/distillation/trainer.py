@@ -58,7 +58,8 @@ class SemCoTDistillationTrainer(DistillationSaving, _BaseTrainer):
         alignment_encoder: the encoder of stage 1, as a SentenceTransformer or path; required if `args.alpha` > 0, else
             refused.
         data_collator, callbacks, optimizers, kwargs: as in `Trainer`.
-        peft_config: adapters for the generator, trained instead of its layers and merged into what is saved.
+        peft_config: adapters for the generator and the step decoder, trained instead of their layers and merged into
+            what is saved.
 
     Raises:
         ValueError: for an `args.output_dir` that host, generator or encoder come from, missing columns, empty

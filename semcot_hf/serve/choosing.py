@@ -1,7 +1,6 @@
 """`Chooser`: the next token of one answer, by transformers' own logits processors."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,17 +18,6 @@ from .jobs import RequestError, Sampling
 _LEAST_TEMPERATURE = 1e-5
 # Clients choose the settings, so that there is no end of them.
 _REMEMBERED = 1000
-
-
-@contextmanager
-def without_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the model's own generation config, which `generate` would add to the call's."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def temperature_of(model: PreTrainedModel, sampling: Sampling) -> float:

@@ -15,8 +15,9 @@ from ..inference.decoding import decoding_config, is_out_of_memory
 from ..inference.prompting import pad_left
 from ..inference.settings import makes_implicit_tokens
 from ..modeling.offloading_semcot import execution_device
+from ..modeling.question_cache_semcot import without_defaults
 from ..modeling.thoughts_semcot import word_entropy
-from .choosing import Chooser, without_defaults
+from .choosing import Chooser
 from .jobs import AnswerText, Job, Piece, RequestError, Sampling, TokenLogprob
 from .metrics import Observer
 from .running import RunningBatch

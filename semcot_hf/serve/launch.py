@@ -21,7 +21,7 @@ from ..inference.settings import makes_implicit_tokens
 from .config import ServeConfig
 from .engine import TransformersEngine
 from .front import Front, load_front
-from .thoughts import says_words
+from .thoughts import can_be_read
 from .vllm import VllmEngine
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def app_of(
     from .service import Service
 
     metrics = Metrics()
-    kinds: dict[str, Any] = {"makes_tokens": makes_implicit_tokens(model), "says_words": says_words(model)}
+    kinds: dict[str, Any] = {"makes_tokens": makes_implicit_tokens(model), "can_be_read": can_be_read(model)}
     kinds["generation_config"] = model.generation_config
     limits: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "max_queue": config.max_queue}
     if urls is None:

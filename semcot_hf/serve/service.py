@@ -51,7 +51,7 @@ class Service:
         tokenizer: its tokenizer.
         config: the server's limits.
         makes_tokens: whether the model makes implicit tokens.
-        says_words: whether these can be read.
+        can_be_read: whether these can be read as text.
         signal_problem: called with a signal's name and a number of implicit tokens, why the engine does not know this
             signal of `Escalation`, or `None` if it does; itself `None` for a model that replaces no answers by
             explicit reasoning.
@@ -70,7 +70,7 @@ class Service:
         config: ServeConfig,
         *,
         makes_tokens: bool,
-        says_words: bool,
+        can_be_read: bool,
         signal_problem: Callable[[str, int], str | None] | None = None,
         positions: int | None = None,
         generation_config: GenerationConfig | None = None,
@@ -78,7 +78,7 @@ class Service:
         self._positions, self._signal_problem = positions, signal_problem
         self._defaults = GenerationConfig() if generation_config is None else generation_config
         self._model_config, self.tokenizer, self.config = model_config, tokenizer, config
-        self._makes_tokens, self._says_words = makes_tokens, says_words
+        self._makes_tokens, self._can_be_read = makes_tokens, can_be_read
         self._ends: list[int] = list(getattr(model_config, "answer_prompt_ids", None) or [])
         self._examples: list[int] | None = getattr(model_config, "few_shot_ids", None)
         self._answer_prompt = answer_prompt_of(model_config, tokenizer) if self._ends else ""
@@ -169,11 +169,11 @@ class Service:
                 400, f"implicit_tokens={asked!r}: this model makes none: leave the field out.", "implicit_tokens"
             )
         if asked == "text":
-            if not self._says_words:
+            if not self._can_be_read:
                 raise RequestError(
                     400,
                     "implicit_tokens='text': this model's implicit tokens are no words, which only "
-                    "projection='vocabulary' makes: ask for a number.",
+                    "projection='vocabulary' makes, and it has no step decoder that reads them: ask for a number.",
                     "implicit_tokens",
                 )
             return default, True

@@ -33,6 +33,11 @@ def says_words(model: PreTrainedModel) -> bool:
     return getattr(model.config, "projection", None) == "vocabulary" and hasattr(model, "implicit_words")
 
 
+def can_be_read(model: PreTrainedModel) -> bool:
+    """Return whether a model's implicit tokens can be read as text: as words, or by its step decoder."""
+    return says_words(model) or getattr(model, "step_decoder", None) is not None
+
+
 def no_thoughts(prompts: int) -> Thought:
     """Return what `make_thoughts` does for prompts that the host alone answers."""
     return Thought(None, None, [0] * prompts, [None] * prompts, [{} for _ in range(prompts)])
@@ -51,7 +56,7 @@ def make_thoughts(
 
     Args:
         model: a model with `implicit_thoughts`, unless `count` is 0.
-        tokenizer: reads the words where the model has no tokenizer of its own.
+        tokenizer: the host's; it reads words too where the model has no tokenizer of its own.
         ids, mask: (batch, length), padded on the left.
         count: number of implicit tokens, or their limit.
         wanted: whose texts are wanted.
@@ -67,6 +72,9 @@ def make_thoughts(
         if wants and thoughts.words is not None:
             said = [word for word in thoughts.words[row].tolist() if word >= 0]
             texts[row] = str(own.decode(said, skip_special_tokens=False))
+        elif wants and can_be_read(model):
+            # One row after another, so that nobody else's wish changes a text by rounding.
+            texts[row] = "\n".join(cast(Any, model)._steps_of(tokens[row : row + 1], tokenizer)[0])
     known = {"thought_entropy": thoughts.mean_entropy(), "thought_ended": thoughts.ended}
     values = {name: part.float().tolist() for name, part in known.items() if part is not None}
     signals = [{name: part[row] for name, part in values.items()} for row in range(len(ids))]

@@ -134,9 +134,10 @@ def test_damaged_checkpoints_are_refused_and_missing_files_make_them_incomplete(
     check_checkpoint(tmp_path / "checkpoint-4")
 
 
-def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):
+@pytest.mark.parametrize("step_weight", [0.0, 1.0])
+def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog, step_weight):
     adapters = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
-    options = {"max_steps": 4, "peft_config": adapters, "projection_warmup": 0.0, "step_weight": 0.0}
+    options = {"max_steps": 4, "peft_config": adapters, "projection_warmup": 0.0, "step_weight": step_weight}
     whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
     shutil.rmtree(tmp_path / "a" / "checkpoint-4")
     resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)
@@ -144,9 +145,10 @@ def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog):
     assert "keys" not in caplog.text
 
 
-def test_a_step_decoder_that_is_not_kept_resumes_too(tiny_folder, tmp_path, caplog):
+@pytest.mark.parametrize("adapters", [None, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])])
+def test_a_step_decoder_that_is_not_kept_resumes_too(tiny_folder, tmp_path, caplog, adapters):
     """Checkpoints are models without it; its weights, which go on being trained, lie beside them."""
-    options = {"max_steps": 4, "keep_step_decoder": False, "projection_warmup": 0.0}
+    options = {"max_steps": 4, "keep_step_decoder": False, "projection_warmup": 0.0, "peft_config": adapters}
     whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
     assert SemCoTForCausalLM.from_pretrained(tmp_path / "a" / "checkpoint-2").step_decoder is None
     shutil.rmtree(tmp_path / "a" / "checkpoint-4")

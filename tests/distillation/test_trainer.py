@@ -115,6 +115,8 @@ def test_learns_and_what_is_saved_answers_alike(parts, tiny_tokenizer, tmp_path)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say no."}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
+    steps = next(row["steps"] for row in rows if row["query"] == "Say no.")
+    assert again.implicit_steps(ids)[0][: len(steps)] == steps
     expected = model.generate(ids, max_new_tokens=6, do_sample=False)
     assert torch.equal(again.generate(ids, max_new_tokens=6, do_sample=False), expected)
     assert tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True) == " no"

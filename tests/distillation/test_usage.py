@@ -10,7 +10,7 @@ from distillation_models import config, make_model, moved, snapshot, train
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from semcot_hf import SemCoTDistillationTrainer, SemCoTForCausalLM, build_alignment_encoder
 from semcot_hf.data.tasks import coin_flip
@@ -41,6 +41,37 @@ def test_adapters_train_alone_and_are_merged_into_what_is_saved(tiny_folder, tmp
     ids = torch.tensor([[5, 6, 7, 8]])
     trainer.model.eval()
     torch.testing.assert_close(saved.implicit_embeddings(ids), trainer.model.implicit_embeddings(ids))
+
+
+def test_a_step_decoder_gets_adapters_of_its_own(parts, tiny_tokenizer, rows, tmp_path):
+    """All its weights in float32 take more memory than host and generator, and the adapters' rate ruins them."""
+    model = parts()
+    model.generator.to(torch.bfloat16)
+    trainer = SemCoTDistillationTrainer(
+        model=model,
+        args=config(tmp_path, step_weight=1.0, weight_decay=0.0),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer,
+        peft_config=LoraConfig(**LORA),
+    )
+    before = snapshot(model)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {name.split(".")[0] for name in trained if "lora_" in name} == {"generator", "step_decoder"}
+    alone = {"projection.weight", "projection.bias", "thought_embedding"}
+    alone |= {"step_projection.weight", "step_projection.bias"}
+    assert {name for name in trained if "lora_" not in name} == alone
+    assert model.step_decoder.dtype == torch.bfloat16
+    trainer.train()
+    assert moved(model, before) == trained
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = SemCoTForCausalLM.from_pretrained(tmp_path / "saved")
+    source = AutoModelForCausalLM.from_pretrained(model.config.generator_name_or_path, dtype=torch.bfloat16)
+    changed = moved(saved.step_decoder, snapshot(source))
+    assert changed and {name.split(".")[-2] for name in changed} == set(LORA["target_modules"])
+    # Also while the projection is in float32 beside a decoder in 16 bits.
+    ids = torch.tensor([[5, 6, 7, 8]])
+    [steps] = model.eval().implicit_steps(ids, tokenizer=tiny_tokenizer, max_new_tokens=3)
+    assert len(steps) == model.config.num_implicit_tokens
 
 
 def test_processes_that_do_not_save_leave_the_folder_alone(tiny_folder, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from semcot_hf.inference.templates import change_few_shot
 # peft 0.21 still reads the property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 THOUGHTS = ("thoughts-attached", "thoughts-whole", "thoughts-two-tokenizers")
-LAYOUTS = ("attached", "whole", "few-shot", "two-tokenizers", *THOUGHTS)
+LAYOUTS = ("attached", "whole", "few-shot", "two-tokenizers", "steps", *THOUGHTS)
 EXAMPLE = {"query": "How many apples has Bob?", "words": "1", "answer": "one"}
 QUESTION = [{"role": "user", "content": "How many apples has Ann now?"}]
 NEW = {"max_new_tokens": 6, "do_sample": False}
@@ -59,7 +59,7 @@ for layout in json.loads(sys.argv[4]):
         "ids": model.generate(ids, **new).tolist(),
         "escalated": escalated(model, ids, new),
         "other": other.generate(ids, **new).tolist(),
-        "text": model.implicit_text(ids) if layout.startswith("thoughts") else None,
+        "text": model.implicit_text(ids) if layout.startswith(("thoughts", "steps")) else None,
         "piped": pipe(question, **new)[0]["generated_text"][-1]["content"],
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, root / f"{layout}.safetensors")
@@ -109,6 +109,9 @@ def root(tiny_lm, tiny_tokenizer, char_tokenizer, tmp_path_factory):
         if layout == "two-tokenizers":
             model.config.separate_generator_tokenizer = True
             model.host_tokenizer, model.generator_tokenizer = tiny_tokenizer, char_tokenizer
+        if layout == "steps":
+            model.config.separate_generator_tokenizer, model.generator_tokenizer = False, tiny_tokenizer
+            model.add_step_decoder(tiny_lm("qwen2", hidden_size=16, dtype=torch.float32))
         examples = [EXAMPLE] if layout == "few-shot" else []
         tokenizer = change_few_shot(model, with_answer_prompt(tiny_tokenizer), examples)
         model.save_pretrained(root / layout, include_host=layout.endswith("whole"))
@@ -158,7 +161,10 @@ def test_a_process_without_the_package_gets_the_same(root, found, layout):
         own = None if layout == "thoughts-two-tokenizers" else tokenizer
         assert found["text"] == model.implicit_text(ids, tokenizer=own)
         return
-    assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
+    if layout == "steps":
+        assert found["text"] == ["\n".join(model.implicit_steps(ids)[0])] and found["text"][0].count("\n") >= 2
+    else:
+        assert (model.generator_tokenizer is not None) == (layout == "two-tokenizers")
     assert found["config"] == AutoConfig.from_pretrained(folder).to_json_string()
     tensors = load_file(root / f"{layout}.safetensors")
     state = model.state_dict()

@@ -107,6 +107,21 @@ def test_the_thought_is_returned_as_text(model, tokenizer, client, stream):
     assert said == model.implicit_text(ids)
 
 
+def test_tokens_that_are_no_words_are_read_by_their_step_decoder(tiny_lm, tiny_semcot, tiny_tokenizer, tokenizer):
+    made = tiny_semcot(tiny_lm(eos_token_id=9), answer_prompt_ids=answer_prompt_ids(tiny_tokenizer))
+    prompts = [f"Question: {name}?\nAnswer:" for name in ("Ann", "Bob and Eve")]
+    body = {"prompt": prompts, "max_tokens": 3, "implicit_tokens": "text"}
+    with running(app_of(made, tokenizer, ServeConfig(model="tiny"))) as url:
+        refused = post(url, "/v1/completions", **body)
+    assert refused.status_code == 400 and "it has no step decoder" in refused.json()["error"]["message"]
+    made.add_step_decoder(tiny_lm("qwen2", hidden_size=16, seed=7))
+    made.generator_tokenizer = tiny_tokenizer
+    said = [made.implicit_text(tokenizer(prompt, return_tensors="pt")["input_ids"])[0] for prompt in prompts]
+    with running(app_of(made, tokenizer, ServeConfig(model="tiny"))) as url:
+        choices = post(url, "/v1/completions", **body).json()["choices"]
+    assert [choice["implicit_text"] for choice in choices] == said and said[0] != said[1]
+
+
 def test_each_prompt_of_a_stream_has_its_thought(model, tokenizer):
     """Also those whose thoughts are made when others are answered already."""
     prompts = [f"Question: {name}?\nAnswer:" for name in ("Ann", "Bob", "Cem")]

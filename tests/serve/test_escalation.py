@@ -206,7 +206,7 @@ def test_what_is_refused(url, body, problem):
 def test_rules_that_the_server_cannot_follow(model, tokenizer, monkeypatch, rule, escalates, problem):
     monkeypatch.setattr(model.config, "escalation", rule)
     config, known = ServeConfig(model="tiny"), signal_problem_of(model) if escalates else None
-    service = Service(model.config, tokenizer, config, makes_tokens=True, says_words=False, signal_problem=known)
+    service = Service(model.config, tokenizer, config, makes_tokens=True, can_be_read=False, signal_problem=known)
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "?"}], "escalation": True})
     with pytest.raises(RequestError, match=problem) as raised:
         service.jobs(request, lambda job, event: None)
