@@ -126,9 +126,9 @@ def prepare_model(model: SemCoTForCausalLM, args: SemCoTDistillationConfig, peft
         model.generator.get_input_embeddings().requires_grad_(False)
     else:
         besides = "the other modules (projection, <thought>, the step decoder's projection)"
-        for part in (model.generator, model.step_decoder if args.step_weight > 0 else None):
-            if part is not None:
-                add_adapters(part, peft_config, besides)
+        for adapted in (model.generator, model.step_decoder if args.step_weight > 0 else None):
+            if adapted is not None:
+                add_adapters(adapted, peft_config, besides)
     for module in (model.step_decoder if peft_config is None else None, model.step_projection):
         if module is not None:
             module.requires_grad_(args.step_weight > 0)
