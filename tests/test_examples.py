@@ -28,6 +28,7 @@ from semcot_hf.demo import GENERATOR_PATH, HOST_PATH, QUESTION
 from semcot_hf.evaluation import answer_questions
 from semcot_hf.evaluation.statistics import accuracy_interval, mcnemar
 from semcot_hf.inference.answering import Answerer
+from semcot_hf.inference.prompting import with_answer_prompt
 from semcot_hf.inference.settings import read_thought_prompt
 
 pytest_plugins = ["distillation_fixtures"]
@@ -320,6 +321,58 @@ def test_rows_of_several_sets_in_one_training(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             load("real/mix.py").main()
         assert problem in capsys.readouterr().err
+
+
+def test_equations_as_steps_and_what_the_tokens_say_of_them(tmp_path, monkeypatch, capsys):
+    """The documented commands, the second one on a tiny pair that says nothing right, cut off and continued."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "real"))
+    example = load("real/steps.py")
+    rows = [
+        {"query": "a", "reasoning": "He has 2 + 3 = 5 pens, 5 * 2 = 10 in all.", "answer": "10"},
+        {"query": "b", "reasoning": "He has many pens.", "answer": "10"},
+        {"query": "c", "reasoning": "He has 4 - 1 = 3 pens.", "answer": "3"},
+    ]
+    train, test, data = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "data"
+    train.write_text("\n".join(map(json.dumps, rows)))
+    test.write_text(
+        "\n".join(json.dumps({**rows[number], "query": query}) for number, query in ((2, "c"), (0, "d"), (1, "e")))
+    )
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", ["steps.py", name, *map(str, arguments)])
+        example.main()
+
+    run("rows", "--train", train, "--test", test, "--output", data)
+    found = {name: (data / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test")}
+    of_test = [json.loads(row) for row in found["test"]]
+    assert [json.loads(row)["steps"] for row in found["train"]] == [["2+3=5", "5*2=10"]]
+    assert {row["query"]: row["steps"] for row in of_test} == {"c": ["4-1=3"], "d": ["2+3=5", "5*2=10"]}
+
+    paths = (str(HOST_PATH), str(GENERATOR_PATH))
+    pair = SemCoTForCausalLM.from_host_generator_pretrained(*paths, num_implicit_tokens=2)
+    pair.add_step_decoder(AutoModelForCausalLM.from_pretrained(GENERATOR_PATH))
+    pair.save_pretrained(tmp_path / "model")
+    tokenizer = with_answer_prompt(AutoTokenizer.from_pretrained(HOST_PATH))
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ("--model", tmp_path / "model", "--data", data / "test.jsonl", "--output", tmp_path / "read.jsonl.gz")
+    run("read", *asked, "--batch_size", 1)
+    printed = capsys.readouterr().out
+    with gzip.open(tmp_path / "read.jsonl.gz", "rt") as file:
+        lines = file.readlines()
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": of_test[1]["query"]}], add_generation_prompt=True, return_tensors="pt"
+    )
+    assert json.loads(lines[1])["tokens"] == pair.eval().implicit_steps(**prompt, tokenizer=tokenizer)[0]
+    with gzip.open(tmp_path / "read.jsonl.gz", "wt") as file:
+        file.write(lines[0])
+    run("read", *asked)
+    assert capsys.readouterr().out == printed
+    with gzip.open(tmp_path / "read.jsonl.gz", "rt") as file:
+        assert file.readlines() == lines
+
+    compared = example.compared({"steps": ["2+3=5", "5*2=10"], "answer": "10"}, ["2 + 3 = 5", "5*2=11", "1=10"])
+    assert compared["right"] == [True, False] and not compared["answer"]
+    assert example.compared({"steps": ["4-1=3"], "answer": "3"}, ["5-2=3", "noise"])["answer"]
 
 
 def test_candidates_and_the_rules_that_choose_among_them(tmp_path, monkeypatch, capsys):
