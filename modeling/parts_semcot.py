@@ -26,7 +26,7 @@ from .sources_semcot import (
 )
 from .splicing_semcot import context_of
 from .structure_semcot import check_structure
-from .weights_semcot import Fingerprint, fingerprint, new_weights_dtype, same_weights, shares_weights
+from .weights_semcot import Fingerprint, fingerprint, same_weights, shares_weights
 
 logger = logging.get_logger(__name__)
 OTHER_TRAINERS = (
@@ -315,8 +315,7 @@ class SemCoTPreTrainedModel(PreTrainedModel):
         if shares_weights(decoder, self.host) or shares_weights(decoder, self.generator):
             decoder = copy.deepcopy(decoder)
         self.config.step_decoder_config = decoder.config
-        dtype = new_weights_dtype(decoder.dtype)
-        projection = self._set_step_decoder(decoder).to(device=self.projection_device(), dtype=dtype)
+        projection = self._set_step_decoder(decoder).to(device=self.projection_device(), dtype=decoder.dtype)
         self._init_weights(projection)
 
     def drop_step_decoder(self) -> None:

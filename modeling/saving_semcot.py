@@ -24,7 +24,6 @@ from .weights_semcot import (
     is_quantized,
     loads_quantized,
     merged_state,
-    new_weights_dtype,
     same_weights,
     weights_fingerprint,
 )
@@ -198,6 +197,12 @@ class SemCoTSavingMixin(SemCoTPreTrainedModel):
                 "accelerator.get_state_dict(model) gather them."
             )
         state_dict = merged_state(self, state_dict)
+        if self.step_decoder is not None:
+            # Beside a decoder of 16 bits with adapters it is trained in float32.
+            dtype = self.step_decoder.dtype
+            state_dict |= {
+                key: value.to(dtype) for key, value in state_dict.items() if key.startswith("step_projection.")
+            }
         writes = self.should_save_on_this_rank(is_main_process) and not kwargs.get("distributed_checkpoint")
         # Trainer passes no weights if DeepSpeed writes its own files beside the configuration.
         if writes and not (parts and not state_dict):
@@ -378,7 +383,6 @@ def saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
     """Return the dtype in which each part of a checkpoint was saved; `None` where the configuration does not say."""
     generator, whole = config.generator_config.dtype, config.dtype
     decoder = None if config.step_decoder_config is None else config.step_decoder_config.dtype
-    steps = {"step_decoder": decoder, "step_projection": new_weights_dtype(decoder)}
     return {
         "host": config.host_config.dtype,
         "generator": generator,
@@ -386,5 +390,5 @@ def saved_dtypes(config: Any) -> dict[str, torch.dtype | None]:
         "projection": generator if config.projection == "vocabulary" else whole or generator,
         # transformers writes the dtype of the first parameter, which this is.
         "thought_embedding": whole or generator,
-        **({} if config.step_decoder_config is None else steps),
+        **({} if config.step_decoder_config is None else dict.fromkeys(("step_decoder", "step_projection"), decoder)),
     }

@@ -77,11 +77,6 @@ def merged_state(model: nn.Module, state_dict: dict[str, Tensor] | None = None) 
     return state
 
 
-def new_weights_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Return the dtype of new weights beside a model's: float32 beside 16 bits, which lose small steps of training."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def shares_weights(first: nn.Module | None, second: nn.Module | None) -> bool:
     """Return whether two models have a weight in common, so that training one changes the other."""
     if first is None or second is None:

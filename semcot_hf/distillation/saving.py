@@ -58,13 +58,20 @@ class DistillationSaving(SemCoTTrainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save a whole model; a step decoder that is not kept is saved only in checkpoints, in a file of its own."""
+        """Save a whole model; a step decoder that is not kept is saved only in checkpoints, in a file of its own.
+
+        So is the step decoder's projection where the checkpoint has it in fewer bits than it is trained in.
+        """
         output_dir = output_dir or self._output_dir
         steps: dict[str, torch.Tensor] = {}
         if not self.args.keep_step_decoder:
             steps, state_dict = split_step_decoder(self.model.state_dict() if state_dict is None else state_dict)
         with no_loading_bars(), without_step_decoder(self.model.config) if steps else contextlib.nullcontext():
             super()._save(output_dir, state_dict)
+        if self.args.keep_step_decoder and self.model.step_decoder is not None:
+            projection = cast(nn.Linear, self.model.step_projection)
+            if projection.weight.dtype != self.model.step_decoder.dtype:
+                steps = {f"step_projection.{name}": value for name, value in projection.state_dict().items()}
         if self._in_checkpoint and self.args.should_save:
             save_adapters(self.model, output_dir)
             save_apart(steps, output_dir, STEPS_NAME)

@@ -72,7 +72,7 @@ def make_thoughts(
         if wants and thoughts.words is not None:
             said = [word for word in thoughts.words[row].tolist() if word >= 0]
             texts[row] = str(own.decode(said, skip_special_tokens=False))
-        elif wants and can_be_read(model):
+        elif wants and getattr(model, "step_decoder", None) is not None:
             # One row after another, so that nobody else's wish changes a text by rounding.
             texts[row] = "\n".join(cast(Any, model)._steps_of(tokens[row : row + 1], tokenizer)[0])
     known = {"thought_entropy": thoughts.mean_entropy(), "thought_ended": thoughts.ended}

@@ -134,10 +134,11 @@ def test_damaged_checkpoints_are_refused_and_missing_files_make_them_incomplete(
     check_checkpoint(tmp_path / "checkpoint-4")
 
 
-@pytest.mark.parametrize("step_weight", [0.0, 1.0])
-def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog, step_weight):
+@pytest.mark.parametrize("dtype, step_weight", [("float32", 0.0), ("float32", 1.0), ("bfloat16", 1.0)])
+def test_adapters_resume_on_the_same_bits(tiny_folder, tmp_path, caplog, dtype, step_weight):
     adapters = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
     options = {"max_steps": 4, "peft_config": adapters, "projection_warmup": 0.0, "step_weight": step_weight}
+    options["fields"] = {"generator_kwargs": {"dtype": dtype}}
     whole = train(tiny_folder, tmp_path / "a", save_steps=2, save_strategy="steps", **options)
     shutil.rmtree(tmp_path / "a" / "checkpoint-4")
     resumed = train(tiny_folder, tmp_path / "a", resume=True, **options)

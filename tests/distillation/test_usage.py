@@ -68,10 +68,14 @@ def test_a_step_decoder_gets_adapters_of_its_own(parts, tiny_tokenizer, rows, tm
     source = AutoModelForCausalLM.from_pretrained(model.config.generator_name_or_path, dtype=torch.bfloat16)
     changed = moved(saved.step_decoder, snapshot(source))
     assert changed and {name.split(".")[-2] for name in changed} == set(LORA["target_modules"])
-    # Also while the projection is in float32 beside a decoder in 16 bits.
+    # In memory the projection is in float32 beside a decoder in 16 bits, as which it is saved.
+    found, trained = saved.step_projection.weight, model.step_projection.weight
+    assert trained.dtype == torch.float32 and found.dtype == saved.step_decoder.dtype == torch.bfloat16
+    assert torch.equal(found, trained.to(torch.bfloat16))
     ids = torch.tensor([[5, 6, 7, 8]])
-    [steps] = model.eval().implicit_steps(ids, tokenizer=tiny_tokenizer, max_new_tokens=3)
-    assert len(steps) == model.config.num_implicit_tokens
+    for reader in (model.eval(), saved):
+        [steps] = reader.implicit_steps(ids, tokenizer=tiny_tokenizer, max_new_tokens=3)
+        assert len(steps) == model.config.num_implicit_tokens
 
 
 def test_processes_that_do_not_save_leave_the_folder_alone(tiny_folder, tmp_path, monkeypatch):

@@ -44,8 +44,7 @@ def read_by_hand(model, tokenizer, token, limit=LIMIT):
 def test_each_token_is_read_greedily(model, prompts, tiny_tokenizer):
     end = tiny_tokenizer.eos_token_id
     # Some steps end before the limit.
-    with torch.no_grad():
-        model.step_decoder.lm_head.weight[end] *= 1.5
+    model.step_decoder.lm_head.weight[end] *= 1.5
     found = model.implicit_steps(**padded(prompts), max_new_tokens=LIMIT)
     tokens = [model.implicit_embeddings(torch.tensor([prompt]))[0] for prompt in prompts]
     expected = [[read_by_hand(model, tiny_tokenizer, token) for token in row] for row in tokens]
